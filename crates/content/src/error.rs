@@ -1,0 +1,97 @@
+//! What can go wrong with content.
+
+use std::io;
+use std::path::PathBuf;
+
+use orlop_oci::Digest;
+
+/// Result of a content operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a content operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such blob or ingest.
+    #[error("{kind} {name}: not found")]
+    NotFound {
+        /// `blob` or `ingest`.
+        kind: &'static str,
+        /// Digest or ref.
+        name: String,
+    },
+    /// The blob is there already; the ref is free again.
+    #[error("blob {0}: already exists")]
+    AlreadyExists(Digest),
+    /// Somebody else writes this ref now; try again.
+    #[error("ingest {0:?} is being written by another writer; try again when it is done")]
+    Locked(String),
+    /// The write does not continue where the ingest ends.
+    #[error("ingest {reference:?}: offset {given} does not continue at {current}")]
+    Offset {
+        /// Which ingest.
+        reference: String,
+        /// Where it ends.
+        current: u64,
+        /// What was asked for.
+        given: u64,
+    },
+    /// The bytes do not hash to what was expected.
+    #[error("ingest {reference:?}: digest mismatch: expected {expected}, the bytes hash to {actual}")]
+    DigestMismatch {
+        /// Which ingest.
+        reference: String,
+        /// What was asked for.
+        expected: Digest,
+        /// What was found.
+        actual: Digest,
+    },
+    /// The number of bytes is not what was expected.
+    #[error("ingest {reference:?}: size mismatch: expected {expected} bytes, got {actual}")]
+    SizeMismatch {
+        /// Which ingest.
+        reference: String,
+        /// What was asked for.
+        expected: u64,
+        /// What was found.
+        actual: u64,
+    },
+    /// A stored blob no longer hashes to its name.
+    #[error("blob {digest} is damaged: its bytes hash to {actual}; pull the image again to repair it")]
+    Damaged {
+        /// Its name.
+        digest: Digest,
+        /// What its bytes hash to.
+        actual: Digest,
+    },
+    /// A document is larger than its reader allows.
+    #[error("blob {digest} has {size} bytes, more than the {limit} allowed here")]
+    TooLarge {
+        /// Its name.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// A request that makes no sense.
+    #[error("invalid request: {0}")]
+    Invalid(&'static str),
+    /// The operating system said no.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Locked(_))
+    }
+}

@@ -1,0 +1,186 @@
+//! The content store: immutable blobs named by their digest, and the writes in progress ("ingests") that become blobs.
+//!
+//! ```text
+//! ROOT/content/
+//!   blobs/<algorithm>/<hex>          immutable, mode 0444; the bytes hash to the name
+//!   ingest/<sha256 of ref>/          one write in progress
+//!     data                           the bytes so far
+//!     ref, startedat, updatedat, total, expected
+//! ```
+//!
+//! # Roles
+//! [`Provider`] reads, [`Ingester`] opens writers, [`IngestManager`] looks after writes in progress, [`Manager`] lists
+//! and deletes. A backend that plays all four is a [`Store`]. Names, namespaces, labels and garbage collection are not
+//! here: `metadata` lays them over a store.
+//!
+//! # Invariants
+//! - A blob is visible if and only if its bytes were hashed by this program and matched its name, and its size the
+//!   size that was asked for.
+//! - Durability order of a commit: data, fsync, rename, fsync of the directory; the caller writes metadata after that.
+//! - One writer per `ref` at a time, over all processes ([`Error::Locked`]); any number of refs may write one digest,
+//!   and the last to commit learns [`Error::AlreadyExists`].
+//! - Only [`Manager::delete`] removes a blob; only `metadata`'s collector calls it.
+//!
+//! # Concurrency
+//! Everything is `Send + Sync`; methods may be called from any task. Local files block a thread of the runtime's
+//! blocking pool, never a worker.
+
+mod error;
+// mod local;   LocalStore
+// mod memory;  MemoryStore
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+pub use error::{Error, Result};
+use jiff::Timestamp;
+use orlop_oci::Digest;
+
+/// A blob's name, size and times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// The name.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// When it was committed.
+    pub created_at: Timestamp,
+    /// When its metadata last changed.
+    pub updated_at: Timestamp,
+}
+
+/// A write in progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The name the writer gave it.
+    pub reference: String,
+    /// Bytes written so far.
+    pub offset: u64,
+    /// Bytes expected in all; 0 if not known.
+    pub total: u64,
+    /// The digest expected, if known.
+    pub expected: Option<Digest>,
+    /// When it was opened first.
+    pub started_at: Timestamp,
+    /// When it was last written to.
+    pub updated_at: Timestamp,
+}
+
+/// What a writer is opened for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IngestOptions {
+    /// Names this write; opening it again resumes.
+    pub reference: String,
+    /// Bytes expected in all; 0 if not known.
+    pub total: u64,
+    /// The digest expected. If it is there already, opening fails with [`Error::AlreadyExists`].
+    pub expected: Option<Digest>,
+}
+
+/// Reads one blob by ranges.
+#[async_trait]
+pub trait BlobReader: Send + Sync {
+    /// Bytes in all.
+    fn size(&self) -> u64;
+
+    /// Up to `length` bytes from `offset`; shorter only at the end of the blob.
+    async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes>;
+}
+
+/// Gives blobs to read.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// Opens a blob. A reader that is open goes on working when the blob is deleted.
+    async fn open(&self, digest: &Digest) -> Result<Arc<dyn BlobReader>>;
+
+    /// Name, size and times of a blob.
+    async fn info(&self, digest: &Digest) -> Result<Info>;
+}
+
+/// Opens writers.
+#[async_trait]
+pub trait Ingester: Send + Sync {
+    /// Opens a new write or resumes one; the bytes that are there are hashed again.
+    async fn writer(&self, options: IngestOptions) -> Result<Box<dyn Writer>>;
+}
+
+/// Writes one blob. Dropping it keeps what was written, for resume, and frees the ref.
+#[async_trait]
+pub trait Writer: Send {
+    /// What was written so far.
+    fn status(&self) -> Status;
+
+    /// Appends at the current offset.
+    async fn write(&mut self, bytes: Bytes) -> Result<()>;
+
+    /// Drops everything from `size` on. Only 0 and the current offset are sure to be supported.
+    async fn truncate(&mut self, size: u64) -> Result<()>;
+
+    /// Verifies and makes the blob visible.
+    ///
+    /// `size` 0 and `expected` `None` are not checked. On a mismatch the ingest stays, so that the writer may go on
+    /// or abort. [`Error::AlreadyExists`] frees the ref and the bytes: the blob is there.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the blob survives a power cut.
+    async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> Result<Digest>;
+
+    /// The digest of the bytes so far.
+    fn digest(&self) -> Digest;
+}
+
+/// Looks after writes in progress.
+#[async_trait]
+pub trait IngestManager: Send + Sync {
+    /// One write in progress.
+    async fn status(&self, reference: &str) -> Result<Status>;
+
+    /// All writes in progress.
+    async fn statuses(&self) -> Result<Vec<Status>>;
+
+    /// Drops a write and its bytes. A writer that is still open fails at its next call.
+    async fn abort(&self, reference: &str) -> Result<()>;
+}
+
+/// Lists and deletes blobs.
+#[async_trait]
+pub trait Manager: Send + Sync {
+    /// Every blob that is there, in no order.
+    async fn list(&self) -> Result<Vec<Info>>;
+
+    /// Deletes a blob; only the garbage collector may.
+    async fn delete(&self, digest: &Digest) -> Result<()>;
+}
+
+/// Everything a backend must do.
+pub trait Store: Provider + Ingester + IngestManager + Manager {}
+
+impl<T: Provider + Ingester + IngestManager + Manager> Store for T {}
+
+/// Labels of any object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Reads a whole blob of at most `limit` bytes, and checks that its bytes hash to its name.
+pub async fn read_verified(provider: &(impl Provider + ?Sized), digest: &Digest, limit: u64) -> Result<Bytes> {
+    let reader = provider.open(digest).await?;
+    if reader.size() > limit {
+        return Err(Error::TooLarge { digest: digest.clone(), size: reader.size(), limit });
+    }
+    let mut bytes = Vec::with_capacity(reader.size() as usize);
+    while (bytes.len() as u64) < reader.size() {
+        let part = reader.read_at(bytes.len() as u64, 1 << 20).await?;
+        if part.is_empty() {
+            break;
+        }
+        bytes.extend_from_slice(&part);
+    }
+    let mut digester = orlop_oci::Digester::new(digest.algorithm());
+    digester.update(&bytes);
+    let actual = digester.finish();
+    if actual != *digest {
+        return Err(Error::Damaged { digest: digest.clone(), actual });
+    }
+    Ok(bytes.into())
+}

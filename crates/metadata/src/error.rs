@@ -1,0 +1,135 @@
+//! What can go wrong with metadata.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Result of a metadata operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// An image record.
+    Image,
+    /// A blob in a namespace.
+    Content,
+    /// A write in progress.
+    Ingest,
+    /// A lease.
+    Lease,
+    /// A namespace.
+    Namespace,
+    /// A snapshot.
+    Snapshot,
+    /// A snapshot driver.
+    Snapshotter,
+    /// An entry of the trash.
+    Trash,
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Image => "image",
+            Self::Content => "content",
+            Self::Ingest => "ingest",
+            Self::Lease => "lease",
+            Self::Namespace => "namespace",
+            Self::Snapshot => "snapshot",
+            Self::Snapshotter => "snapshotter",
+            Self::Trash => "trash entry",
+        })
+    }
+}
+
+/// Why a metadata operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such object.
+    #[error("{kind} {name:?}: not found")]
+    NotFound {
+        /// What it would be.
+        kind: ObjectKind,
+        /// Its name.
+        name: String,
+    },
+    /// There is one already.
+    #[error("{kind} {name:?}: already exists")]
+    AlreadyExists {
+        /// What it is.
+        kind: ObjectKind,
+        /// Its name.
+        name: String,
+    },
+    /// Its state does not allow that.
+    #[error("{kind} {name:?}: {reason}")]
+    FailedPrecondition {
+        /// What it is.
+        kind: ObjectKind,
+        /// Its name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A request that makes no sense.
+    #[error("invalid {what}: {reason}")]
+    Invalid {
+        /// What was given.
+        what: &'static str,
+        /// Why it is wrong.
+        reason: String,
+    },
+    /// A filter expression that does not parse.
+    #[error(transparent)]
+    Filter(#[from] crate::FilterError),
+    /// The root was written by a newer Orlop.
+    #[error("{} has format {found}; this orlop reads up to format {supported}: use a newer orlop", path.display())]
+    NewerFormat {
+        /// The database.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The newest known.
+        supported: i64,
+    },
+    /// The root may not be written.
+    #[error("{} is read-only: {reason}", path.display())]
+    ReadOnly {
+        /// The root.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The database said no.
+    #[error("database: {operation}: {source}")]
+    Database {
+        /// What was tried.
+        operation: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Content said no.
+    #[error(transparent)]
+    Content(#[from] orlop_content::Error),
+    /// A tree said no.
+    #[error(transparent)]
+    Snapshot(#[from] orlop_snapshot::Error),
+    /// The operating system said no.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Database { operation: "query", source }
+    }
+}

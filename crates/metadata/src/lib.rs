@@ -1,0 +1,49 @@
+//! Everything that is not bytes: image records, namespaces, labels, leases, snapshot names, history; and the garbage
+//! collector, the only code that deletes content or snapshots.
+//!
+//! One SQLite database, `ROOT/meta.db` (WAL, `synchronous=FULL`), with `ROOT/history.log` beside it. [`Store`] joins the
+//! database with a raw content store and the snapshot drivers and offers what containerd's metadata plugin offers:
+//! namespaced content, snapshots, images and leases.
+//!
+//! # Invariants
+//! - **Bytes first.** A row that names bytes is committed only after the bytes are durable.
+//! - **Roots before renames.** An `ingest` row that names its digest exists before the blob is renamed into `blobs/`;
+//!   the collector removes a file only inside a write transaction that saw neither a blob row nor an ingest row for it.
+//! - **Suspects.** Every object that nothing keeps is reachable from a row of `suspect`. Whoever removes a root or an
+//!   edge, or makes an object, adds its target to `suspect` in the same transaction. That is what makes collection
+//!   incremental; see [`gc`].
+//! - **History.** Each change of an image record appends one row to `history` and one line to `history.log`, in the
+//!   transaction that makes the change.
+//!
+//! # Concurrency
+//! Any number of processes may open one root. Readers never block (WAL); writers queue on SQLite's write lock with a busy
+//! timeout; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
+//! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
+
+mod content;
+mod error;
+mod filter;
+pub mod gc;
+mod history;
+mod images;
+mod leases;
+mod namespaces;
+mod snapshots;
+mod store;
+mod summary;
+mod trash;
+
+pub use content::{ContentInfo, ScopedContent};
+pub use error::{Error, ObjectKind, Result};
+pub use filter::{Filter, FilterError};
+pub use history::{HistoryAction, HistoryEntry};
+pub use images::{Image, ImageChange};
+pub use leases::{Lease, Resource, ResourceKind};
+pub use namespaces::NamespaceInfo;
+pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind};
+pub use store::{OpenOptions, Scope, Store};
+pub use summary::ManifestSummary;
+pub use trash::{TrashEntry, UndoReport};
+
+/// Labels of any object; a value may not be empty, key and value together have at most 4096 bytes.
+pub type Labels = std::collections::BTreeMap<String, String>;

@@ -1,0 +1,131 @@
+-- Format 1 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
+
+CREATE TABLE namespace (
+  name    TEXT PRIMARY KEY,
+  labels  TEXT NOT NULL DEFAULT '{}'
+) WITHOUT ROWID;
+
+CREATE TABLE image (
+  namespace   TEXT NOT NULL,
+  name        TEXT NOT NULL,
+  digest      TEXT NOT NULL,             -- target
+  media_type  TEXT NOT NULL,
+  size        INTEGER NOT NULL,
+  annotations TEXT NOT NULL DEFAULT '{}',
+  labels      TEXT NOT NULL DEFAULT '{}',
+  expires     INTEGER,                   -- from containerd.io/gc.expire
+  created     INTEGER NOT NULL,
+  updated     INTEGER NOT NULL,
+  PRIMARY KEY (namespace, name)
+) WITHOUT ROWID;
+CREATE INDEX image_target ON image (namespace, digest);
+
+CREATE TABLE blob (                      -- a blob as one namespace sees it
+  namespace TEXT NOT NULL,
+  digest    TEXT NOT NULL,
+  size      INTEGER NOT NULL,
+  labels    TEXT NOT NULL DEFAULT '{}',
+  created   INTEGER NOT NULL,
+  updated   INTEGER NOT NULL,
+  PRIMARY KEY (namespace, digest)
+) WITHOUT ROWID;
+CREATE INDEX blob_digest ON blob (digest);
+
+CREATE TABLE ingest (                    -- a write in progress; a root for its digest until it expires
+  namespace TEXT NOT NULL,
+  ref       TEXT NOT NULL,               -- the client's name
+  backend   TEXT NOT NULL UNIQUE,        -- the raw store's name
+  expected  TEXT,                        -- digest, as soon as it is known; always set before the rename
+  expires   INTEGER,
+  created   INTEGER NOT NULL,
+  PRIMARY KEY (namespace, ref)
+) WITHOUT ROWID;
+CREATE INDEX ingest_expected ON ingest (expected) WHERE expected IS NOT NULL;
+
+CREATE TABLE lease (
+  namespace TEXT NOT NULL,
+  id        TEXT NOT NULL,
+  labels    TEXT NOT NULL DEFAULT '{}',
+  flat      INTEGER NOT NULL DEFAULT 0,  -- from containerd.io/gc.flat
+  expires   INTEGER,                     -- from containerd.io/gc.expire
+  created   INTEGER NOT NULL,
+  PRIMARY KEY (namespace, id)
+) WITHOUT ROWID;
+
+CREATE TABLE lease_resource (
+  namespace TEXT NOT NULL,
+  lease     TEXT NOT NULL,
+  kind      TEXT NOT NULL,               -- content, ingests, images, snapshots/<driver>
+  name      TEXT NOT NULL,
+  PRIMARY KEY (namespace, lease, kind, name)
+) WITHOUT ROWID;
+CREATE INDEX lease_resource_target ON lease_resource (namespace, kind, name);
+
+CREATE TABLE snapshot (
+  id        INTEGER PRIMARY KEY AUTOINCREMENT,   -- the driver's number
+  namespace TEXT NOT NULL,
+  driver    TEXT NOT NULL,
+  name      TEXT NOT NULL,               -- the key
+  parent    INTEGER REFERENCES snapshot (id),
+  kind      TEXT NOT NULL,               -- active, view, committed
+  labels    TEXT NOT NULL DEFAULT '{}',
+  bytes     INTEGER,                     -- known once committed
+  inodes    INTEGER,
+  created   INTEGER NOT NULL,
+  updated   INTEGER NOT NULL,
+  UNIQUE (namespace, driver, name)
+);
+CREATE INDEX snapshot_parent ON snapshot (parent) WHERE parent IS NOT NULL;
+
+-- What garbage collection knows of. An object is (namespace, kind, name); kind is content, images, leases, ingests or
+-- snapshots/<driver>. Edges follow from labels, image targets and snapshot parents, and are rewritten in the transaction
+-- that changes those. An edge may point at what does not exist (yet).
+CREATE TABLE edge (
+  namespace TEXT NOT NULL,
+  from_kind TEXT NOT NULL,
+  from_name TEXT NOT NULL,
+  to_kind   TEXT NOT NULL,
+  to_name   TEXT NOT NULL,
+  PRIMARY KEY (namespace, from_kind, from_name, to_kind, to_name)
+) WITHOUT ROWID;
+CREATE INDEX edge_to ON edge (namespace, to_kind, to_name);
+
+CREATE TABLE suspect (                   -- perhaps kept by nothing any more
+  namespace TEXT NOT NULL,
+  kind      TEXT NOT NULL,
+  name      TEXT NOT NULL,
+  PRIMARY KEY (namespace, kind, name)
+) WITHOUT ROWID;
+
+CREATE TABLE doomed (                    -- row is gone, bytes not yet: finished by the next collection
+  kind      TEXT NOT NULL,               -- content, ingest, snapshots/<driver>
+  name      TEXT NOT NULL,               -- digest, backend ref, id
+  trash     TEXT,                        -- into this trash entry; NULL: for good
+  PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+
+CREATE TABLE history (
+  seq       INTEGER PRIMARY KEY,
+  at        INTEGER NOT NULL,
+  actor     TEXT NOT NULL,
+  action    TEXT NOT NULL,               -- create, update, delete
+  namespace TEXT NOT NULL,
+  name      TEXT NOT NULL,
+  old       TEXT,                        -- target digest before
+  new       TEXT,                        -- target digest after
+  detail    TEXT NOT NULL DEFAULT '{}'   -- media type, size and labels after: enough to rebuild the record
+);
+CREATE INDEX history_name ON history (namespace, name, seq);
+
+CREATE TABLE manifest_summary (          -- what listing needs of a manifest, so that none is read twice
+  digest     TEXT PRIMARY KEY,
+  body       TEXT NOT NULL               -- JSON of ManifestSummary
+) WITHOUT ROWID;
+
+CREATE TABLE trash (
+  id       TEXT PRIMARY KEY,
+  created  INTEGER NOT NULL,
+  reason   TEXT NOT NULL,                -- the command, for people
+  bytes    INTEGER NOT NULL,
+  rows     TEXT NOT NULL                 -- JSON: every row removed, so that undo can put it back
+) WITHOUT ROWID;

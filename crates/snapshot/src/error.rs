@@ -1,0 +1,53 @@
+//! What can go wrong with trees.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Result of a snapshot operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on a tree failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A layer wants to do what no layer may.
+    #[error("layer refused: entry {entry:?}: {reason}")]
+    Hostile {
+        /// The entry's name, lossy.
+        entry: String,
+        /// Which rule it breaks.
+        reason: &'static str,
+    },
+    /// A layer is more than the limits allow.
+    #[error("layer refused: more than {limit} {what}")]
+    Limit {
+        /// What is bounded.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// The compressed stream or the tar is damaged or cut short.
+    #[error("layer is damaged: {reason}")]
+    Damaged {
+        /// Where it broke.
+        reason: String,
+    },
+    /// The kernel or its settings do not allow it.
+    #[error("{what} is not possible here: {reason}")]
+    Unsupported {
+        /// What was tried.
+        what: &'static str,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The operating system said no.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,128 @@
+//! File trees: where they live (drivers), how a layer's tar becomes one (apply), how one becomes a layer's tar (diff).
+//!
+//! ```text
+//! ROOT/snapshots/<driver>/<id>/
+//!   fs/      the tree: overlayfs' upper directory, or the whole tree of `native`
+//!   work/    overlayfs' scratch directory
+//!   meta     JSON: key, kind, parent id, chain ID, labels; enough to rebuild the row in meta.db
+//! ```
+//!
+//! Keys, kinds, parents, labels and namespaces are rows in `metadata`, which gives every snapshot a numeric id and
+//! calls a [`Driver`] with it. A driver knows only ids and directories.
+//!
+//! # Invariants
+//! - A tree is changed only while its snapshot is active. [`Driver::commit`] makes it durable (`syncfs`) before it
+//!   returns, so a committed snapshot never has zero-length files after a power cut.
+//! - Applying a layer touches nothing outside the snapshot's directory, whatever the tar says.
+//! - Applying layers without their parents and [`Driver::commit`]ting them in order gives the tree that serial
+//!   applying gives: at commit, directories that a layer only implies take mode, owner, times and xattrs from below,
+//!   and hard links into lower layers are resolved by copying up.
+//!
+//! # Concurrency
+//! All calls block; callers on an async runtime use its blocking pool. Different ids never contend.
+
+mod error;
+// pub mod apply;      apply::Applier
+// pub mod diff;
+// mod overlay;        OverlayDriver
+// mod native;         NativeDriver
+
+use std::path::PathBuf;
+
+pub use error::{Error, Result};
+
+/// A snapshot's number within its driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(pub u64);
+
+/// What can be mounted: containerd's mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// `overlay` or `bind`.
+    pub kind: String,
+    /// The device or directory.
+    pub source: String,
+    /// Options as mount(8) takes them.
+    pub options: Vec<String>,
+}
+
+/// What a snapshot alone takes on disk, parents not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Allocated bytes (512 × `st_blocks`), hard links counted once.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// What a snapshot is; also what `meta` holds.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Meta {
+    /// Namespace of the row that names it.
+    pub namespace: String,
+    /// Its key there.
+    pub key: String,
+    /// `active`, `view` or `committed`.
+    pub kind: String,
+    /// The id of the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u64>,
+    /// Labels.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// Where trees live. `parents` is always the chain of committed snapshots below, nearest first.
+pub trait Driver: Send + Sync {
+    /// `overlayfs`, `native`.
+    fn name(&self) -> &'static str;
+
+    /// Makes an empty tree on top of `parents`; for `native`: a copy of the nearest parent.
+    fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()>;
+
+    /// How to mount it: read-only if `writable` is false.
+    fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>>;
+
+    /// Resolves what was applied without parents against `parents`, makes the tree durable, and writes `meta`.
+    fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage>;
+
+    /// What it takes on disk now.
+    fn usage(&self, id: SnapshotId) -> Result<Usage>;
+
+    /// Removes the tree, by moving it into `trash` if that is given (same file system), else for good.
+    /// Removing what is not there succeeds.
+    fn remove(&self, id: SnapshotId, trash: Option<&std::path::Path>) -> Result<()>;
+
+    /// The ids that are on disk, for clean-up and rebuilding.
+    fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>>;
+
+    /// The directory the driver works in.
+    fn root(&self) -> &std::path::Path;
+
+    /// Whether a layer can be applied before its parent is there.
+    fn supports_rebase(&self) -> bool;
+
+    /// The directory of a tree that an [`apply`](crate) may write into, and how whiteouts are to be written there.
+    fn apply_target(&self, id: SnapshotId) -> ApplyTarget;
+}
+
+/// Where a layer is applied to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApplyTarget {
+    /// The directory.
+    pub root: PathBuf,
+    /// How deletions are written.
+    pub whiteouts: Whiteouts,
+}
+
+/// How a tree on disk says that something of a lower layer is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// The tree is complete: whiteouts delete.
+    Delete,
+    /// overlayfs: character device 0/0; `trusted.overlay.opaque`, or `user.overlay.opaque` if `userxattr`.
+    Overlay {
+        /// Rootless overlayfs.
+        userxattr: bool,
+    },
+}
