@@ -102,6 +102,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Another process has the root for itself.
+    #[error("{} is being rebuilt or moved by another process: try again when it is done", path.display())]
+    InUse {
+        /// The root.
+        path: PathBuf,
+    },
     /// The database said no.
     #[error("database: {operation}: {source}")]
     Database {

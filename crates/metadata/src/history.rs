@@ -2,15 +2,24 @@
 //!
 //! A line of `history.log` is `<crc32 of the rest, 8 hex digits> <JSON>\n`. Lines are appended and synced inside the
 //! transaction, before it commits; so the log may end with lines of a transaction that never committed. A line whose
-//! `seq` is not above the last one's voids all earlier lines from that `seq` on.
+//! `seq` is not above the last one's voids all earlier lines from that `seq` on. What a crash cut short is a line that
+//! does not check; the next line starts on a line of its own.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use orlop_oci::Digest;
+use orlop_oci::{Descriptor, Digest};
+use rusqlite::{Row, params};
+use serde::{Deserialize, Serialize};
 
-use crate::{Result, Store};
+use crate::db::{Tx, from_nanos};
+use crate::{Error, Labels, ObjectKind, Result, Store};
 
 /// What happened to a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum HistoryAction {
     /// It was made.
     Create,
@@ -18,6 +27,26 @@ pub enum HistoryAction {
     Update,
     /// It was deleted.
     Delete,
+}
+
+impl HistoryAction {
+    /// `create`, `update`, `delete`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+
+    fn from_column(row: &Row<'_>, index: usize) -> rusqlite::Result<Self> {
+        match row.get_ref(index)?.as_str()? {
+            "create" => Ok(Self::Create),
+            "update" => Ok(Self::Update),
+            "delete" => Ok(Self::Delete),
+            _ => Err(rusqlite::Error::InvalidQuery),
+        }
+    }
 }
 
 /// One change of one record.
@@ -41,16 +70,284 @@ pub struct HistoryEntry {
     pub new: Option<Digest>,
 }
 
+/// A record as it was after a change: enough to make it again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordState {
+    /// The target's media type.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub media_type: String,
+    /// The target's size in bytes.
+    #[serde(default)]
+    pub size: u64,
+    /// The target's annotations.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub annotations: Labels,
+    /// The record's labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// A line of `history.log`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// As in [`HistoryEntry`].
+    pub seq: i64,
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub actor: String,
+    /// What.
+    pub action: HistoryAction,
+    /// Where.
+    pub namespace: String,
+    /// Which record.
+    pub name: String,
+    /// The target before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<Digest>,
+    /// The target after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<Digest>,
+    /// The record after; empty for a deletion.
+    #[serde(default)]
+    pub state: RecordState,
+}
+
+/// What is in a `history.log`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ParsedLog {
+    /// The lines that hold, by `seq`; voided ones left out.
+    pub lines: Vec<LogLine>,
+    /// Lines that were voided by later ones.
+    pub voided: usize,
+    /// Numbers of the lines, counted from 1, whose checksum or JSON is wrong.
+    pub damaged: Vec<usize>,
+}
+
+/// Reads the content of a `history.log`; any bytes give a result.
+pub fn parse_log(bytes: &[u8]) -> ParsedLog {
+    let mut parsed = ParsedLog::default();
+    for (index, line) in bytes.split(|&b| b == b'\n').enumerate() {
+        if line.is_empty() {
+            continue;
+        }
+        let Some(line) = parse_line(line) else {
+            parsed.damaged.push(index + 1);
+            continue;
+        };
+        let keep = parsed.lines.partition_point(|l| l.seq < line.seq);
+        parsed.voided += parsed.lines.len() - keep;
+        parsed.lines.truncate(keep);
+        parsed.lines.push(line);
+    }
+    parsed
+}
+
+fn parse_line(line: &[u8]) -> Option<LogLine> {
+    let (sum, json) = line.split_at_checked(9)?;
+    let sum = std::str::from_utf8(sum).ok()?.strip_suffix(' ')?;
+    let canonical = sum.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if !canonical || u32::from_str_radix(sum, 16).ok()? != crc32fast::hash(json) {
+        return None;
+    }
+    serde_json::from_slice(json).ok()
+}
+
+/// `history.log`, which is written only while the database's write lock is held.
+pub(crate) struct Log {
+    path: PathBuf,
+}
+
+impl Log {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { path: root.join("history.log") }
+    }
+
+    /// Appends lines and syncs them; if that fails, takes back what it can.
+    pub(crate) fn append(&self, lines: &[String]) -> Result<()> {
+        self.try_append(lines).map_err(|source| Error::Io { operation: "append to", path: self.path.clone(), source })
+    }
+
+    fn try_append(&self, lines: &[String]) -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&self.path)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        let mut text = String::new();
+        if end > 0 && last_byte(&mut file)? != b'\n' {
+            text.push('\n');
+        }
+        for line in lines {
+            text.push_str(&format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes())));
+        }
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
+        if written.is_err() {
+            let _ = file.set_len(end);
+        } else if end == 0 {
+            self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())?;
+        }
+        written
+    }
+}
+
+fn last_byte(file: &mut File) -> io::Result<u8> {
+    file.seek(SeekFrom::End(-1))?;
+    let mut byte = [0];
+    file.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
+
+/// A record before or after a change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct State<'a> {
+    pub(crate) target: &'a Descriptor,
+    pub(crate) labels: &'a Labels,
+}
+
+impl State<'_> {
+    fn record(&self) -> RecordState {
+        RecordState {
+            media_type: self.target.media_type.clone(),
+            size: self.target.size,
+            annotations: self.target.annotations.clone(),
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+/// Records one change of one record: a row, and a line of the log when the transaction commits.
+pub(crate) fn record(
+    tx: &Tx<'_>,
+    actor: &str,
+    namespace: &str,
+    name: &str,
+    old: Option<State<'_>>,
+    new: Option<State<'_>>,
+) -> Result<()> {
+    let action = match (&old, &new) {
+        (None, _) => HistoryAction::Create,
+        (Some(_), Some(_)) => HistoryAction::Update,
+        (Some(_), None) => HistoryAction::Delete,
+    };
+    let seq: i64 =
+        tx.prepare_cached("SELECT coalesce(max(seq), 0) + 1 FROM history")?.query_row([], |row| row.get(0))?;
+    let line = LogLine {
+        seq,
+        at: from_nanos(tx.now()),
+        actor: actor.to_owned(),
+        action,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        old: old.map(|s| s.target.digest.clone()),
+        new: new.map(|s| s.target.digest.clone()),
+        state: new.map(|s| s.record()).unwrap_or_default(),
+    };
+    let state = serde_json::to_string(&line.state).expect("strings and numbers are JSON");
+    let (old, new) = (line.old.as_ref().map(Digest::as_str), line.new.as_ref().map(Digest::as_str));
+    tx.prepare_cached("INSERT INTO history VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(params![
+        seq,
+        tx.now(),
+        actor,
+        action.as_str(),
+        namespace,
+        name,
+        old,
+        new,
+        state
+    ])?;
+    tx.log_line(serde_json::to_string(&line).expect("strings and numbers are JSON"));
+    Ok(())
+}
+
+/// A digest column.
+pub(crate) fn digest_column(row: &Row<'_>, index: usize) -> rusqlite::Result<Digest> {
+    let text = row.get_ref(index)?.as_str()?;
+    text.parse().map_err(|e: orlop_oci::DigestError| {
+        rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e))
+    })
+}
+
+fn optional_digest(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Digest>> {
+    match row.get_ref(index)? {
+        rusqlite::types::ValueRef::Null => Ok(None),
+        _ => digest_column(row, index).map(Some),
+    }
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
+    Ok(HistoryEntry {
+        seq: row.get(0)?,
+        at: from_nanos(row.get(1)?),
+        actor: row.get(2)?,
+        action: HistoryAction::from_column(row, 3)?,
+        namespace: row.get(4)?,
+        name: row.get(5)?,
+        old: optional_digest(row, 6)?,
+        new: optional_digest(row, 7)?,
+    })
+}
+
 impl Store {
     /// Changes of one record, or of all if `name` is `None`; newest first, at most `limit`.
     pub fn history(&self, namespace: &str, name: Option<&str>, limit: usize) -> Result<Vec<HistoryEntry>> {
-        let _ = (namespace, name, limit);
-        todo!()
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(|conn| {
+            let mut query = conn.prepare_cached(
+                "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+                 WHERE namespace = ?1 AND (?2 IS NULL OR name = ?2) ORDER BY seq DESC LIMIT ?3",
+            )?;
+            let rows = query.query_map(params![namespace, name, limit], entry)?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
     }
 
-    /// What `name` pointed at `back` changes of target ago: 0 is now, 1 before the last change.
-    pub fn earlier_target(&self, namespace: &str, name: &str, back: usize) -> Result<orlop_oci::Descriptor> {
-        let _ = (namespace, name, back);
-        todo!()
+    /// What `name` pointed at `back` changes of target ago: 0 is now, 1 before the last change. Being deleted is not a
+    /// target, yet after a deletion nothing is now.
+    pub fn earlier_target(&self, namespace: &str, name: &str, back: usize) -> Result<Descriptor> {
+        self.read(|conn| {
+            let missing = || Error::NotFound { kind: ObjectKind::Image, name: format!("{name}@{{{back}}}") };
+            let mut query = conn.prepare_cached(
+                "SELECT new, detail FROM history WHERE namespace = ?1 AND name = ?2 ORDER BY seq DESC",
+            )?;
+            let mut rows = query.query(params![namespace, name])?;
+            let mut last: Option<Digest> = None;
+            let mut at = 0;
+            let mut first = true;
+            while let Some(row) = rows.next()? {
+                let Some(digest) = optional_digest(row, 0)? else {
+                    at += usize::from(first);
+                    if first && back == 0 {
+                        return Err(missing());
+                    }
+                    first = false;
+                    continue;
+                };
+                if last.as_ref().is_some_and(|l| *l != digest) {
+                    at += 1;
+                }
+                if at == back {
+                    return descriptor(digest, row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?);
+                }
+                (last, first) = (Some(digest), false);
+            }
+            Err(missing())
+        })
     }
+
+    /// Reads `history.log`, from which the names can be rebuilt when `meta.db` is lost.
+    pub fn read_log(&self) -> Result<ParsedLog> {
+        let path = self.root().join("history.log");
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(parse_log(&bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ParsedLog::default()),
+            Err(source) => Err(Error::Io { operation: "read", path, source }),
+        }
+    }
+}
+
+fn descriptor(digest: Digest, detail: &str) -> Result<Descriptor> {
+    let state: RecordState = serde_json::from_str(detail)
+        .map_err(|e| Error::Invalid { what: "row of the history", reason: format!("{digest}: {e}") })?;
+    let mut descriptor = Descriptor::new(state.media_type, digest, state.size);
+    descriptor.annotations = state.annotations;
+    Ok(descriptor)
 }

@@ -21,11 +21,14 @@
 //! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
 
 mod content;
+mod db;
+mod edges;
 mod error;
 mod filter;
 pub mod gc;
 mod history;
 mod images;
+mod labels;
 mod leases;
 mod namespaces;
 mod snapshots;
@@ -36,7 +39,7 @@ mod trash;
 pub use content::{ContentInfo, ScopedContent};
 pub use error::{Error, ObjectKind, Result};
 pub use filter::{Filter, FilterError};
-pub use history::{HistoryAction, HistoryEntry};
+pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, parse_log};
 pub use images::{Image, ImageChange};
 pub use leases::{Lease, Resource, ResourceKind};
 pub use namespaces::NamespaceInfo;

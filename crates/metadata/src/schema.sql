@@ -19,27 +19,31 @@ CREATE TABLE image (
   PRIMARY KEY (namespace, name)
 ) WITHOUT ROWID;
 CREATE INDEX image_target ON image (namespace, digest);
+CREATE INDEX image_expires ON image (expires) WHERE expires IS NOT NULL;
 
 CREATE TABLE blob (                      -- a blob as one namespace sees it
   namespace TEXT NOT NULL,
   digest    TEXT NOT NULL,
   size      INTEGER NOT NULL,
   labels    TEXT NOT NULL DEFAULT '{}',
+  root      INTEGER NOT NULL DEFAULT 0,  -- 1: labelled containerd.io/gc.root
   created   INTEGER NOT NULL,
   updated   INTEGER NOT NULL,
   PRIMARY KEY (namespace, digest)
 ) WITHOUT ROWID;
 CREATE INDEX blob_digest ON blob (digest);
+CREATE INDEX blob_root ON blob (namespace, digest) WHERE root = 1;
 
 CREATE TABLE ingest (                    -- a write in progress; a root for its digest until it expires
   namespace TEXT NOT NULL,
   ref       TEXT NOT NULL,               -- the client's name
   backend   TEXT NOT NULL UNIQUE,        -- the raw store's name
   expected  TEXT,                        -- digest, as soon as it is known; always set before the rename
-  expires   INTEGER,
+  expires   INTEGER,                     -- NULL: as long as a lease holds it
   created   INTEGER NOT NULL,
   PRIMARY KEY (namespace, ref)
 ) WITHOUT ROWID;
+CREATE INDEX ingest_expires ON ingest (expires) WHERE expires IS NOT NULL;
 CREATE INDEX ingest_expected ON ingest (expected) WHERE expected IS NOT NULL;
 
 CREATE TABLE lease (
@@ -51,6 +55,7 @@ CREATE TABLE lease (
   created   INTEGER NOT NULL,
   PRIMARY KEY (namespace, id)
 ) WITHOUT ROWID;
+CREATE INDEX lease_expires ON lease (expires) WHERE expires IS NOT NULL;
 
 CREATE TABLE lease_resource (
   namespace TEXT NOT NULL,
@@ -62,13 +67,14 @@ CREATE TABLE lease_resource (
 CREATE INDEX lease_resource_target ON lease_resource (namespace, kind, name);
 
 CREATE TABLE snapshot (
-  id        INTEGER PRIMARY KEY AUTOINCREMENT,   -- the driver's number
+  id        INTEGER PRIMARY KEY,         -- the driver's number, from sequence 'snapshot'; never used twice
   namespace TEXT NOT NULL,
   driver    TEXT NOT NULL,
   name      TEXT NOT NULL,               -- the key
   parent    INTEGER REFERENCES snapshot (id),
   kind      TEXT NOT NULL,               -- active, view, committed
   labels    TEXT NOT NULL DEFAULT '{}',
+  root      INTEGER NOT NULL DEFAULT 0,  -- 1: labelled containerd.io/gc.root
   bytes     INTEGER,                     -- known once committed
   inodes    INTEGER,
   created   INTEGER NOT NULL,
@@ -76,17 +82,27 @@ CREATE TABLE snapshot (
   UNIQUE (namespace, driver, name)
 );
 CREATE INDEX snapshot_parent ON snapshot (parent) WHERE parent IS NOT NULL;
+CREATE INDEX snapshot_root ON snapshot (id) WHERE root = 1;
+
+CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be
+  name  TEXT PRIMARY KEY,
+  value INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO sequence VALUES ('snapshot', 0);
 
 -- What garbage collection knows of. An object is (namespace, kind, name); kind is content, images, leases, ingests or
--- snapshots/<driver>. Edges follow from labels, image targets and snapshot parents, and are rewritten in the transaction
--- that changes those. An edge may point at what does not exist (yet).
+-- snapshots/<driver>. Edges follow from labels, image targets, snapshot parents and an ingest's expected digest, and are
+-- rewritten in the transaction that changes those. What a lease holds is in lease_resource alone. Either end of an edge
+-- may not exist (yet): `from` too, where the edge is stated by a back reference.
 CREATE TABLE edge (
   namespace TEXT NOT NULL,
   from_kind TEXT NOT NULL,
   from_name TEXT NOT NULL,
   to_kind   TEXT NOT NULL,
   to_name   TEXT NOT NULL,
-  PRIMARY KEY (namespace, from_kind, from_name, to_kind, to_name)
+  back      INTEGER NOT NULL,            -- 1: stated by a gc.bref label of `to`; 0: by `from`
+  label     INTEGER NOT NULL,            -- 1: stated by a label, which flat leases do not follow
+  PRIMARY KEY (namespace, from_kind, from_name, to_kind, to_name, back, label)
 ) WITHOUT ROWID;
 CREATE INDEX edge_to ON edge (namespace, to_kind, to_name);
 
@@ -97,10 +113,12 @@ CREATE TABLE suspect (                   -- perhaps kept by nothing any more
   PRIMARY KEY (namespace, kind, name)
 ) WITHOUT ROWID;
 
-CREATE TABLE doomed (                    -- row is gone, bytes not yet: finished by the next collection
+CREATE TABLE doomed (                    -- bytes without a row: finished by the next collection after `after`
   kind      TEXT NOT NULL,               -- content, ingest, snapshots/<driver>
   name      TEXT NOT NULL,               -- digest, backend ref, id
   trash     TEXT,                        -- into this trash entry; NULL: for good
+  after     INTEGER NOT NULL DEFAULT 0,  -- a snapshot being made has such a row until its own replaces it; before this
+                                         -- time only its maker may touch it, from then on only the collector
   PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
 

@@ -1,12 +1,17 @@
-//! Opening a root; the connection pool; transactions.
+//! Opening a root; what everything else is built on.
 
+use std::fs::{DirBuilder, File, OpenOptions as FileOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use orlop_content as content;
 use orlop_snapshot::Driver;
+use rustix::fs::FlockOperation;
 
-use crate::Result;
+use crate::db::{Db, Tx};
+use crate::{Error, Result};
 
 /// On whose behalf a call is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,17 +57,38 @@ pub struct Store {
 struct Inner {
     root: PathBuf,
     options: OpenOptions,
+    db: Db,
+    /// Held shared as long as the root is open; who changes the root itself takes it alone. `None` where a read-only
+    /// root has no such file.
+    _lock: Option<File>,
 }
 
 impl Store {
-    /// Opens or creates `root/meta.db`.
+    /// Opens or creates a root: its directory, `meta.db`, `lock`.
+    ///
+    /// A root that may not be written (no permission, read-only file system) opens all the same if it is there: what
+    /// reads works, what writes fails with [`Error::ReadOnly`].
+    ///
+    /// # Errors
+    /// [`Error::NewerFormat`] if a newer Orlop wrote it; [`Error::ReadOnly`] if it must be made and cannot be;
+    /// [`Error::InUse`] while somebody has it for himself.
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self> {
-        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), options }) })
+        if !options.read_only {
+            create_root(root)?;
+        }
+        let lock = lock_root(root, options.read_only)?;
+        let db = Db::open(root, options.read_only)?;
+        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), options, db, _lock: lock }) })
     }
 
     /// The root directory.
     pub fn root(&self) -> &Path {
         &self.inner.root
+    }
+
+    /// Why this root cannot be written; `None` if it can.
+    pub fn read_only_reason(&self) -> Option<&str> {
+        self.inner.db.read_only_reason()
     }
 
     /// The raw content store, without namespaces.
@@ -83,5 +109,48 @@ impl Store {
     /// All drivers, the default one first.
     pub fn drivers(&self) -> &[Arc<dyn Driver>] {
         &self.inner.options.drivers
+    }
+
+    /// Runs `f` on one consistent snapshot of the database.
+    pub(crate) fn read<T>(&self, f: impl FnOnce(&rusqlite::Connection) -> Result<T>) -> Result<T> {
+        self.inner.db.read(f)
+    }
+
+    /// Runs `f` in a write transaction (`BEGIN IMMEDIATE`), and commits if it succeeds. Never call a driver or the
+    /// content store within: the whole machine's writers wait.
+    pub(crate) fn write<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.inner.db.write(operation, f)
+    }
+}
+
+fn create_root(root: &Path) -> Result<()> {
+    if root.is_dir() {
+        return Ok(());
+    }
+    let created = DirBuilder::new().recursive(true).mode(0o711).create(root);
+    created.map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Error::ReadOnly { path: root.to_owned(), reason: format!("it does not exist and cannot be made: {source}") }
+        }
+        _ => Error::Io { operation: "create", path: root.to_owned(), source },
+    })
+}
+
+/// Takes the shared lock on `root/lock`.
+fn lock_root(root: &Path, read_only: bool) -> Result<Option<File>> {
+    let path = root.join("lock");
+    let existing = File::open(&path);
+    let opened = match existing {
+        Err(_) if !read_only => FileOptions::new().create(true).truncate(false).write(true).open(&path),
+        other => other,
+    };
+    let Ok(file) = opened else {
+        // Nobody can hold a lock that does not exist; what is wrong with the root, opening the database tells.
+        return Ok(None);
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path: root.to_owned() }),
+        Err(e) => Err(Error::Io { operation: "lock", path, source: e.into() }),
     }
 }

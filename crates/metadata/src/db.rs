@@ -1,0 +1,340 @@
+//! The database file: connections, transactions, format.
+//!
+//! # Invariants
+//! - A process never opens `meta.db` but through SQLite: closing any other descriptor of it would drop SQLite's locks.
+//! - Everything that is written goes through [`Db::write`]: `BEGIN IMMEDIATE`, the closure, the lines for `history.log`
+//!   appended and synced, `COMMIT`. So lines of the log are in the order of the commits, over all processes.
+//! - Opening reads the schema and nothing else; it takes the same time for an empty root and a full one.
+//!
+//! # Concurrency
+//! Readers take a connection from a pool and see the snapshot of their first query. There is one write connection for
+//! the process; its mutex queues the threads, SQLite's write lock the processes.
+
+use std::cell::RefCell;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::history::Log;
+use crate::{Error, Result};
+
+/// The format this program writes and the newest it reads.
+pub(crate) const FORMAT: i64 = 1;
+
+/// How long a writer waits for the writers of other processes. Each holds the lock for milliseconds; a minute is a
+/// process that is stopped, or a disk that hangs.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Idle read connections kept; more are opened when needed, and closed afterwards.
+const IDLE_READERS: usize = 4;
+
+/// Statements each connection keeps prepared: more than there are in this crate.
+const STATEMENTS: usize = 256;
+
+/// `orlp`, for file(1).
+const APPLICATION_ID: i64 = 0x6f72_6c70;
+
+/// One SQL script for each format, from the one before.
+const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("schema.sql")];
+
+/// The open database.
+pub(crate) struct Db {
+    path: PathBuf,
+    access: Access,
+    readers: Mutex<Vec<Connection>>,
+    writer: Mutex<Option<Connection>>,
+    log: Log,
+}
+
+/// What may be done with the file.
+#[derive(Debug, Clone)]
+enum Access {
+    ReadWrite,
+    /// Why it may not be written; whether the file system guarantees that nobody else writes it either.
+    ReadOnly {
+        reason: String,
+        immutable: bool,
+    },
+}
+
+/// A write transaction. Dereferences to the connection.
+pub(crate) struct Tx<'c> {
+    inner: Transaction<'c>,
+    now: i64,
+    lines: RefCell<Vec<String>>,
+}
+
+impl Deref for Tx<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.inner
+    }
+}
+
+impl Tx<'_> {
+    /// The time of everything in this transaction, in nanoseconds since 1970.
+    pub(crate) fn now(&self) -> i64 {
+        self.now
+    }
+
+    /// Adds a line to `history.log`, should this transaction commit.
+    pub(crate) fn log_line(&self, line: String) {
+        self.lines.borrow_mut().push(line);
+    }
+}
+
+impl Db {
+    /// Opens or creates `root/meta.db`. Without permission to write it is opened for reading; [`Db::write`] then says
+    /// why it cannot.
+    pub(crate) fn open(root: &Path, read_only: bool) -> Result<Self> {
+        let path = root.join("meta.db");
+        let access = access(root, &path, read_only)?;
+        let db = Self { log: Log::new(root), path, access, readers: Mutex::new(Vec::new()), writer: Mutex::new(None) };
+        match db.access {
+            Access::ReadWrite => {
+                let mut connection = db.connect()?;
+                migrate(&mut connection, &db.path)?;
+                *lock(&db.writer) = Some(connection);
+            }
+            Access::ReadOnly { .. } => {
+                let connection = db.connect()?;
+                check_format(&connection, &db.path)?;
+                lock(&db.readers).push(connection);
+            }
+        }
+        Ok(db)
+    }
+
+    /// Why this database cannot be written; `None` if it can.
+    pub(crate) fn read_only_reason(&self) -> Option<&str> {
+        match &self.access {
+            Access::ReadWrite => None,
+            Access::ReadOnly { reason, .. } => Some(reason),
+        }
+    }
+
+    /// Runs `f` on one consistent snapshot of the database.
+    pub(crate) fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let pooled = lock(&self.readers).pop();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
+        let result = {
+            let snapshot = connection.unchecked_transaction()?;
+            f(&snapshot)
+        };
+        let mut readers = lock(&self.readers);
+        if readers.len() < IDLE_READERS {
+            readers.push(connection);
+        }
+        result
+    }
+
+    /// Runs `f` in a write transaction and commits what it did, if it succeeds. `operation` names it in errors.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the changes and their history survive a power cut.
+    pub(crate) fn write<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        if let Some(reason) = self.read_only_reason() {
+            let path = self.path.parent().unwrap_or(&self.path).to_owned();
+            return Err(Error::ReadOnly { path, reason: reason.to_owned() });
+        }
+        let mut writer = lock(&self.writer);
+        if writer.is_none() {
+            *writer = Some(self.connect()?);
+        }
+        let connection = writer.as_mut().expect("filled above");
+        self.transact(connection, f).map_err(|error| match error {
+            Error::Database { source, .. } => Error::Database { operation, source },
+            other => other,
+        })
+    }
+
+    fn transact<T>(&self, connection: &mut Connection, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        let inner = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let tx = Tx { inner, now: now(), lines: RefCell::new(Vec::new()) };
+        let value = f(&tx)?;
+        let lines = tx.lines.take();
+        if !lines.is_empty() {
+            self.log.append(&lines)?;
+        }
+        tx.inner.commit()?;
+        Ok(value)
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        connect(&self.path, &self.access)
+    }
+}
+
+/// Nanoseconds since 1970 UTC.
+pub(crate) fn now() -> i64 {
+    to_nanos(Timestamp::now())
+}
+
+/// A time as the database has it; what does not fit (the years before 1678 and after 2261) becomes the nearest that does.
+pub(crate) fn to_nanos(time: Timestamp) -> i64 {
+    let nanos = time.as_nanosecond();
+    i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// The opposite of [`to_nanos`].
+pub(crate) fn from_nanos(nanos: i64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// A panic while a lock is held leaves nothing half-done: transactions roll back when dropped.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(path: &Path, access: &Access) -> Result<Connection> {
+    let opening = |source| Error::Database { operation: "open meta.db", source };
+    let base = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = match access {
+        Access::ReadWrite => {
+            let flags = base | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+            Connection::open_with_flags(path, flags).map_err(opening)?
+        }
+        Access::ReadOnly { immutable, .. } => {
+            let flags = base | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(read_only_uri(path, *immutable), flags).map_err(opening)?
+        }
+    };
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "mmap_size", 256 << 20)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    if matches!(access, Access::ReadWrite) {
+        enter_wal(&connection)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    }
+    Ok(connection)
+}
+
+/// Changing the journal mode does not wait for locks, so that waiting is done here. After the first time it changes
+/// nothing.
+fn enter_wal(connection: &Connection) -> Result<()> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        let mode = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0));
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(source) => return Err(Error::Database { operation: "set the journal mode", source }),
+            Ok(found) => {
+                return Err(Error::Invalid {
+                    what: "file system",
+                    reason: format!(
+                        "the database cannot keep a write-ahead log here (journal mode stays {found:?}): put the root on a \
+                         local file system"
+                    ),
+                });
+            }
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+fn read_only_uri(path: &Path, immutable: bool) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = String::from("file:");
+    for &byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            uri.push(byte as char);
+        } else {
+            uri.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    uri.push_str(if immutable { "?immutable=1" } else { "?mode=ro" });
+    uri
+}
+
+/// Finds out what may be done with the file, creating nothing if it may not be written.
+fn access(root: &Path, path: &Path, read_only: bool) -> Result<Access> {
+    let refusal = if read_only { Some("it was opened for reading only".to_owned()) } else { unwritable(root, path) };
+    let Some(reason) = refusal else { return Ok(Access::ReadWrite) };
+    if let Err(source) = std::fs::symlink_metadata(path) {
+        if !read_only && source.kind() == std::io::ErrorKind::NotFound {
+            return Err(Error::ReadOnly { path: root.to_owned(), reason });
+        }
+        return Err(Error::Io { operation: "open", path: path.to_owned(), source });
+    }
+    // A reader of a WAL database shares an index file with the writers. Where it neither exists nor can be made, nobody
+    // can be writing; then the file alone is the whole truth, unless a log lies beside it.
+    let shared = Access::ReadOnly { reason: reason.clone(), immutable: false };
+    let probe = connect(path, &shared).and_then(|c| Ok(c.pragma_query_value(None, "schema_version", |_| Ok(()))?));
+    if probe.is_ok() {
+        return Ok(shared);
+    }
+    let log = std::fs::metadata(path.with_extension("db-wal")).map_or(0, |m| m.len());
+    if log > 0 {
+        return Err(Error::ReadOnly {
+            path: root.to_owned(),
+            reason: format!(
+                "{reason}, and meta.db-wal has changes that can only be read after a writer opened the root"
+            ),
+        });
+    }
+    Ok(Access::ReadOnly { reason, immutable: true })
+}
+
+/// Why the root may not be written, or `None` if it may.
+fn unwritable(root: &Path, path: &Path) -> Option<String> {
+    use rustix::fs::{Access as Mode, access};
+    let denied = |at: &Path| access(at, Mode::WRITE_OK).err();
+    let errno = denied(root).or_else(|| denied(path).filter(|&e| e != rustix::io::Errno::NOENT))?;
+    Some(match errno {
+        rustix::io::Errno::ROFS => "the file system is read-only".to_owned(),
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
+            "this user may not write there; run as its owner, or choose another --root".to_owned()
+        }
+        other => other.to_string(),
+    })
+}
+
+fn format_of(connection: &Connection, path: &Path) -> Result<i64> {
+    let found: i64 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(|source| Error::Database { operation: "read the format of meta.db", source })?;
+    if found > FORMAT {
+        return Err(Error::NewerFormat { path: path.to_owned(), found, supported: FORMAT });
+    }
+    Ok(found)
+}
+
+fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+    let found = format_of(connection, path)?;
+    if found < FORMAT {
+        let reason =
+            format!("it has format {found} and must be brought to format {FORMAT} first: open it for writing once");
+        return Err(Error::ReadOnly { path: path.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// Brings an older or new database to [`FORMAT`]. Several processes may try at once: one does it.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+    if format_of(connection, path)? == FORMAT {
+        return Ok(());
+    }
+    let migrating = |source| Error::Database { operation: "migrate meta.db", source };
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(migrating)?;
+    let from = format_of(&tx, path)?;
+    for script in &MIGRATIONS[usize::try_from(from).unwrap_or(0)..] {
+        tx.execute_batch(script).map_err(migrating)?;
+    }
+    tx.pragma_update(None, "user_version", FORMAT).map_err(migrating)?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(migrating)?;
+    tx.commit().map_err(migrating)
+}

@@ -1,0 +1,160 @@
+//! The edges that garbage collection follows, and the suspects it starts from.
+//!
+//! An object is (namespace, kind, name); the kinds are the constants here and `snapshots/<driver>`. The rows of `edge`
+//! always equal what [`Edges`] derives from the objects: every transaction that makes, changes or deletes an object
+//! calls [`put`] or [`remove`]. Stated by the object itself: an image's target, a snapshot's parent, an ingest's expected
+//! digest, its `gc.ref` labels. Stated by the far end (`back = 1`): `gc.bref` labels, which keep the object that
+//! carries them as long as what they name exists.
+//!
+//! Suspects: [`put`] marks the targets of the edges it removes; [`remove`] marks everything the object had an edge to;
+//! [`suspect`] is called for each new blob, snapshot and ingest, for each image with an expiry, when a `gc.root` label
+//! goes, and for each resource that leaves a lease. New images and leases without expiry are roots and need no mark.
+//! Back edges from an object that does not exist stay (it may come), and count for nothing until it does.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, params};
+
+use crate::{Labels, Result};
+
+/// Kind of blobs; the name is the digest.
+pub(crate) const CONTENT: &str = "content";
+/// Kind of image records.
+pub(crate) const IMAGES: &str = "images";
+/// Kind of ingests; the name is the client's ref.
+pub(crate) const INGESTS: &str = "ingests";
+
+const REF: &str = "containerd.io/gc.ref.";
+const BACK_REF: &str = "containerd.io/gc.bref.";
+
+/// Label: keeps a blob or snapshot, whatever its value.
+pub(crate) const ROOT: &str = "containerd.io/gc.root";
+/// Label: an RFC 3339 time after which a lease or image no longer counts.
+pub(crate) const EXPIRE: &str = "containerd.io/gc.expire";
+/// Label: a lease that does not follow labels, whatever its value.
+pub(crate) const FLAT: &str = "containerd.io/gc.flat";
+
+/// Kind of a driver's snapshots; the name is the key.
+pub(crate) fn snapshots(driver: &str) -> String {
+    format!("snapshots/{driver}")
+}
+
+/// One edge, seen from the object that states it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Edge {
+    kind: String,
+    name: String,
+    back: bool,
+    label: bool,
+}
+
+/// All edges one object states.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Edges(BTreeSet<Edge>);
+
+impl Edges {
+    /// What labels state.
+    pub(crate) fn of_labels(labels: &Labels) -> Self {
+        Self(labels.iter().filter_map(|(key, value)| label_edge(key, value)).collect())
+    }
+
+    /// Adds what is no label: a target, a parent, an expected digest.
+    pub(crate) fn to(mut self, kind: &str, name: &str) -> Self {
+        self.0.insert(Edge { kind: kind.to_owned(), name: name.to_owned(), back: false, label: false });
+        self
+    }
+}
+
+/// What one label states. The part of the key after the kind, and `.` or `/`, only tells labels apart.
+fn label_edge(key: &str, value: &str) -> Option<Edge> {
+    let (rest, back) = match key.strip_prefix(REF) {
+        Some(rest) => (rest, false),
+        None => (key.strip_prefix(BACK_REF)?, true),
+    };
+    if value.is_empty() {
+        return None;
+    }
+    let kind = if let Some(rest) = rest.strip_prefix("snapshot.") {
+        snapshots(rest.split('/').next().unwrap_or(rest))
+    } else if is_named(rest, "content") {
+        CONTENT.to_owned()
+    } else if is_named(rest, "image") {
+        IMAGES.to_owned()
+    } else if back && is_named(rest, "container") {
+        "containers".to_owned()
+    } else {
+        return None;
+    };
+    Some(Edge { kind, name: value.to_owned(), back, label: true })
+}
+
+fn is_named(rest: &str, kind: &str) -> bool {
+    rest.strip_prefix(kind).is_some_and(|name| name.is_empty() || name.starts_with(['.', '/']))
+}
+
+/// Makes the edges that an object states equal `edges`, and suspects the targets of those that go.
+pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edges: &Edges) -> Result<()> {
+    let old = stated(tx, namespace, kind, name)?;
+    for edge in old.difference(&edges.0) {
+        delete(tx, namespace, kind, name, edge)?;
+        if edge.back {
+            suspect(tx, namespace, kind, name)?;
+        } else {
+            suspect(tx, namespace, &edge.kind, &edge.name)?;
+        }
+    }
+    for edge in edges.0.difference(&old) {
+        let ((from_kind, from_name), (to_kind, to_name)) = ends(kind, name, edge);
+        tx.prepare_cached("INSERT OR IGNORE INTO edge VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+            .execute(params![namespace, from_kind, from_name, to_kind, to_name, edge.back, edge.label])?;
+    }
+    Ok(())
+}
+
+/// Removes the edges that an object which is being deleted states, and suspects everything it may have kept.
+pub(crate) fn remove(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT OR IGNORE INTO suspect SELECT namespace, to_kind, to_name FROM edge
+         WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3",
+    )?
+    .execute(params![namespace, kind, name])?;
+    tx.prepare_cached("DELETE FROM edge WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND back = 0")?
+        .execute(params![namespace, kind, name])?;
+    tx.prepare_cached("DELETE FROM edge WHERE namespace = ?1 AND to_kind = ?2 AND to_name = ?3 AND back = 1")?
+        .execute(params![namespace, kind, name])?;
+    Ok(())
+}
+
+/// Marks an object that perhaps nothing keeps.
+pub(crate) fn suspect(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<()> {
+    tx.prepare_cached("INSERT OR IGNORE INTO suspect VALUES (?1, ?2, ?3)")?.execute(params![namespace, kind, name])?;
+    Ok(())
+}
+
+fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<BTreeSet<Edge>> {
+    let mut query = tx.prepare_cached(
+        "SELECT to_kind, to_name, back, label FROM edge WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND back = 0
+         UNION ALL
+         SELECT from_kind, from_name, back, label FROM edge WHERE namespace = ?1 AND to_kind = ?2 AND to_name = ?3 AND back = 1",
+    )?;
+    let rows = query.query_map(params![namespace, kind, name], |row| {
+        Ok(Edge { kind: row.get(0)?, name: row.get(1)?, back: row.get(2)?, label: row.get(3)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn delete(tx: &Connection, namespace: &str, kind: &str, name: &str, edge: &Edge) -> Result<()> {
+    let ((from_kind, from_name), (to_kind, to_name)) = ends(kind, name, edge);
+    tx.prepare_cached(
+        "DELETE FROM edge WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND to_kind = ?4 AND to_name = ?5
+         AND back = ?6 AND label = ?7",
+    )?
+    .execute(params![namespace, from_kind, from_name, to_kind, to_name, edge.back, edge.label])?;
+    Ok(())
+}
+
+/// From and to of an edge that (`kind`, `name`) states.
+fn ends<'a>(kind: &'a str, name: &'a str, edge: &'a Edge) -> ((&'a str, &'a str), (&'a str, &'a str)) {
+    let (near, far) = ((kind, name), (edge.kind.as_str(), edge.name.as_str()));
+    if edge.back { (far, near) } else { (near, far) }
+}
