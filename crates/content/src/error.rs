@@ -74,6 +74,17 @@ pub enum Error {
         /// The bound.
         limit: u64,
     },
+    /// A blob gave fewer bytes than its size.
+    #[error(
+        "a blob ended before its {size} bytes were read: it was cut short on disk; pull the image again to repair it"
+    )]
+    Shrunk {
+        /// The size it had.
+        size: u64,
+    },
+    /// The runtime is being shut down.
+    #[error("the program is shutting down")]
+    Stopped,
     /// A request that makes no sense.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
@@ -90,6 +101,22 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn no_blob(digest: &Digest) -> Self {
+        Self::NotFound { kind: "blob", name: digest.to_string() }
+    }
+
+    pub(crate) fn no_ingest(reference: &str) -> Self {
+        Self::NotFound { kind: "ingest", name: reference.to_owned() }
+    }
+
+    /// What the operating system said, if it was the operating system.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Locked(_))

@@ -25,17 +25,22 @@
 //! Everything is `Send + Sync`; methods may be called from any task. Local files block a thread of the runtime's
 //! blocking pool, never a worker.
 
+mod blocking;
 mod error;
-// mod local;   LocalStore
-// mod memory;  MemoryStore
+mod local;
+mod memory;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use blocking::{BlockingReader, BlockingWriter};
 use bytes::Bytes;
 pub use error::{Error, Result};
 use jiff::Timestamp;
+pub use local::LocalStore;
+pub use memory::MemoryStore;
 use orlop_oci::Digest;
 
 /// A blob's name, size and times.
@@ -120,7 +125,8 @@ pub trait Writer: Send {
 
     /// Verifies and makes the blob visible.
     ///
-    /// `size` 0 and `expected` `None` are not checked. On a mismatch the ingest stays, so that the writer may go on
+    /// Where `size` is 0 or `expected` `None`, what the writer was opened with is checked instead; what was not given
+    /// there either is not checked. The algorithm is that of the digest expected, else SHA-256. On a mismatch the ingest stays, so that the writer may go on
     /// or abort. [`Error::AlreadyExists`] frees the ref and the bytes: the blob is there.
     ///
     /// # Durability
@@ -150,14 +156,57 @@ pub trait Manager: Send + Sync {
     /// Every blob that is there, in no order.
     async fn list(&self) -> Result<Vec<Info>>;
 
-    /// Deletes a blob; only the garbage collector may.
+    /// Deletes a blob; only the garbage collector may. It need not be durable: a blob may be back after a power cut.
     async fn delete(&self, digest: &Digest) -> Result<()>;
+
+    /// The ability to set blobs aside instead of deleting them, where the backend has it.
+    fn trash(&self) -> Option<&dyn Trash> {
+        None
+    }
+}
+
+/// Sets blobs aside and brings them back. A *bin* is one place of deleted blobs, named by a directory of the same file
+/// system; a backend without files uses the path as a mere name.
+///
+/// Both methods may be repeated after a crash: what is done already is not an error.
+#[async_trait]
+pub trait Trash: Send + Sync {
+    /// Moves a blob into `bin/blobs/<algorithm>/<hex>`; returns its bytes. Only the garbage collector may.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the blob is neither in the store nor in the bin.
+    async fn discard(&self, digest: &Digest, bin: &Path) -> Result<u64>;
+
+    /// Moves a blob back; returns its bytes. If the store has it again, the copy in the bin goes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the blob is neither in the bin nor in the store.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the blob survives a power cut.
+    async fn restore(&self, digest: &Digest, bin: &Path) -> Result<u64>;
 }
 
 /// Everything a backend must do.
 pub trait Store: Provider + Ingester + IngestManager + Manager {}
 
 impl<T: Provider + Ingester + IngestManager + Manager> Store for T {}
+
+/// Aborts every write that was last written to before `limit`, and returns their refs.
+pub async fn abort_stale(manager: &(impl IngestManager + ?Sized), limit: Timestamp) -> Result<Vec<String>> {
+    let mut aborted = Vec::new();
+    for status in manager.statuses().await? {
+        if status.updated_at >= limit {
+            continue;
+        }
+        match manager.abort(&status.reference).await {
+            Ok(()) => aborted.push(status.reference),
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(aborted)
+}
 
 /// Labels of any object.
 pub type Labels = BTreeMap<String, String>;

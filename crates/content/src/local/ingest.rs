@@ -1,0 +1,236 @@
+//! Directories of writes in progress: opening and locking, status, abort.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use orlop_oci::Digest;
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::files::{self, IoContext as _};
+use crate::{Error, Result, Status};
+
+/// How often opening starts again because another process removed the directory meanwhile.
+const ATTEMPTS: usize = 64;
+
+const ABORTED: &str = ".aborted-";
+
+/// The directory of one ingest.
+pub(super) fn path_of(root: &Path, reference: &str) -> PathBuf {
+    root.join(Digest::of(reference.as_bytes()).hex())
+}
+
+/// The open, locked directory of an ingest. Dropping it unlocks.
+pub(super) struct IngestDir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl IngestDir {
+    /// Opens or makes and locks the directory of a ref, and opens `data` in it.
+    pub(super) fn open(root: &Path, reference: &str) -> Result<(Self, File)> {
+        let path = path_of(root, reference);
+        for _ in 0..ATTEMPTS {
+            match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(Errno::NOENT) => {
+                    files::make_directories(root)?;
+                    continue;
+                }
+                Err(error) => return Err(error).context("create directory", &path),
+            }
+            let Some(directory) = Self::lock(path.clone(), reference)? else { continue };
+            match directory.open_data() {
+                Ok(data) => return Ok((directory, data)),
+                // Aborted between the lock and here.
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error).context("open", &path.join("data")),
+            }
+        }
+        Err(Error::Locked(reference.to_owned()))
+    }
+
+    /// Locks a directory; `None` if it is not there or was replaced meanwhile.
+    pub(super) fn lock(path: PathBuf, reference: &str) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).context("open", &path),
+        };
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(Error::Locked(reference.to_owned())),
+            Err(error) => return Err(error).context("lock", &path),
+        }
+        let directory = Self { path, fd };
+        let own = rustix::fs::fstat(&directory.fd).context("stat", &directory.path)?;
+        match rustix::fs::stat(&directory.path) {
+            Ok(named) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino) => Ok(Some(directory)),
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).context("stat", &directory.path),
+        }
+    }
+
+    fn open_data(&self) -> Result<File, Errno> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let open = || rustix::fs::openat(&self.fd, "data", flags, Mode::from_raw_mode(0o600));
+        // A commit that was killed before its rename has made the file read-only already.
+        let writable = || rustix::fs::chmodat(&self.fd, "data", Mode::from_raw_mode(0o600), AtFlags::empty());
+        match open() {
+            Err(Errno::ACCESS) => {
+                writable()?;
+                open().map(File::from)
+            }
+            Err(error) => Err(error),
+            Ok(fd) => Ok(fd.into()),
+        }
+    }
+
+    /// The path, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open directory.
+    pub(super) const fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// What the small files and `data` say.
+    pub(super) fn status(&self, reference: &str) -> Result<Status> {
+        read_status(&self.fd, &self.path, reference.to_owned())
+    }
+
+    /// Writes the small files.
+    pub(super) fn describe(&self, status: &Status) -> Result<()> {
+        let write =
+            |name: &str, text: &str| files::write_text(&self.fd, name, text).context("write", &self.path.join(name));
+        write("ref", &status.reference)?;
+        write("startedat", &status.started_at.to_string())?;
+        write("updatedat", &status.updated_at.to_string())?;
+        if status.total != 0 {
+            write("total", &status.total.to_string())?;
+        }
+        match &status.expected {
+            Some(expected) => write("expected", expected.as_str()),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the files and then the directory. Nothing depends on its success: what stays is an empty ingest.
+    pub(super) fn remove(&self) {
+        if let Ok(entries) = Dir::read_from(&self.fd) {
+            for entry in entries.flatten() {
+                let _ = rustix::fs::unlinkat(&self.fd, entry.file_name(), AtFlags::empty());
+            }
+        }
+        let _ = rustix::fs::rmdir(&self.path);
+    }
+}
+
+impl Drop for IngestDir {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is between fork and exec holds the same lock.
+        let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+    }
+}
+
+fn read_status(directory: &OwnedFd, path: &Path, reference: String) -> Result<Status> {
+    let of_directory = rustix::fs::fstat(directory).context("stat", path)?;
+    let of_data: Option<Stat> = rustix::fs::statat(directory, "data", AtFlags::SYMLINK_NOFOLLOW).ok();
+    let text = |name: &str| files::read_text(directory, name);
+    let touched = files::modified(of_data.as_ref().unwrap_or(&of_directory));
+    Ok(Status {
+        reference,
+        offset: of_data.map_or(0, |stat| stat.st_size.unsigned_abs()),
+        total: text("total").and_then(|text| text.trim().parse().ok()).unwrap_or(0),
+        expected: text("expected").and_then(|text| text.trim().parse().ok()),
+        started_at: text("startedat").and_then(|text| text.trim().parse().ok()).unwrap_or(touched),
+        updated_at: touched,
+    })
+}
+
+fn open_unlocked(path: &Path) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error).context("open", path),
+    }
+}
+
+/// One write in progress.
+pub(super) fn status(root: &Path, reference: &str) -> Result<Status> {
+    let path = path_of(root, reference);
+    let directory = open_unlocked(&path)?.ok_or_else(|| Error::no_ingest(reference))?;
+    read_status(&directory, &path, reference.to_owned())
+}
+
+/// All writes in progress; what has no readable ref that belongs there is passed over.
+pub(super) fn statuses(root: &Path) -> Result<Vec<Status>> {
+    let mut found = Vec::new();
+    for name in files::names(root)? {
+        let path = root.join(&name);
+        let Some(directory) = open_unlocked(&path)? else { continue };
+        let Some(reference) = reference_in(&directory, &name) else { continue };
+        found.push(read_status(&directory, &path, reference)?);
+    }
+    Ok(found)
+}
+
+/// The ref of the ingest directory `name`, if its `ref` file is whole.
+fn reference_in(directory: &OwnedFd, name: &str) -> Option<String> {
+    files::read_text(directory, "ref").filter(|reference| Digest::of(reference.as_bytes()).hex() == name)
+}
+
+/// Drops a write and its bytes, whoever has it open.
+pub(super) fn abort(root: &Path, reference: &str) -> Result<()> {
+    let path = path_of(root, reference);
+    let aside = root.join(format!("{ABORTED}{:032x}", rand::random::<u128>()));
+    match rustix::fs::rename(&path, &aside) {
+        Ok(()) => remove_tree(&aside),
+        Err(Errno::NOENT) => Err(Error::no_ingest(reference)),
+        Err(error) => Err(error).context("abort", &path),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    // `data` goes first, since that is how a writer learns of it.
+    match rustix::fs::unlink(path.join("data")) {
+        Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+        Err(error) if error != Errno::ISDIR => return Err(error).context("delete", &path.join("data")),
+        Err(_) => {}
+    }
+    let removed = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if stat.st_mode & 0o170_000 == 0o040_000 => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error.into()),
+    };
+    match removed {
+        // A writer that was just about to fail may have put a file back; the next sweep of debris takes it.
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty) => {
+            Ok(())
+        }
+        removed => removed.context("delete", path),
+    }
+}
+
+/// Removes what nobody can resume and was last touched before `limit`; returns how many.
+pub(super) fn remove_debris(root: &Path, limit: Timestamp) -> Result<usize> {
+    let mut removed = 0;
+    for name in files::names(root)? {
+        let path = root.join(&name);
+        let Ok(stat) = rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let directory = open_unlocked(&path)?;
+        let resumable = directory.is_some_and(|directory| reference_in(&directory, &name).is_some());
+        if resumable || files::modified(&stat) >= limit {
+            continue;
+        }
+        remove_tree(&path)?;
+        removed += 1;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,249 @@
+//! Writing a blob into an ingest directory and committing it.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use orlop_oci::{Algorithm, Digest, Digester};
+use rustix::fs::{CWD, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use super::files::{self, IoContext as _};
+use super::ingest::IngestDir;
+use super::{Paths, ingest, run};
+use crate::memory::verify;
+use crate::{Error, IngestOptions, Result, Status, Writer};
+
+/// How much is read at once when bytes are hashed again.
+const PIECE: usize = 1 << 20;
+
+/// A writer whose calls run on the blocking pool.
+///
+/// The lock is held for one call at a time. It exists because a caller may drop the future of a call that is running:
+/// the next call then waits until that one is done.
+pub(super) struct LocalWriter {
+    ingest: Arc<Mutex<Ingest>>,
+}
+
+impl LocalWriter {
+    pub(super) fn open(paths: Arc<Paths>, options: IngestOptions) -> Result<Self> {
+        Ok(Self { ingest: Arc::new(Mutex::new(Ingest::open(paths, options)?)) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ingest> {
+        lock(&self.ingest)
+    }
+
+    async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Ingest) -> Result<T> + Send + 'static) -> Result<T> {
+        let ingest = self.ingest.clone();
+        run(move || work(&mut lock(&ingest))).await
+    }
+}
+
+fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
+    // Nothing in here panics between two changes that belong together.
+    ingest.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl Writer for LocalWriter {
+    fn status(&self) -> Status {
+        self.lock().status.clone()
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.call(move |ingest| ingest.write(&bytes)).await
+    }
+
+    async fn truncate(&mut self, size: u64) -> Result<()> {
+        self.call(move |ingest| ingest.truncate(size)).await
+    }
+
+    async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> Result<Digest> {
+        let expected = expected.cloned();
+        self.call(move |ingest| ingest.commit(size, expected)).await
+    }
+
+    fn digest(&self) -> Digest {
+        self.lock().digester.clone().finish()
+    }
+}
+
+/// A write in progress that this process has locked.
+struct Ingest {
+    paths: Arc<Paths>,
+    directory: IngestDir,
+    data: File,
+    algorithm: Algorithm,
+    digester: Digester,
+    status: Status,
+}
+
+impl Ingest {
+    fn open(paths: Arc<Paths>, options: IngestOptions) -> Result<Self> {
+        if options.reference.is_empty() {
+            return Err(Error::Invalid("an ingest needs a ref that is not empty"));
+        }
+        if let Some(expected) = &options.expected
+            && exists(&paths, expected)?
+        {
+            free(&paths, &options.reference)?;
+            return Err(already_exists(&paths, expected.clone()));
+        }
+        let (directory, data) = IngestDir::open(&paths.ingest, &options.reference)?;
+        let mut status = directory.status(&options.reference)?;
+        if options.total != 0 {
+            status.total = options.total;
+        }
+        status.expected = options.expected.or(status.expected);
+        let now = Timestamp::now();
+        status.updated_at = now;
+        if status.offset == 0 {
+            status.started_at = now;
+        }
+        directory.describe(&status)?;
+        let algorithm = status.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let mut ingest = Self { paths, directory, data, algorithm, digester: Digester::new(algorithm), status };
+        ingest.digester = ingest.hash(algorithm)?;
+        Ok(ingest)
+    }
+
+    /// Hashes what `data` has up to the current offset.
+    fn hash(&self, algorithm: Algorithm) -> Result<Digester> {
+        let mut digester = Digester::new(algorithm);
+        let mut offset = 0;
+        while offset < self.status.offset {
+            let length = PIECE.min(usize::try_from(self.status.offset - offset).unwrap_or(PIECE));
+            let piece = files::read_at(&self.data, offset, length).context("read", self.directory.path())?;
+            if piece.is_empty() {
+                return Err(Error::Shrunk { size: self.status.offset });
+            }
+            digester.update(&piece);
+            offset += piece.len() as u64;
+        }
+        Ok(digester)
+    }
+
+    /// An aborted or committed ingest has no `data` any more.
+    fn check_alive(&self) -> Result<()> {
+        let stat = rustix::fs::fstat(&self.data).context("stat", self.directory.path())?;
+        let named = rustix::fs::statat(self.directory.fd(), "data", rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        match named {
+            Ok(named) if (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino) => Ok(()),
+            _ => Err(Error::no_ingest(&self.status.reference)),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.check_alive()?;
+        if let Err(error) = files::write_at(&self.data, self.status.offset, bytes) {
+            // What was written of this piece was not hashed.
+            let _ = rustix::fs::ftruncate(&self.data, self.status.offset);
+            return Err(error).context("write", &self.directory.path().join("data"));
+        }
+        self.digester.update(bytes);
+        self.status.offset += bytes.len() as u64;
+        self.status.updated_at = Timestamp::now();
+        Ok(())
+    }
+
+    fn truncate(&mut self, size: u64) -> Result<()> {
+        self.check_alive()?;
+        if size > self.status.offset {
+            return Err(Error::Invalid("an ingest cannot be truncated to more than it has"));
+        }
+        if size == self.status.offset {
+            return Ok(());
+        }
+        rustix::fs::ftruncate(&self.data, size).context("truncate", self.directory.path())?;
+        self.status.offset = size;
+        self.status.updated_at = Timestamp::now();
+        self.digester = self.hash(self.algorithm)?;
+        Ok(())
+    }
+
+    fn commit(&mut self, size: u64, expected: Option<Digest>) -> Result<Digest> {
+        self.check_alive()?;
+        let expected = expected.or_else(|| self.status.expected.clone());
+        let algorithm = expected.as_ref().map_or(self.algorithm, Digest::algorithm);
+        let digester = if algorithm == self.algorithm { self.digester.clone() } else { self.hash(algorithm)? };
+        let actual = digester.finish();
+        verify(&self.status, if size == 0 { self.status.total } else { size }, expected.as_ref(), &actual)?;
+        if exists(&self.paths, &actual)? {
+            self.directory.remove();
+            return Err(already_exists(&self.paths, actual));
+        }
+        self.make_durable()?;
+        self.publish(actual)
+    }
+
+    /// Bytes and mode reach the disk before the name does.
+    fn make_durable(&self) -> Result<()> {
+        let path = self.directory.path().join("data");
+        // A write that failed may have left bytes behind the last one that was hashed.
+        rustix::fs::ftruncate(&self.data, self.status.offset).context("truncate", &path)?;
+        rustix::fs::fchmod(&self.data, Mode::from_raw_mode(0o444)).context("chmod", &path)?;
+        if let Err(error) = rustix::fs::fsync(&self.data) {
+            // The kernel may have dropped the pages it could not write: a second fsync would succeed on bytes that
+            // are not on the disk. They have to come again.
+            let _ = rustix::fs::ftruncate(&self.data, 0);
+            let _ = rustix::fs::unlinkat(self.directory.fd(), "data", rustix::fs::AtFlags::empty());
+            return Err(error).context("fsync", &path);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, digest: Digest) -> Result<Digest> {
+        let (parent, blob) = (self.paths.algorithm(digest.algorithm()), self.paths.blob(&digest));
+        files::make_directories(&parent)?;
+        let directory = self.directory.fd();
+        let renamed = match rustix::fs::renameat_with(directory, "data", CWD, &blob, RenameFlags::NOREPLACE) {
+            // Not every file system can refuse to replace. The bytes are the same either way.
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(directory, "data", CWD, &blob),
+            renamed => renamed,
+        };
+        match renamed {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                self.directory.remove();
+                return Err(already_exists(&self.paths, digest));
+            }
+            Err(Errno::NOENT) => return Err(Error::no_ingest(&self.status.reference)),
+            Err(error) => return Err(error).context("rename to", &blob),
+        }
+        files::sync_directory(&parent)?;
+        self.directory.remove();
+        Ok(digest)
+    }
+}
+
+fn exists(paths: &Paths, digest: &Digest) -> Result<bool> {
+    let path = paths.blob(digest);
+    match rustix::fs::stat(&path) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error).context("stat", &path),
+    }
+}
+
+/// Says that a blob exists; whoever is told so relies on it after a power cut as if the commit had been its own, and the
+/// writer that renamed it may not have come to its own fsync yet.
+fn already_exists(paths: &Paths, digest: Digest) -> Error {
+    match files::sync_directory(&paths.algorithm(digest.algorithm())) {
+        Ok(()) => Error::AlreadyExists(digest),
+        Err(error) if error.io_kind() == Some(std::io::ErrorKind::ReadOnlyFilesystem) => Error::AlreadyExists(digest),
+        Err(error) => error,
+    }
+}
+
+/// Drops what is there of an ingest that nobody needs, unless somebody writes it.
+fn free(paths: &Paths, reference: &str) -> Result<()> {
+    match IngestDir::lock(ingest::path_of(&paths.ingest, reference), reference) {
+        Ok(Some(directory)) => directory.remove(),
+        Ok(None) | Err(Error::Locked(_)) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
