@@ -3,13 +3,93 @@
 //! Everything is composed from `metadata` (rows), its scoped content and snapshots (bytes and trees) and `remote` (the
 //! registry). Nothing here knows protobuf, HTTP or a terminal.
 //!
+//! [`Images`] is the one door: it holds a [`metadata::Store`](orlop_metadata::Store) and [`Settings`]; each operation is
+//! an async method that takes a [`Scope`](orlop_metadata::Scope) (namespace, actor) and a request.
+//!
 //! # Invariants
 //! - Complete or refuse: a name becomes visible only when every document, config and layer of the wanted platforms is
 //!   there and verified.
 //! - Everything fetched is held by a lease until the records are written; the three records are written in one
 //!   transaction.
 //! - In CRI-managed namespaces the records converge to design's §7 whatever was created, changed or lost.
+//!
+//! # Concurrency
+//! [`Images`] is cheap to clone and every method may run at the same time as any other, in this process and in others
+//! on the same root. Calls to the database run on the blocking pool. Dropping a future stops the operation: bytes that
+//! came in stay as an ingest to be resumed, and a lease that expires.
 
+mod check;
+mod error;
 mod event;
+mod export;
+mod import;
+mod labels;
+mod pull;
+mod push;
+mod reconcile;
+mod remove;
+mod resolve;
+mod rows;
+mod settings;
+mod tag;
+mod usage;
 
+use std::sync::Arc;
+
+pub use check::{CheckRequest, Problem};
+pub use error::{ArchiveError, Error, ErrorKind, Missing, Result};
 pub use event::{BlobEvent, Event, Limit, Outcome, Sink, Stage};
+pub use export::{ArchiveFormat, ExportRequest};
+pub use import::ImportRequest;
+pub use pull::PullRequest;
+pub use push::PushRequest;
+pub use reconcile::Reconciled;
+pub use remove::{Plan, Reason, RemoveRequest, Removed};
+pub use resolve::{DocumentRow, Found, Inspection};
+pub use rows::{ImageRow, ListRequest, RecordRow, Sizes, SnapshotRow};
+pub use settings::Settings;
+pub use usage::{DiskUsage, GcOutcome, GcRequest, HashReferenceUsage};
+
+/// The operations on images of one root.
+#[derive(Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: orlop_metadata::Store,
+    settings: Settings,
+}
+
+impl Images {
+    /// Operations on a root.
+    pub fn new(store: orlop_metadata::Store, settings: Settings) -> Self {
+        Self { inner: Arc::new(Inner { store, settings }) }
+    }
+
+    /// The root.
+    pub fn store(&self) -> &orlop_metadata::Store {
+        &self.inner.store
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// Runs a call to the database on the blocking pool.
+    pub(crate) async fn blocking<T, F>(&self, call: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&orlop_metadata::Store) -> Result<T> + Send + 'static,
+    {
+        let store = self.inner.store.clone();
+        match tokio::task::spawn_blocking(move || call(&store)).await {
+            Ok(result) => result,
+            Err(stopped) => match stopped.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::Interrupted),
+            },
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The labels that are written and read here: containerd's, CRI's and three of Orlop's own.
+
+/// CRI's mark of a record it looks after; its value is [`MANAGED_VALUE`].
+pub(crate) const MANAGED: &str = "io.cri-containerd.image";
+/// The value of [`MANAGED`].
+pub(crate) const MANAGED_VALUE: &str = "managed";
+/// CRI's mark of a pinned image; its value is [`PINNED_VALUE`].
+pub(crate) const PINNED: &str = "io.cri-containerd.pinned";
+/// The value of [`PINNED`].
+pub(crate) const PINNED_VALUE: &str = "pinned";
+/// On a `name@digest` record that somebody asked for by digest: it is a name, not derived from one.
+pub(crate) const REQUESTED: &str = "io.orlop.requested";
+/// The value of [`REQUESTED`].
+pub(crate) const REQUESTED_VALUE: &str = "digest";
+/// On a hash reference that no name needs any more: since when (RFC 3339).
+pub(crate) const STRANDED: &str = "io.orlop.stranded-since";
+/// On a layer: the diff ID.
+pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// Before a host: the repositories there that a blob came from, sorted, joined by commas.
+pub(crate) const SOURCE: &str = "containerd.io/distribution.source.";
+/// Before a child's place: what a document holds.
+pub(crate) const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
+/// Before a driver's name, on a config: the snapshot that it holds.
+pub(crate) const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";

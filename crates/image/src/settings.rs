@@ -1,0 +1,40 @@
+//! What the operations do unless a request says otherwise.
+
+use orlop_oci::Platform;
+
+/// How [`Images`](crate::Images) works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Layers fetched and unpacked at once.
+    pub concurrency: usize,
+    /// Namespaces in which the reconciler keeps hash references as CRI wants them.
+    pub cri_namespaces: Vec<String>,
+    /// The platform that images are unpacked for and listed by.
+    pub platform: Platform,
+    /// The snapshot driver; empty: the store's default.
+    pub snapshotter: String,
+    /// Seconds after which the lease of an operation that was killed lets go.
+    pub lease_seconds: i64,
+    /// Seconds that the hash references of an image stay after its tag moved elsewhere.
+    pub grace_seconds: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            concurrency: 3,
+            cri_namespaces: vec!["k8s.io".to_owned()],
+            platform: Platform::host(),
+            snapshotter: String::new(),
+            lease_seconds: 24 * 3600,
+            grace_seconds: 24 * 3600,
+        }
+    }
+}
+
+impl Settings {
+    /// Whether hash references are kept in this namespace.
+    pub fn is_cri(&self, namespace: &str) -> bool {
+        self.cri_namespaces.iter().any(|n| n == namespace)
+    }
+}
