@@ -3,29 +3,39 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Algorithm, DiffId, Digest, Digester, ManifestDigest, MediaKind, Platform, media_type};
+use crate::shape::Shape;
+use crate::{Algorithm, DiffId, Digest, Digester, ManifestDigest, MediaKind, Platform};
 
 /// Larger manifests are refused before they are parsed: containerd's own bound.
 pub const MAX_MANIFEST_BYTES: u64 = 4 * 1048 * 1048;
+
+/// Reads `null` as if the member were absent: programs written in Go write empty lists so.
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
 
 /// What a document says about a blob (image-spec descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// The media type; empty only in documents that break the specification.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub media_type: String,
     /// The digest of the blob.
     pub digest: Digest,
     /// The size of the blob in bytes.
     pub size: u64,
     /// Other places to fetch from (non-distributable layers).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub urls: Vec<String>,
     /// Free-form annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
     /// The blob itself in base64, where it is small.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,13 +89,13 @@ pub struct ImageManifest {
     /// The config; its digest is the image ID.
     pub config: Descriptor,
     /// The layers, lowest first.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub layers: Vec<Descriptor>,
     /// The manifest this one is about (a referrer).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
     /// Free-form annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -102,13 +112,13 @@ pub struct Index {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// The manifests and nested indexes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
     /// The manifest this index is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
     /// Free-form annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -119,7 +129,7 @@ pub struct ImageConfig {
     #[serde(flatten)]
     pub platform: Platform,
     /// The uncompressed layers.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub rootfs: RootFs,
     /// When it was made, as the document says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,10 +140,10 @@ pub struct ImageConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {
     /// Always `layers`.
-    #[serde(default, rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "null_as_default")]
     pub kind: String,
     /// The digest of each uncompressed layer, lowest first.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub diff_ids: Vec<DiffId>,
 }
 
@@ -169,6 +179,22 @@ pub enum DocumentError {
     /// The document is both manifest and index: read differently by different tools, so refused.
     #[error("ambiguous document: it has both {0:?} and {1:?}")]
     Ambiguous(&'static str, &'static str),
+    /// A member's name differs from a known one in case only: some programs read it, others do not, so refused.
+    #[error("ambiguous document: it has {found:?}, which some programs read as {known:?}")]
+    Case {
+        /// As the document has it.
+        found: String,
+        /// As the specification has it.
+        known: &'static str,
+    },
+    /// The media type promises another kind of document than the members make.
+    #[error("a document of media type {media_type} must not have {member:?}")]
+    Member {
+        /// The media type, from inside or outside.
+        media_type: String,
+        /// The member that does not belong.
+        member: &'static str,
+    },
     /// The type inside the document contradicts the type it came with.
     #[error("media type mismatch: expected {expected}, the document says {found}")]
     MediaType {
@@ -200,19 +226,6 @@ enum Body {
     Index(Box<Index>),
 }
 
-#[derive(Deserialize)]
-struct Shape {
-    #[serde(rename = "schemaVersion")]
-    schema_version: Option<u64>,
-    #[serde(rename = "mediaType")]
-    media_type: Option<String>,
-    manifests: Option<serde::de::IgnoredAny>,
-    layers: Option<serde::de::IgnoredAny>,
-    config: Option<serde::de::IgnoredAny>,
-    #[serde(rename = "fsLayers")]
-    fs_layers: Option<serde::de::IgnoredAny>,
-}
-
 impl Document {
     /// Parses a manifest or an index. `declared` is the media type it came with, if any.
     pub fn parse(raw: Bytes, declared: Option<&str>) -> Result<Self, DocumentError> {
@@ -222,9 +235,7 @@ impl Document {
     /// As [`Document::parse`], naming the document by another algorithm than SHA-256.
     pub fn parse_as(raw: Bytes, declared: Option<&str>, algorithm: Algorithm) -> Result<Self, DocumentError> {
         check_size(&raw)?;
-        let shape: Shape =
-            serde_json::from_slice(&raw).map_err(|source| DocumentError::Json { what: "manifest", source })?;
-        let media_type = shape.media_type(declared)?;
+        let media_type = Shape::read(&raw)?.media_type(declared)?;
         let body = match MediaKind::of(&media_type) {
             MediaKind::Manifest => Body::Manifest(from_json(&raw, "image manifest")?),
             MediaKind::Index => Body::Index(from_json(&raw, "image index")?),
@@ -277,36 +288,6 @@ impl Document {
         match &self.body {
             Body::Manifest(m) => std::iter::once(&m.config).chain(&m.layers).collect(),
             Body::Index(i) => i.manifests.iter().collect(),
-        }
-    }
-}
-
-impl Shape {
-    fn media_type(&self, declared: Option<&str>) -> Result<String, DocumentError> {
-        if self.schema_version == Some(1) || self.fs_layers.is_some() {
-            return Err(DocumentError::Schema1);
-        }
-        if let Some(version) = self.schema_version.filter(|v| *v != 2) {
-            return Err(DocumentError::Version(version));
-        }
-        if self.manifests.is_some() && self.layers.is_some() {
-            return Err(DocumentError::Ambiguous("manifests", "layers"));
-        }
-        if self.manifests.is_some() && self.config.is_some() {
-            return Err(DocumentError::Ambiguous("manifests", "config"));
-        }
-        let declared = declared.map(|d| d.split(';').next().unwrap_or("").trim()).filter(|d| !d.is_empty());
-        let declared = declared
-            .filter(|d| matches!(MediaKind::of(d), MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1));
-        match (declared, self.media_type.as_deref().filter(|m| !m.is_empty())) {
-            (Some(d), Some(m)) if d != m => {
-                Err(DocumentError::MediaType { expected: d.to_owned(), found: m.to_owned() })
-            }
-            (_, Some(m)) => Ok(m.to_owned()),
-            (Some(d), None) => Ok(d.to_owned()),
-            (None, None) if self.manifests.is_some() => Ok(media_type::OCI_INDEX.to_owned()),
-            (None, None) if self.config.is_some() => Ok(media_type::OCI_MANIFEST.to_owned()),
-            (None, None) => Err(DocumentError::Unknown(String::new())),
         }
     }
 }

@@ -13,6 +13,7 @@ mod document;
 pub mod media_type;
 mod platform;
 mod reference;
+mod shape;
 
 pub use digest::{Algorithm, ChainId, DiffId, Digest, DigestError, Digester, ImageId, ManifestDigest, chain_ids};
 pub use document::{

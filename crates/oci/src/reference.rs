@@ -14,6 +14,7 @@ const DEFAULT_TAG: &str = "latest";
 /// distribution/reference bounds the repository path.
 const MAX_PATH_BYTES: usize = 255;
 const MAX_TAG_BYTES: usize = 128;
+const TAG_RULE: &str = "a tag has 1 to 128 letters, digits, _ . - and starts with a letter, digit or _";
 
 /// A host and a path within it: `docker.io/library/busybox`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +26,14 @@ pub struct RepositoryName {
 impl RepositoryName {
     /// Parses and normalises a name without tag or digest.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        if is_bare_id(text) {
+            let reason = "64 hex digits are an image ID, not a repository name";
+            return Err(ReferenceError::Invalid { reference: text.to_owned(), reason });
+        }
+        Self::parse_name(text)
+    }
+
+    fn parse_name(text: &str) -> Result<Self, ReferenceError> {
         let fail = |reason| ReferenceError::Invalid { reference: text.to_owned(), reason };
         let (domain, path) = split_domain(text);
         if path.is_empty() {
@@ -66,7 +75,10 @@ impl RepositoryName {
 
     /// The record name of a tag in this repository.
     pub fn with_tag(&self, tag: &str) -> Result<Reference, ReferenceError> {
-        format!("{self}:{tag}").parse()
+        if !is_tag(tag) {
+            return Err(ReferenceError::Invalid { reference: format!("{self}:{tag}"), reason: TAG_RULE });
+        }
+        Ok(Reference::Tag { repository: self.clone(), tag: tag.to_owned() })
     }
 
     /// The record name of a digest in this repository: a hash reference.
@@ -164,9 +176,9 @@ impl FromStr for Reference {
         };
         let (name, tag) = split_tag(rest);
         if tag.is_some_and(|t| !is_tag(t)) {
-            return Err(fail("a tag has 1 to 128 letters, digits, _ . - and starts with a letter, digit or _"));
+            return Err(fail(TAG_RULE));
         }
-        let repository = RepositoryName::parse(name).map_err(|e| e.of(text))?;
+        let repository = RepositoryName::parse_name(name).map_err(|e| e.of(text))?;
         Ok(match digest {
             Some(digest) => Self::Digest { repository, digest },
             None => Self::Tag { repository, tag: tag.unwrap_or(DEFAULT_TAG).to_owned() },
@@ -241,10 +253,11 @@ pub fn classify(name: &str) -> Kind {
 
 /// `sha256:<64 hex>` or 64 bare hex digits, which Docker reads as an ID too.
 fn parse_id(text: &str) -> Option<Digest> {
-    if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        return format!("sha256:{text}").parse().ok();
-    }
-    text.parse().ok()
+    if is_bare_id(text) { format!("sha256:{text}").parse().ok() } else { text.parse().ok() }
+}
+
+fn is_bare_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn split_domain(name: &str) -> (String, String) {
