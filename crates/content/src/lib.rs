@@ -29,6 +29,8 @@ mod blocking;
 mod error;
 mod local;
 mod memory;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 use std::collections::BTreeMap;
 use std::path::Path;
