@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The protocols: containerd's API as far as Orlop serves or calls it, and `orlop.v1` for what containerd has no call
+//! for. Messages, clients and servers are generated from the definitions in `proto/`; package names, field numbers and
+//! types are containerd's, so that its own clients can call Orlop and Orlop can call containerd.
+//!
+//! Beside them: [`channel`] connects, in memory or over a socket; [`error`] carries the class of a failure.
+
+pub mod channel;
+pub mod error;
+
+#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/protocols.rs"));
+}
+
+pub use generated::{containerd, google, orlop};
+
+/// The largest message that either side accepts: containerd's bound.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The header that names the namespace of a call.
+pub const NAMESPACE_HEADER: &str = "containerd-namespace";
+
+/// The header that names the lease which keeps what a call makes.
+pub const LEASE_HEADER: &str = "containerd-lease";

@@ -1,0 +1,32 @@
+//! Generates messages, clients and servers from `proto/` without protoc.
+
+use std::path::{Path, PathBuf};
+
+/// Every definition, relative to `proto/`.
+const FILES: [&str; 11] = [
+    "containerd/types.proto",
+    "containerd/content.proto",
+    "containerd/images.proto",
+    "containerd/leases.proto",
+    "containerd/namespaces.proto",
+    "containerd/snapshots.proto",
+    "containerd/diff.proto",
+    "containerd/version.proto",
+    "containerd/introspection.proto",
+    "google/rpc_status.proto",
+    "orlop/v1/orlop.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new("proto");
+    println!("cargo:rerun-if-changed=proto");
+    let files: Vec<PathBuf> = FILES.iter().map(|file| root.join(file)).collect();
+    let descriptors = protox::compile(&files, [root])?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .emit_rerun_if_changed(false)
+        .include_file("protocols.rs")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
