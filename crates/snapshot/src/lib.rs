@@ -27,7 +27,7 @@ mod error;
 // mod overlay;        OverlayDriver
 // mod native;         NativeDriver
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use error::{Error, Result};
 
@@ -89,15 +89,34 @@ pub trait Driver: Send + Sync {
     /// What it takes on disk now.
     fn usage(&self, id: SnapshotId) -> Result<Usage>;
 
-    /// Removes the tree, by moving it into `trash` if that is given (same file system), else for good.
+    /// Removes the tree: by renaming it to `trash/<id>` if that directory is given (same file system), else for good.
     /// Removing what is not there succeeds.
-    fn remove(&self, id: SnapshotId, trash: Option<&std::path::Path>) -> Result<()>;
+    fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()>;
+
+    /// Brings a tree back from `trash/<id>`. That it is back already is no error, so that an interrupted call can be
+    /// repeated.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the tree survives a power cut.
+    fn restore(&self, id: SnapshotId, trash: &Path) -> Result<()> {
+        let (from, to) = (trash.join(id.0.to_string()), self.root().join(id.0.to_string()));
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { operation: "restore", path, source }
+        };
+        match std::fs::rename(&from, &to) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && to.is_dir() => Ok(()),
+            other => other.map_err(failed(&from)),
+        }?;
+        let directory = std::fs::File::open(self.root()).map_err(failed(self.root()))?;
+        directory.sync_all().map_err(failed(self.root()))
+    }
 
     /// The ids that are on disk, for clean-up and rebuilding.
     fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>>;
 
     /// The directory the driver works in.
-    fn root(&self) -> &std::path::Path;
+    fn root(&self) -> &Path;
 
     /// Whether a layer can be applied before its parent is there.
     fn supports_rebase(&self) -> bool;
