@@ -2,15 +2,20 @@
 
 use jiff::Timestamp;
 use orlop_oci::{Descriptor, Digest};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{Labels, Result, Scope, Store};
+use crate::db::{Tx, from_nanos, to_nanos};
+use crate::edges::{self, Edges};
+use crate::filter::{Filter, in_map};
+use crate::history::{self, State, digest_column};
+use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, namespaces};
 
 /// A name and what it points at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
     /// Any non-empty text.
     pub name: String,
-    /// A manifest or index.
+    /// A manifest or index. Of its fields media type, digest, size and annotations are kept.
     pub target: Descriptor,
     /// Labels.
     pub labels: Labels,
@@ -23,7 +28,8 @@ pub struct Image {
 /// One step of a [`Store::write_images`] transaction.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ImageChange {
-    /// Creates the record, or updates its target and adds these labels to those it has.
+    /// Creates the record, or updates its target and adds these labels to those it has. What is so already stays
+    /// untouched, its time and history too.
     Upsert {
         /// The name.
         name: String,
@@ -39,41 +45,236 @@ pub enum ImageChange {
     },
 }
 
+const COLUMNS: &str = "name, digest, media_type, size, annotations, labels, created, updated";
+
 impl Store {
     /// One record.
     pub fn image(&self, namespace: &str, name: &str) -> Result<Image> {
-        let _ = (namespace, name);
-        todo!()
+        self.read(|conn| get(conn, namespace, name))?.ok_or_else(|| not_found(name))
     }
 
     /// All records that match any of `filters` (containerd's grammar; none: all), ordered by name.
     pub fn images(&self, namespace: &str, filters: &[String]) -> Result<Vec<Image>> {
-        let _ = (namespace, filters);
-        todo!()
+        let filter = Filter::parse(filters)?;
+        self.read(|conn| {
+            let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 ORDER BY name");
+            let mut query = conn.prepare_cached(&sql)?;
+            let mut rows = query.query([namespace])?;
+            let mut images = Vec::new();
+            while let Some(row) = rows.next()? {
+                let image = image(row)?;
+                if filter.is_trivial() || image.matches(&filter) {
+                    images.push(image);
+                }
+            }
+            Ok(images)
+        })
     }
 
     /// Creates a record; its times are set here.
     pub fn create_image(&self, scope: &Scope, image: Image) -> Result<Image> {
-        let _ = (scope, image);
-        todo!()
+        let image = prepared(image)?;
+        self.write("create image", |tx| {
+            if get(tx, &scope.namespace, &image.name)?.is_some() {
+                return Err(Error::AlreadyExists { kind: ObjectKind::Image, name: image.name.clone() });
+            }
+            put(tx, scope, None, Image { created_at: from_nanos(tx.now()), ..image })
+        })
     }
 
     /// Updates a record as containerd does: an empty mask replaces everything but the creation time; `labels`,
-    /// `labels.<key>` (the key may have dots), `target`, `annotations` replace just that.
+    /// `labels.<key>` and `annotations.<key>` (the key may have dots), `target`, `annotations` replace just that.
     pub fn update_image(&self, scope: &Scope, image: Image, mask: &[String]) -> Result<Image> {
-        let _ = (scope, image, mask);
-        todo!()
+        self.write("update image", |tx| {
+            let old = get(tx, &scope.namespace, &image.name)?.ok_or_else(|| not_found(&image.name))?;
+            let new = prepared(masked(&old, image, mask)?)?;
+            put(tx, scope, Some(&old), new)
+        })
     }
 
     /// Deletes a record; with `target`, only if it points there (else NotFound). Bytes go at the next collection.
     pub fn delete_image(&self, scope: &Scope, name: &str, target: Option<&Digest>) -> Result<Image> {
-        let _ = (scope, name, target);
-        todo!()
+        self.write("delete image", |tx| {
+            let old = get(tx, &scope.namespace, name)?.ok_or_else(|| not_found(name))?;
+            if target.is_some_and(|t| *t != old.target.digest) {
+                return Err(not_found(name));
+            }
+            delete(tx, scope, &old)?;
+            Ok(old)
+        })
     }
 
     /// Applies all changes in one transaction, or none.
     pub fn write_images(&self, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
-        let _ = (scope, changes);
-        todo!()
+        self.write("write images", |tx| apply(tx, scope, changes))
     }
+}
+
+/// Applies changes within a transaction.
+pub(crate) fn apply(tx: &Tx<'_>, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
+    for change in changes {
+        match change {
+            ImageChange::Upsert { name, target, labels } => upsert(tx, scope, name, target, labels)?,
+            ImageChange::Delete { name } => {
+                if let Some(old) = get(tx, &scope.namespace, name)? {
+                    delete(tx, scope, &old)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn upsert(tx: &Tx<'_>, scope: &Scope, name: &str, target: &Descriptor, added: &Labels) -> Result<()> {
+    let old = get(tx, &scope.namespace, name)?;
+    let mut image = old.clone().unwrap_or_else(|| Image {
+        name: name.to_owned(),
+        target: target.clone(),
+        labels: Labels::new(),
+        created_at: from_nanos(tx.now()),
+        updated_at: from_nanos(tx.now()),
+    });
+    image.target = target.clone();
+    labels::merge(&mut image.labels, added);
+    let image = prepared(image)?;
+    if old.as_ref() == Some(&image) {
+        return Ok(());
+    }
+    put(tx, scope, old.as_ref(), image).map(|_| ())
+}
+
+/// One record within a transaction.
+pub(crate) fn get(conn: &Connection, namespace: &str, name: &str) -> Result<Option<Image>> {
+    let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 AND name = ?2");
+    Ok(conn.prepare_cached(&sql)?.query_row(params![namespace, name], image).optional()?)
+}
+
+/// Writes a record that differs from `old`, with its edges, history and lease.
+fn put(tx: &Tx<'_>, scope: &Scope, old: Option<&Image>, mut image: Image) -> Result<Image> {
+    let namespace = &scope.namespace;
+    namespaces::ensure(tx, namespace)?;
+    image.updated_at = from_nanos(tx.now());
+    let expires = labels::expiry(&image.labels);
+    tx.prepare_cached("INSERT OR REPLACE INTO image VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
+        params![
+            namespace,
+            image.name,
+            image.target.digest.as_str(),
+            image.target.media_type,
+            size_column(image.target.size),
+            labels::to_json(&image.target.annotations),
+            labels::to_json(&image.labels),
+            expires,
+            to_nanos(image.created_at),
+            tx.now()
+        ],
+    )?;
+    let stated = Edges::of_labels(&image.labels).to(edges::CONTENT, image.target.digest.as_str());
+    edges::put(tx, namespace, edges::IMAGES, &image.name, &stated)?;
+    if expires.is_some() {
+        edges::suspect(tx, namespace, edges::IMAGES, &image.name)?;
+    }
+    if old.is_none() && image.labels.contains_key(edges::EXPIRE) {
+        // A record without expiry needs no lease: it is a root itself.
+        leases::add(tx, scope, edges::IMAGES, &image.name)?;
+    }
+    history::record(tx, &scope.actor, namespace, &image.name, old.map(Image::state), Some(image.state()))?;
+    Ok(image)
+}
+
+/// Deletes a record within a transaction, with its edges; tells the history.
+pub(crate) fn delete(tx: &Tx<'_>, scope: &Scope, old: &Image) -> Result<()> {
+    let namespace = &scope.namespace;
+    tx.prepare_cached("DELETE FROM image WHERE namespace = ?1 AND name = ?2")?.execute(params![namespace, old.name])?;
+    edges::remove(tx, namespace, edges::IMAGES, &old.name)?;
+    leases::take(tx, scope, edges::IMAGES, &old.name)?;
+    history::record(tx, &scope.actor, namespace, &old.name, Some(old.state()), None)
+}
+
+/// What an update makes of a record.
+fn masked(old: &Image, given: Image, mask: &[String]) -> Result<Image> {
+    if mask.is_empty() {
+        return Ok(Image { created_at: old.created_at, ..given });
+    }
+    let mut new = old.clone();
+    for path in mask {
+        if let Some(key) = path.strip_prefix("labels.") {
+            labels::set(&mut new.labels, key, given.labels.get(key).cloned().unwrap_or_default());
+        } else if let Some(key) = path.strip_prefix("annotations.") {
+            let value = given.target.annotations.get(key).cloned().unwrap_or_default();
+            labels::set(&mut new.target.annotations, key, value);
+        } else {
+            match path.as_str() {
+                "labels" => new.labels = given.labels.clone(),
+                "target" => new.target = given.target.clone(),
+                "annotations" => new.target.annotations = given.target.annotations.clone(),
+                _ => return Err(labels::unknown_field(path, "labels, target, annotations or one key of those maps")),
+            }
+        }
+    }
+    Ok(new)
+}
+
+/// Checks a record and drops what is not kept of it.
+fn prepared(mut image: Image) -> Result<Image> {
+    let invalid = |what, reason: &str| Err(Error::Invalid { what, reason: reason.to_owned() });
+    if image.name.is_empty() {
+        return invalid("image name", "it is empty");
+    }
+    if image.target.media_type.is_empty() {
+        return invalid("image target", "its media type is empty");
+    }
+    if image.target.size == 0 {
+        return invalid("image target", "its size must be above 0");
+    }
+    image.labels = labels::without_empty(image.labels);
+    labels::validate(&image.labels)?;
+    let kept = Descriptor::new(image.target.media_type, image.target.digest, image.target.size);
+    image.target = Descriptor { annotations: image.target.annotations, ..kept };
+    Ok(image)
+}
+
+fn image(row: &Row<'_>) -> rusqlite::Result<Image> {
+    let target = Descriptor::new(row.get::<_, String>(2)?, digest_column(row, 1)?, size_from_column(row.get(3)?));
+    Ok(Image {
+        name: row.get(0)?,
+        target: Descriptor { annotations: labels::column(row, 4)?, ..target },
+        labels: labels::column(row, 5)?,
+        created_at: from_nanos(row.get(6)?),
+        updated_at: from_nanos(row.get(7)?),
+    })
+}
+
+impl Image {
+    fn state(&self) -> State<'_> {
+        State { target: &self.target, labels: &self.labels }
+    }
+
+    fn matches(&self, filter: &Filter) -> bool {
+        filter.matches(|path| match path[0].as_str() {
+            "name" => Some(self.name.as_str().into()),
+            "target" => match path.get(1)?.as_str() {
+                "digest" => Some(self.target.digest.as_str().into()),
+                "mediatype" => Some(self.target.media_type.as_str().into()),
+                _ => None,
+            },
+            "labels" => in_map(&self.labels, &path[1..]),
+            "annotations" => in_map(&self.target.annotations, &path[1..]),
+            _ => None,
+        })
+    }
+}
+
+fn not_found(name: &str) -> Error {
+    Error::NotFound { kind: ObjectKind::Image, name: name.to_owned() }
+}
+
+/// SQLite's integers are signed: a size above 8 EiB, which only a lying descriptor has, is stored as that.
+pub(crate) fn size_column(size: u64) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// The opposite of [`size_column`].
+pub(crate) fn size_from_column(size: i64) -> u64 {
+    u64::try_from(size).unwrap_or(0)
 }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 
 use orlop_oci::{ChainId, Digest, ImageId, Platform};
+use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, Store};
+use crate::history::digest_column;
+use crate::{Error, Result, Store};
 
 /// The gist of a manifest or index; immutable like the document itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,18 +33,46 @@ pub struct ManifestSummary {
 impl Store {
     /// Remembers summaries, in one transaction.
     pub fn put_summaries(&self, summaries: &[(Digest, ManifestSummary)]) -> Result<()> {
-        let _ = summaries;
-        todo!()
+        if summaries.is_empty() {
+            return Ok(());
+        }
+        self.write("remember manifests", |tx| {
+            let mut insert = tx.prepare_cached("INSERT OR REPLACE INTO manifest_summary VALUES (?1, ?2)")?;
+            for (digest, summary) in summaries {
+                let body = serde_json::to_string(summary)
+                    .map_err(|e| Error::Invalid { what: "manifest summary", reason: format!("{digest}: {e}") })?;
+                insert.execute(params![digest.as_str(), body])?;
+            }
+            Ok(())
+        })
     }
 
     /// One summary.
     pub fn summary(&self, digest: &Digest) -> Result<Option<ManifestSummary>> {
-        let _ = digest;
-        todo!()
+        self.read(|conn| {
+            let mut query = conn.prepare_cached("SELECT body FROM manifest_summary WHERE digest = ?1")?;
+            let mut rows = query.query([digest.as_str()])?;
+            Ok(rows.next()?.and_then(|row| parse(row, 0)))
+        })
     }
 
     /// All summaries.
     pub fn summaries(&self) -> Result<HashMap<Digest, ManifestSummary>> {
-        todo!()
+        self.read(|conn| {
+            let mut query = conn.prepare_cached("SELECT digest, body FROM manifest_summary")?;
+            let mut rows = query.query([])?;
+            let mut summaries = HashMap::new();
+            while let Some(row) = rows.next()? {
+                if let Some(summary) = parse(row, 1) {
+                    summaries.insert(digest_column(row, 0)?, summary);
+                }
+            }
+            Ok(summaries)
+        })
     }
+}
+
+/// A summary only saves work: one that another version wrote differently counts as not there.
+fn parse(row: &Row<'_>, index: usize) -> Option<ManifestSummary> {
+    serde_json::from_str(row.get_ref(index).ok()?.as_str().ok()?).ok()
 }
