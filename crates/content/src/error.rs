@@ -88,6 +88,9 @@ pub enum Error {
     /// A request that makes no sense.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
+    /// The names over the bytes said no: what a store with namespaces or leases has beyond this contract.
+    #[error(transparent)]
+    Metadata(Box<dyn std::error::Error + Send + Sync>),
     /// The operating system said no.
     #[error("{operation} {}: {source}", path.display())]
     Io {

@@ -118,7 +118,7 @@ pub enum Error {
     },
     /// Content said no.
     #[error(transparent)]
-    Content(#[from] orlop_content::Error),
+    Content(orlop_content::Error),
     /// A tree said no.
     #[error(transparent)]
     Snapshot(#[from] orlop_snapshot::Error),

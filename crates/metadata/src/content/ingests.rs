@@ -1,0 +1,177 @@
+//! The rows of writes in progress.
+
+use orlop_oci::Digest;
+use rand::RngExt;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{doom, get, insert};
+use crate::db::Tx;
+use crate::edges::{self, Edges};
+use crate::history::digest_column;
+use crate::{Error, ObjectKind, Result, Scope, leases, namespaces};
+
+/// How long a write that no lease holds may rest: containerd's time.
+const UNLEASED_NANOS: i64 = 24 * 3600 * 1_000_000_000;
+
+/// What opening a write found.
+pub(super) enum Opened {
+    /// The namespace has the blob, which is leased now. The raw store's name of a write under the same ref, if any.
+    Exists { stale: Option<String> },
+    /// The row is there; the raw store's name of the write.
+    Ready { backend: String },
+}
+
+/// What finishing a write found.
+pub(super) enum Finished {
+    /// The blob is visible.
+    Committed,
+    /// It was visible already.
+    Exists,
+    /// The row named another digest, and names the right one again: the bytes were unprotected for a while.
+    Unprotected,
+}
+
+/// Opens or reopens a write. `expected` goes into a new row only: an existing one may belong to a writer that commits
+/// right now.
+pub(super) fn open(tx: &Tx<'_>, scope: &Scope, reference: &str, expected: Option<&Digest>) -> Result<Opened> {
+    let namespace = &scope.namespace;
+    let existing = backend(tx, namespace, reference)?;
+    if let Some(digest) = expected
+        && get(tx, namespace, digest)?.is_some()
+    {
+        leases::add(tx, scope, edges::CONTENT, digest.as_str())?;
+        return Ok(Opened::Exists { stale: existing });
+    }
+    namespaces::ensure(tx, namespace)?;
+    let leased = leases::add(tx, scope, edges::INGESTS, reference)?;
+    let expires = (!leased).then(|| tx.now().saturating_add(UNLEASED_NANOS));
+    if let Some(backend) = existing {
+        if expires.is_some() {
+            tx.prepare_cached("UPDATE ingest SET expires = ?3 WHERE namespace = ?1 AND ref = ?2")?
+                .execute(params![namespace, reference, expires])?;
+        }
+        return Ok(Opened::Ready { backend });
+    }
+    let unique: u64 = rand::rng().random();
+    let backend = format!("{namespace}/{unique:016x}/{reference}");
+    tx.prepare_cached("INSERT INTO ingest VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        namespace,
+        reference,
+        backend,
+        expected.map(Digest::as_str),
+        expires,
+        tx.now()
+    ])?;
+    state(tx, namespace, reference, expected)?;
+    edges::suspect(tx, namespace, edges::INGESTS, reference)?;
+    Ok(Opened::Ready { backend })
+}
+
+/// Makes `digest` what the write of `backend` protects. Says `false` if the namespace has that blob already.
+pub(super) fn protect(tx: &Tx<'_>, scope: &Scope, reference: &str, backend: &str, digest: &Digest) -> Result<bool> {
+    if get(tx, &scope.namespace, digest)?.is_some() {
+        return Ok(false);
+    }
+    let named = expected(tx, &scope.namespace, reference, backend)?;
+    if named.as_ref() != Some(digest) {
+        expect(tx, &scope.namespace, reference, digest)?;
+    }
+    Ok(true)
+}
+
+/// Lets a blob take the place of the write, if nothing happened to the write meanwhile.
+pub(super) fn finish(
+    tx: &Tx<'_>,
+    scope: &Scope,
+    reference: &str,
+    backend: &str,
+    digest: &Digest,
+    size: u64,
+) -> Result<Finished> {
+    let namespace = &scope.namespace;
+    if get(tx, namespace, digest)?.is_some() {
+        leases::add(tx, scope, edges::CONTENT, digest.as_str())?;
+        remove_if(tx, scope, reference, backend)?;
+        return Ok(Finished::Exists);
+    }
+    if expected(tx, namespace, reference, backend)?.as_ref() != Some(digest) {
+        expect(tx, namespace, reference, digest)?;
+        return Ok(Finished::Unprotected);
+    }
+    insert(tx, scope, digest, size)?;
+    remove_if(tx, scope, reference, backend)?;
+    Ok(Finished::Committed)
+}
+
+/// Removes a write's row. The collector drops its bytes, should the caller not come to it, and the bytes it protected.
+pub(super) fn abort(tx: &Tx<'_>, scope: &Scope, reference: &str) -> Result<String> {
+    let namespace = &scope.namespace;
+    let backend = backend(tx, namespace, reference)?.ok_or_else(|| no_ingest(reference))?;
+    let digest = expected(tx, namespace, reference, &backend)?;
+    remove_if(tx, scope, reference, &backend)?;
+    doom(tx, "ingest", &backend)?;
+    if let Some(digest) = digest {
+        doom(tx, "content", digest.as_str())?;
+    }
+    Ok(backend)
+}
+
+/// Removes the row of a write whose bytes the raw store has no more, unless the ref was opened anew.
+pub(super) fn remove_if(tx: &Tx<'_>, scope: &Scope, reference: &str, backend: &str) -> Result<()> {
+    let namespace = &scope.namespace;
+    let gone = tx
+        .prepare_cached("DELETE FROM ingest WHERE namespace = ?1 AND ref = ?2 AND backend = ?3")?
+        .execute(params![namespace, reference, backend])?;
+    if gone > 0 {
+        edges::remove(tx, namespace, edges::INGESTS, reference)?;
+        leases::take(tx, scope, edges::INGESTS, reference)?;
+    }
+    Ok(())
+}
+
+/// All writes of a namespace: ref and the raw store's name.
+pub(super) fn all(conn: &Connection, namespace: &str) -> Result<Vec<(String, String)>> {
+    let mut query = conn.prepare_cached("SELECT ref, backend FROM ingest WHERE namespace = ?1 ORDER BY ref")?;
+    let rows = query.query_map([namespace], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The raw store's name of a write.
+pub(super) fn backend(conn: &Connection, namespace: &str, reference: &str) -> Result<Option<String>> {
+    let mut query = conn.prepare_cached("SELECT backend FROM ingest WHERE namespace = ?1 AND ref = ?2")?;
+    Ok(query.query_row(params![namespace, reference], |row| row.get(0)).optional()?)
+}
+
+/// The digest that a write protects.
+///
+/// # Errors
+/// NotFound if the write was aborted, also if its ref was opened anew.
+fn expected(conn: &Connection, namespace: &str, reference: &str, backend: &str) -> Result<Option<Digest>> {
+    let mut query =
+        conn.prepare_cached("SELECT expected FROM ingest WHERE namespace = ?1 AND ref = ?2 AND backend = ?3")?;
+    let found = query
+        .query_row(params![namespace, reference, backend], |row| match row.get_ref(0)? {
+            rusqlite::types::ValueRef::Null => Ok(None),
+            _ => digest_column(row, 0).map(Some),
+        })
+        .optional()?;
+    found.ok_or_else(|| no_ingest(reference))
+}
+
+fn expect(tx: &Tx<'_>, namespace: &str, reference: &str, digest: &Digest) -> Result<()> {
+    tx.prepare_cached("UPDATE ingest SET expected = ?3 WHERE namespace = ?1 AND ref = ?2")?.execute(params![
+        namespace,
+        reference,
+        digest.as_str()
+    ])?;
+    state(tx, namespace, reference, Some(digest))
+}
+
+fn state(tx: &Tx<'_>, namespace: &str, reference: &str, expected: Option<&Digest>) -> Result<()> {
+    let stated = expected.map(|d| Edges::default().to(edges::CONTENT, d.as_str())).unwrap_or_default();
+    edges::put(tx, namespace, edges::INGESTS, reference, &stated)
+}
+
+fn no_ingest(reference: &str) -> Error {
+    Error::NotFound { kind: ObjectKind::Ingest, name: reference.to_owned() }
+}

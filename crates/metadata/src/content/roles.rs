@@ -1,0 +1,203 @@
+//! The roles of `orlop-content`, in one namespace.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use orlop_content as content;
+use orlop_content::{BlobReader, Info, IngestManager, IngestOptions, Ingester, Manager, Provider, Status};
+use orlop_oci::Digest;
+
+use super::ingests::{self, Opened};
+use super::writer::{Adopted, ScopedWriter, Source};
+use super::{ContentInfo, ScopedContent};
+use crate::{Error, ObjectKind, Result};
+
+impl From<Error> for content::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Content(error) => error,
+            Error::NotFound { kind: ObjectKind::Content, name } => Self::NotFound { kind: "blob", name },
+            Error::NotFound { kind: ObjectKind::Ingest, name } => Self::NotFound { kind: "ingest", name },
+            other => Self::Metadata(Box::new(other)),
+        }
+    }
+}
+
+impl From<content::Error> for Error {
+    fn from(error: content::Error) -> Self {
+        match error {
+            content::Error::Metadata(inner) => match inner.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(inner) => Self::Content(content::Error::Metadata(inner)),
+            },
+            other => Self::Content(other),
+        }
+    }
+}
+
+impl ScopedContent {
+    /// Runs a call that blocks where it may.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> content::Result<T> {
+        let this = self.clone();
+        let result = tokio::task::spawn_blocking(move || f(&this)).await;
+        result.map_err(|_| content::Error::Stopped)?.map_err(content::Error::from)
+    }
+
+    async fn backend(&self, reference: &str) -> content::Result<String> {
+        let name = reference.to_owned();
+        let found = self
+            .blocking(move |this| this.store.read(|conn| ingests::backend(conn, &this.scope.namespace, &name)))
+            .await?;
+        found.ok_or_else(|| content::Error::NotFound { kind: "ingest", name: reference.to_owned() })
+    }
+
+    /// Frees a ref whose blob is there, unless somebody is writing it.
+    async fn free(&self, reference: &str, backend: String, digest: &Digest) -> content::Result<()> {
+        let raw = self.store.raw_content();
+        let probe = IngestOptions { reference: backend.clone(), total: 0, expected: Some(digest.clone()) };
+        match raw.writer(probe).await {
+            Err(content::Error::Locked(_)) => return Ok(()),
+            // The bytes are gone from under the row: whoever reads them will find out.
+            Ok(writer) => {
+                drop(writer);
+                raw.abort(&backend).await?;
+            }
+            Err(content::Error::AlreadyExists(_)) if raw.status(&backend).await.is_ok() => return Ok(()),
+            Err(content::Error::AlreadyExists(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let reference = reference.to_owned();
+        self.blocking(move |this| {
+            this.store.write("free ref", |tx| ingests::remove_if(tx, &this.scope, &reference, &backend))
+        })
+        .await
+    }
+
+    /// Finds where a write gets its bytes: from the writer, or from what another namespace has.
+    async fn source(&self, options: &IngestOptions, backend: &str) -> content::Result<Source> {
+        let raw = self.store.raw_content();
+        let inner = IngestOptions { reference: backend.to_owned(), ..options.clone() };
+        let digest = match raw.writer(inner.clone()).await {
+            Err(content::Error::AlreadyExists(digest)) => digest,
+            other => return other.map(Source::Raw),
+        };
+        let size = raw.info(&digest).await.ok().map(|info| info.size);
+        match size {
+            Some(size) if options.total == 0 || options.total == size => {
+                Ok(Source::Adopted(Adopted::new(digest, size)))
+            }
+            // The size is wrong, or the blob went meanwhile. The writer shall bring the bytes, and commit will tell.
+            _ => raw.writer(IngestOptions { expected: None, ..inner }).await.map(Source::Raw),
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for ScopedContent {
+    async fn open(&self, digest: &Digest) -> content::Result<Arc<dyn BlobReader>> {
+        let name = digest.clone();
+        self.blocking(move |this| this.stat(&name)).await?;
+        self.store.raw_content().open(digest).await
+    }
+
+    async fn info(&self, digest: &Digest) -> content::Result<Info> {
+        let digest = digest.clone();
+        self.blocking(move |this| this.stat(&digest)).await.map(Info::from)
+    }
+}
+
+#[async_trait]
+impl Ingester for ScopedContent {
+    async fn writer(&self, options: IngestOptions) -> content::Result<Box<dyn content::Writer>> {
+        if options.reference.is_empty() {
+            return Err(content::Error::Invalid("an ingest needs a ref that is not empty"));
+        }
+        let (reference, expected) = (options.reference.clone(), options.expected.clone());
+        let opened = self
+            .blocking(move |this| {
+                this.store.write("open ingest", |tx| ingests::open(tx, &this.scope, &reference, expected.as_ref()))
+            })
+            .await?;
+        let backend = match (opened, &options.expected) {
+            (Opened::Ready { backend }, _) => backend,
+            (Opened::Exists { stale }, Some(digest)) => {
+                if let Some(backend) = stale {
+                    self.free(&options.reference, backend, digest).await?;
+                }
+                return Err(content::Error::AlreadyExists(digest.clone()));
+            }
+            (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
+        };
+        let source = self.source(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
+        Ok(Box::new(ScopedWriter::new(self.clone(), options.reference, backend, source)))
+    }
+}
+
+#[async_trait]
+impl IngestManager for ScopedContent {
+    async fn status(&self, reference: &str) -> content::Result<Status> {
+        let backend = self.backend(reference).await?;
+        let status = self.store.raw_content().status(&backend).await.map_err(|e| renamed(e, reference))?;
+        Ok(Status { reference: reference.to_owned(), ..status })
+    }
+
+    async fn statuses(&self) -> content::Result<Vec<Status>> {
+        let all = self.blocking(|this| this.store.read(|conn| ingests::all(conn, &this.scope.namespace))).await?;
+        let mut statuses = Vec::with_capacity(all.len());
+        for (reference, backend) in all {
+            match self.store.raw_content().status(&backend).await {
+                Ok(status) => statuses.push(Status { reference, ..status }),
+                Err(content::Error::NotFound { .. }) => {}
+                Err(error) => return Err(renamed(error, &reference)),
+            }
+        }
+        Ok(statuses)
+    }
+
+    async fn abort(&self, reference: &str) -> content::Result<()> {
+        let name = reference.to_owned();
+        let backend = self
+            .blocking(move |this| this.store.write("abort ingest", |tx| ingests::abort(tx, &this.scope, &name)))
+            .await?;
+        match self.store.raw_content().abort(&backend).await {
+            Err(content::Error::NotFound { .. }) => Ok(()),
+            other => other.map_err(|e| renamed(e, reference)),
+        }
+    }
+}
+
+#[async_trait]
+impl Manager for ScopedContent {
+    async fn list(&self) -> content::Result<Vec<Info>> {
+        let found = self.blocking(|this| this.find(&[])).await?;
+        Ok(found.into_iter().map(Info::from).collect())
+    }
+
+    async fn delete(&self, digest: &Digest) -> content::Result<()> {
+        let digest = digest.clone();
+        self.blocking(move |this| this.forget(&digest)).await
+    }
+}
+
+impl From<ContentInfo> for Info {
+    fn from(info: ContentInfo) -> Self {
+        Self { digest: info.digest, size: info.size, created_at: info.created_at, updated_at: info.updated_at }
+    }
+}
+
+/// The raw store's error, about the ref that the client knows.
+pub(super) fn renamed(error: content::Error, reference: &str) -> content::Error {
+    use content::Error as E;
+    let reference = reference.to_owned();
+    match error {
+        E::NotFound { kind: "ingest", .. } => E::NotFound { kind: "ingest", name: reference },
+        E::Locked(_) => E::Locked(reference),
+        E::Offset { current, given, .. } => E::Offset { reference, current, given },
+        E::DigestMismatch { expected, actual, .. } => E::DigestMismatch { reference, expected, actual },
+        E::SizeMismatch { expected, actual, .. } => E::SizeMismatch { reference, expected, actual },
+        other => other,
+    }
+}

@@ -1,0 +1,200 @@
+//! A writer in one namespace.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use orlop_content as content;
+use orlop_content::{IngestOptions, Status, Writer};
+use orlop_oci::Digest;
+
+use super::ScopedContent;
+use super::ingests::{self, Finished};
+use super::roles::renamed;
+
+/// How much is copied at a time when adopted content is written on.
+const COPY: usize = 1 << 20;
+
+/// How often a commit starts again when other openers of its ref interfere.
+const ROUNDS: usize = 16;
+
+/// Where the bytes are.
+pub(super) enum Source {
+    /// In a write of the raw store.
+    Raw(Box<dyn Writer>),
+    /// In a blob that another namespace has: commit needs nothing more.
+    Adopted(Adopted),
+}
+
+/// A blob that is there and becomes this namespace's at commit.
+pub(super) struct Adopted {
+    digest: Digest,
+    size: u64,
+    since: Timestamp,
+}
+
+impl Adopted {
+    pub(super) fn new(digest: Digest, size: u64) -> Self {
+        Self { digest, size, since: Timestamp::now() }
+    }
+}
+
+/// Writes one blob into a namespace.
+pub(super) struct ScopedWriter {
+    content: ScopedContent,
+    reference: String,
+    backend: String,
+    source: Source,
+    done: bool,
+}
+
+impl ScopedWriter {
+    pub(super) fn new(content: ScopedContent, reference: String, backend: String, source: Source) -> Self {
+        Self { content, reference, backend, source, done: false }
+    }
+
+    /// The raw writer; adopted content is first copied into a new one, up to `size`.
+    async fn raw(&mut self, size: u64) -> content::Result<&mut Box<dyn Writer>> {
+        if self.done {
+            return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
+        }
+        if let Source::Adopted(adopted) = &self.source {
+            let raw = self.content.store.raw_content();
+            let options = IngestOptions { reference: self.backend.clone(), ..IngestOptions::default() };
+            let mut writer = raw.writer(options).await.map_err(|e| renamed(e, &self.reference))?;
+            writer.truncate(0).await?;
+            let reader = raw.open(&adopted.digest).await?;
+            let mut at = 0;
+            while at < size {
+                let part = reader.read_at(at, COPY.min(usize::try_from(size - at).unwrap_or(COPY))).await?;
+                if part.is_empty() {
+                    break;
+                }
+                at += part.len() as u64;
+                writer.write(part).await?;
+            }
+            self.source = Source::Raw(writer);
+        }
+        match &mut self.source {
+            Source::Raw(writer) => Ok(writer),
+            Source::Adopted(_) => unreachable!("replaced above"),
+        }
+    }
+
+    /// Checks what was asked for; says under which name the bytes will be visible, and how many they are.
+    fn check(&self, size: u64, expected: Option<&Digest>) -> content::Result<(Digest, u64)> {
+        let status = self.status();
+        let size = if size == 0 { status.total } else { size };
+        if size != 0 && size != status.offset {
+            let reference = self.reference.clone();
+            return Err(content::Error::SizeMismatch { reference, expected: size, actual: status.offset });
+        }
+        let actual = self.digest();
+        let name = expected.cloned().or(status.expected).unwrap_or_else(|| actual.clone());
+        if name != actual && (name.algorithm() == actual.algorithm() || matches!(self.source, Source::Adopted(_))) {
+            return Err(content::Error::DigestMismatch { reference: self.reference.clone(), expected: name, actual });
+        }
+        Ok((name, status.offset))
+    }
+
+    /// Makes the row name the digest, before the bytes become visible under it.
+    async fn protect(&mut self, digest: &Digest) -> content::Result<bool> {
+        let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
+        self.content
+            .blocking(move |this| {
+                this.store.write("commit ingest", |tx| ingests::protect(tx, &this.scope, &reference, &backend, &digest))
+            })
+            .await
+    }
+
+    async fn finish(&mut self, digest: &Digest, size: u64) -> content::Result<Finished> {
+        let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
+        self.content
+            .blocking(move |this| {
+                this.store
+                    .write("commit content", |tx| ingests::finish(tx, &this.scope, &reference, &backend, &digest, size))
+            })
+            .await
+    }
+
+    /// Lets the blob take the place of the write; the bytes are visible in the raw store.
+    async fn publish(&mut self, digest: &Digest, size: u64) -> content::Result<Digest> {
+        for _ in 0..ROUNDS {
+            match self.finish(digest, size).await? {
+                Finished::Committed => {
+                    self.done = true;
+                    return Ok(digest.clone());
+                }
+                Finished::Exists => return Err(self.exists(digest).await),
+                Finished::Unprotected => {
+                    self.content.store.raw_content().info(digest).await?;
+                }
+            }
+        }
+        Err(content::Error::Locked(self.reference.clone()))
+    }
+
+    /// Frees the ref and its bytes: the blob is there.
+    async fn exists(&mut self, digest: &Digest) -> content::Error {
+        self.done = true;
+        match self.content.store.raw_content().abort(&self.backend).await {
+            Ok(()) | Err(content::Error::NotFound { .. }) => content::Error::AlreadyExists(digest.clone()),
+            Err(error) => renamed(error, &self.reference),
+        }
+    }
+}
+
+#[async_trait]
+impl Writer for ScopedWriter {
+    fn status(&self) -> Status {
+        match &self.source {
+            Source::Raw(writer) => Status { reference: self.reference.clone(), ..writer.status() },
+            Source::Adopted(adopted) => Status {
+                reference: self.reference.clone(),
+                offset: adopted.size,
+                total: adopted.size,
+                expected: Some(adopted.digest.clone()),
+                started_at: adopted.since,
+                updated_at: adopted.since,
+            },
+        }
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> content::Result<()> {
+        if bytes.is_empty() && matches!(self.source, Source::Adopted(_)) {
+            return Ok(());
+        }
+        let result = self.raw(self.status().offset).await?.write(bytes).await;
+        result.map_err(|e| renamed(e, &self.reference))
+    }
+
+    async fn truncate(&mut self, size: u64) -> content::Result<()> {
+        if size > self.status().offset {
+            return Err(content::Error::Invalid("a write cannot be truncated to more than it has"));
+        }
+        let result = self.raw(size).await?.truncate(size).await;
+        result.map_err(|e| renamed(e, &self.reference))
+    }
+
+    async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> content::Result<Digest> {
+        if self.done {
+            return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
+        }
+        let (digest, size) = self.check(size, expected)?;
+        if matches!(self.source, Source::Adopted(_)) || !self.protect(&digest).await? {
+            // The bytes are there, and this write protects them or this namespace has them.
+            return self.publish(&digest, size).await;
+        }
+        let result = self.raw(size).await?.commit(size, Some(&digest)).await;
+        match result {
+            Ok(_) | Err(content::Error::AlreadyExists(_)) => self.publish(&digest, size).await,
+            Err(error) => Err(renamed(error, &self.reference)),
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        match &self.source {
+            Source::Raw(writer) => writer.digest(),
+            Source::Adopted(adopted) => adopted.digest.clone(),
+        }
+    }
+}
