@@ -1,0 +1,280 @@
+//! Making, committing and removing snapshots.
+
+use orlop_snapshot::{Meta, Mount, SnapshotId, Usage};
+use rusqlite::params;
+
+use super::{Found, ScopedSnapshots, SnapshotKind, chain, exists, failed, id_column, not_found, number};
+use crate::content::doom;
+use crate::db::{Tx, now};
+use crate::images::size_column;
+use crate::{Error, Labels, Result, edges, labels, leases, namespaces};
+
+/// Label of a snapshot being made: the committed one that it is to become.
+const TARGET: &str = "containerd.io/snapshot.ref";
+
+/// How long making a tree may take; copying a large parent on a slow disk takes minutes.
+const MAKING_NANOS: i64 = 3600 * 1_000_000_000;
+
+/// A number that is taken, and what is below it.
+struct Reserved {
+    id: SnapshotId,
+    parents: Vec<SnapshotId>,
+}
+
+impl ScopedSnapshots {
+    /// Makes an active snapshot on `parent` (empty: on nothing). An existing key is AlreadyExists, yet leased. So is the
+    /// snapshot that the label `containerd.io/snapshot.ref` names.
+    pub fn prepare(&self, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+        self.make(SnapshotKind::Active, key, parent, labels)
+    }
+
+    /// Makes a read-only view of a committed snapshot; otherwise as [`ScopedSnapshots::prepare`].
+    pub fn view(&self, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+        self.make(SnapshotKind::View, key, parent, labels)
+    }
+
+    fn make(&self, kind: SnapshotKind, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+        if key.is_empty() {
+            return Err(Error::Invalid { what: "snapshot key", reason: "it is empty".to_owned() });
+        }
+        labels::validate(&labels)?;
+        let labels = labels::without_empty(labels);
+        let reserved = self.store.write("prepare snapshot", |tx| self.reserve(tx, key, parent, &labels))??;
+        let driver = self.driver()?;
+        let meta = self.meta(key, kind, reserved.parents.first().copied(), labels.clone());
+        let mounts = driver
+            .create(reserved.id, &reserved.parents, &meta)
+            .and_then(|()| driver.mounts(reserved.id, &reserved.parents, kind == SnapshotKind::Active));
+        let made = match mounts {
+            Ok(mounts) => self
+                .store
+                .write("prepare snapshot", |tx| self.publish(tx, &reserved, kind, key, parent, &labels))
+                .and_then(|published| published)
+                .map(|()| mounts),
+            Err(error) => Err(error.into()),
+        };
+        if made.is_err() {
+            self.abandon(reserved.id);
+        }
+        made
+    }
+
+    /// Takes a number, and marks it so that the tree goes should nobody claim it. The outer error rolls back; the inner
+    /// one is an answer that comes with a lease.
+    fn reserve(&self, tx: &Tx<'_>, key: &str, parent: &str, labels: &Labels) -> Result<Result<Reserved>> {
+        namespaces::ensure(tx, &self.scope.namespace)?;
+        for name in labels.get(TARGET).map(String::as_str).into_iter().chain([key]) {
+            if self.find(tx, name)?.is_some() {
+                leases::add(tx, &self.scope, &self.kind(), name)?;
+                return Ok(Err(exists(name)));
+            }
+        }
+        let parents = chain(tx, self.committed(tx, parent)?.map(|p| p.id))?;
+        tx.execute("UPDATE sequence SET value = value + 1 WHERE name = 'snapshot'", [])?;
+        let id = tx.query_row("SELECT value FROM sequence WHERE name = 'snapshot'", [], |row| id_column(row, 0))?;
+        tx.prepare_cached("INSERT INTO doomed (kind, name, after) VALUES (?1, ?2, ?3)")?.execute(params![
+            self.kind(),
+            id.0.to_string(),
+            tx.now().saturating_add(MAKING_NANOS)
+        ])?;
+        Ok(Ok(Reserved { id, parents }))
+    }
+
+    /// Lets the snapshot's row take the place of the mark.
+    fn publish(
+        &self,
+        tx: &Tx<'_>,
+        reserved: &Reserved,
+        kind: SnapshotKind,
+        key: &str,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<Result<()>> {
+        leases::add(tx, &self.scope, &self.kind(), key)?;
+        if self.find(tx, key)?.is_some() {
+            return Ok(Err(exists(key)));
+        }
+        let parent_id = self.committed(tx, parent)?.map(|p| p.id);
+        if parent_id != reserved.parents.first().copied() {
+            return Err(not_found(parent));
+        }
+        let claimed = tx
+            .prepare_cached("DELETE FROM doomed WHERE kind = ?1 AND name = ?2 AND after > ?3")?
+            .execute(params![self.kind(), reserved.id.0.to_string(), now()])?;
+        if claimed == 0 {
+            return Err(failed(key, "making its tree took more than an hour; try again"));
+        }
+        namespaces::ensure(tx, &self.scope.namespace)?;
+        tx.prepare_cached(
+            "INSERT INTO snapshot (id, namespace, driver, name, parent, kind, labels, root, created, updated)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
+        )?
+        .execute(params![
+            number(reserved.id),
+            self.scope.namespace,
+            self.driver,
+            key,
+            parent_id.map(number),
+            kind.as_str(),
+            labels::to_json(labels),
+            labels.contains_key(edges::ROOT),
+            tx.now()
+        ])?;
+        self.state(tx, key, parent, labels)?;
+        self.suspect(tx, key)?;
+        Ok(Ok(()))
+    }
+
+    /// Leaves a tree that nobody will claim to the next collection. If even that fails, the mark's time does it.
+    fn abandon(&self, id: SnapshotId) {
+        let marked = self.store.write("abandon snapshot", |tx| {
+            tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?
+                .execute(params![self.kind(), id.0.to_string()])?;
+            Ok(())
+        });
+        if let Err(error) = marked {
+            tracing::warn!(id = id.0, %error, "a snapshot that was not finished stays on disk for up to an hour");
+        }
+    }
+
+    /// Turns the active snapshot `key` into the committed `name`; labels replace those it had. `parent` is given when
+    /// it was prepared without one (containerd's `rebase`). The tree is durable before the row is. If `name` exists, it
+    /// is AlreadyExists, yet leased.
+    pub fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: Labels) -> Result<()> {
+        if name.is_empty() {
+            return Err(Error::Invalid { what: "snapshot name", reason: "it is empty".to_owned() });
+        }
+        labels::validate(&labels)?;
+        let labels = labels::without_empty(labels);
+        let parent = parent.filter(|p| !p.is_empty());
+        let planned = self.store.read(|conn| {
+            if self.find(conn, name)?.is_some() {
+                return Ok(None);
+            }
+            let found = self.active(conn, key)?;
+            let parent = self.parent_at_commit(&found, parent)?;
+            let parents = chain(conn, self.committed(conn, &parent)?.map(|p| p.id))?;
+            Ok(Some((found, parent, parents)))
+        })?;
+        let Some((found, parent, parents)) = planned else {
+            self.store.write("lease snapshot", |tx| leases::add(tx, &self.scope, &self.kind(), name))?;
+            return Err(exists(name));
+        };
+        let meta = self.meta(name, SnapshotKind::Committed, parents.first().copied(), labels.clone());
+        let usage = self.driver()?.commit(found.id, &parents, &meta)?;
+        self.store.write("commit snapshot", |tx| {
+            leases::add(tx, &self.scope, &self.kind(), name)?;
+            if self.find(tx, name)?.is_some() {
+                return Ok(Err(exists(name)));
+            }
+            let now_active = self.active(tx, key)?;
+            let parent_id = self.committed(tx, &parent)?.map(|p| p.id);
+            if now_active.id != found.id || parent_id != parents.first().copied() {
+                return Err(failed(key, "it, or its parent, was replaced while it was being committed"));
+            }
+            self.record_commit(tx, name, &now_active, &parent, parent_id, &labels, usage).map(Ok)
+        })?
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the columns of one row")]
+    fn record_commit(
+        &self,
+        tx: &Tx<'_>,
+        name: &str,
+        active: &Found,
+        parent: &str,
+        parent_id: Option<SnapshotId>,
+        labels: &Labels,
+        usage: Usage,
+    ) -> Result<()> {
+        tx.prepare_cached(
+            "UPDATE snapshot SET name = ?2, parent = ?3, kind = 'committed', labels = ?4, root = ?5, bytes = ?6,
+                 inodes = ?7, created = ?8, updated = ?8 WHERE id = ?1",
+        )?
+        .execute(params![
+            number(active.id),
+            name,
+            parent_id.map(number),
+            labels::to_json(labels),
+            labels.contains_key(edges::ROOT),
+            size_column(usage.bytes),
+            size_column(usage.inodes),
+            tx.now()
+        ])?;
+        let key = &active.info.name;
+        edges::remove(tx, &self.scope.namespace, &self.kind(), key)?;
+        leases::take(tx, &self.scope, &self.kind(), key)?;
+        self.state(tx, name, parent, labels)?;
+        self.suspect(tx, name)
+    }
+
+    /// Removes a snapshot without children; a parent is FailedPrecondition. The tree goes at the next collection.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        self.store.write("remove snapshot", |tx| {
+            let found = self.require(tx, key)?;
+            let child = tx
+                .prepare_cached("SELECT name FROM snapshot WHERE parent = ?1 LIMIT 1")?
+                .query_map([number(found.id)], |row| row.get::<_, String>(0))?
+                .next()
+                .transpose()?;
+            if let Some(child) = child {
+                return Err(failed(key, &format!("it is the parent of {child:?}; remove that first")));
+            }
+            tx.prepare_cached("DELETE FROM snapshot WHERE id = ?1")?.execute([number(found.id)])?;
+            edges::remove(tx, &self.scope.namespace, &self.kind(), key)?;
+            leases::take(tx, &self.scope, &self.kind(), key)?;
+            doom(tx, &self.kind(), &found.id.0.to_string())
+        })
+    }
+
+    fn active(&self, conn: &rusqlite::Connection, key: &str) -> Result<Found> {
+        let found = self.require(conn, key)?;
+        if found.info.kind != SnapshotKind::Active {
+            return Err(failed(
+                key,
+                &format!("it is {}; only an active snapshot can be committed", found.info.kind.as_str()),
+            ));
+        }
+        Ok(found)
+    }
+
+    /// The parent that a commit gives or confirms.
+    fn parent_at_commit(&self, found: &Found, given: Option<&str>) -> Result<String> {
+        let (key, had) = (&found.info.name, &found.info.parent);
+        match given {
+            None => Ok(had.clone()),
+            Some(given) if given == had => Ok(had.clone()),
+            Some(given) if !had.is_empty() => {
+                Err(failed(key, &format!("it was made on {had:?} and cannot be committed on {given:?}")))
+            }
+            Some(_) if !self.supports_rebase() => Err(failed(
+                key,
+                &format!("{} cannot give a parent to a snapshot that was made without one", self.driver),
+            )),
+            Some(given) => Ok(given.to_owned()),
+        }
+    }
+
+    /// A parent by key; `None` for the empty key.
+    fn committed(&self, conn: &rusqlite::Connection, parent: &str) -> Result<Option<Found>> {
+        if parent.is_empty() {
+            return Ok(None);
+        }
+        let found = self.require(conn, parent)?;
+        if found.info.kind != SnapshotKind::Committed {
+            let reason = format!("{parent:?} is {}; only a committed snapshot can be one", found.info.kind.as_str());
+            return Err(Error::Invalid { what: "parent snapshot", reason });
+        }
+        Ok(Some(found))
+    }
+
+    fn meta(&self, key: &str, kind: SnapshotKind, parent: Option<SnapshotId>, labels: Labels) -> Meta {
+        Meta {
+            namespace: self.scope.namespace.clone(),
+            key: key.to_owned(),
+            kind: kind.as_str().to_owned(),
+            parent: parent.map(|p| p.0),
+            labels,
+        }
+    }
+}
