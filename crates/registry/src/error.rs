@@ -1,0 +1,169 @@
+//! The error codes of the specification (distribution-spec, "Error Codes") and what maps to them.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use orlop_content as content;
+use orlop_oci::DocumentError;
+use serde::Serialize;
+
+use crate::IndexError;
+
+/// A code of the specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    BlobUnknown,
+    BlobUploadInvalid,
+    BlobUploadUnknown,
+    RangeInvalid,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestTooLarge,
+    ManifestUnknown,
+    NameInvalid,
+    NameUnknown,
+    SizeInvalid,
+    TagInvalid,
+    Unsupported,
+    NotFound,
+    TooManyRequests,
+    TimedOut,
+    NoSpace,
+    Unknown,
+}
+
+impl Code {
+    const fn parts(self) -> (&'static str, StatusCode, &'static str) {
+        match self {
+            Self::BlobUnknown => ("BLOB_UNKNOWN", StatusCode::NOT_FOUND, "this repository has no such blob"),
+            Self::BlobUploadInvalid => ("BLOB_UPLOAD_INVALID", StatusCode::BAD_REQUEST, "the upload is not valid"),
+            Self::BlobUploadUnknown => ("BLOB_UPLOAD_UNKNOWN", StatusCode::NOT_FOUND, "no such upload"),
+            Self::RangeInvalid => (
+                "BLOB_UPLOAD_INVALID",
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "the range is outside the blob or does not continue the upload",
+            ),
+            Self::DigestInvalid => ("DIGEST_INVALID", StatusCode::BAD_REQUEST, "the digest is malformed or wrong"),
+            Self::ManifestBlobUnknown => (
+                "MANIFEST_BLOB_UNKNOWN",
+                StatusCode::BAD_REQUEST,
+                "the manifest refers to what the repository does not have",
+            ),
+            Self::ManifestInvalid => ("MANIFEST_INVALID", StatusCode::BAD_REQUEST, "the manifest is not valid"),
+            Self::ManifestTooLarge => {
+                ("SIZE_INVALID", StatusCode::PAYLOAD_TOO_LARGE, "the manifest is larger than this registry takes")
+            }
+            Self::ManifestUnknown => ("MANIFEST_UNKNOWN", StatusCode::NOT_FOUND, "no such manifest"),
+            Self::NameInvalid => ("NAME_INVALID", StatusCode::BAD_REQUEST, "the repository name is not valid"),
+            Self::NameUnknown => ("NAME_UNKNOWN", StatusCode::NOT_FOUND, "no such repository"),
+            Self::SizeInvalid => ("SIZE_INVALID", StatusCode::BAD_REQUEST, "the body has not the length it claims"),
+            Self::TagInvalid => ("MANIFEST_INVALID", StatusCode::BAD_REQUEST, "the tag is not valid"),
+            Self::Unsupported => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED, "this method is not supported here"),
+            Self::NotFound => ("UNSUPPORTED", StatusCode::NOT_FOUND, "no such endpoint"),
+            Self::TooManyRequests => {
+                ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS, "this is being written now; try again")
+            }
+            Self::TimedOut => ("UNKNOWN", StatusCode::REQUEST_TIMEOUT, "the body did not go on arriving"),
+            Self::NoSpace => ("UNKNOWN", StatusCode::INSUFFICIENT_STORAGE, "the registry has no space left"),
+            Self::Unknown => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR, "the registry failed; its log says why"),
+        }
+    }
+}
+
+/// An answer that says why not.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: Code,
+    detail: Option<String>,
+    headers: Vec<(&'static str, String)>,
+}
+
+impl From<Code> for Failure {
+    fn from(code: Code) -> Self {
+        Self { code, detail: None, headers: Vec::new() }
+    }
+}
+
+impl Code {
+    /// A failure that says more.
+    pub(crate) fn because(self, detail: impl ToString) -> Failure {
+        Failure { code: self, detail: Some(detail.to_string()), headers: Vec::new() }
+    }
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    errors: [Entry<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    code: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+}
+
+impl Failure {
+    pub(crate) fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let (code, status, message) = self.code.parts();
+        let document = Document { errors: [Entry { code, message, detail: self.detail.as_deref() }] };
+        let mut response = crate::json(status, "application/json", serde_json::to_vec(&document).unwrap_or_default());
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, crate::text(value));
+        }
+        response
+    }
+}
+
+impl From<content::Error> for Failure {
+    fn from(error: content::Error) -> Self {
+        use std::io::ErrorKind;
+        match &error {
+            content::Error::NotFound { kind: "ingest", .. } => Code::BlobUploadUnknown.into(),
+            content::Error::NotFound { .. } => Code::BlobUnknown.into(),
+            content::Error::DigestMismatch { expected, actual, .. } => {
+                Code::DigestInvalid.because(format!("expected {expected}, the bytes hash to {actual}"))
+            }
+            content::Error::SizeMismatch { expected, actual, .. } => {
+                Code::SizeInvalid.because(format!("expected {expected} bytes, got {actual}"))
+            }
+            content::Error::Locked(_) => Code::TooManyRequests.into(),
+            _ => {
+                tracing::error!(error = %error, "content store failed");
+                match error.io_kind() {
+                    Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Code::NoSpace.into(),
+                    _ => Code::Unknown.into(),
+                }
+            }
+        }
+    }
+}
+
+impl From<IndexError> for Failure {
+    fn from(error: IndexError) -> Self {
+        match error {
+            IndexError::NoRepository => Code::NameUnknown.into(),
+            IndexError::NoManifest => Code::ManifestUnknown.into(),
+            IndexError::NoBlob => Code::BlobUnknown.into(),
+            IndexError::Backend(source) => {
+                tracing::error!(error = %source, "index failed");
+                Code::Unknown.into()
+            }
+        }
+    }
+}
+
+impl From<DocumentError> for Failure {
+    fn from(error: DocumentError) -> Self {
+        match error {
+            DocumentError::TooLarge { .. } => Code::ManifestTooLarge.because(error),
+            error => Code::ManifestInvalid.because(error),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What a registry knows beside bytes: which repository has what, and what its tags mean.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use orlop_oci::Digest;
+
+/// Result of an index operation.
+pub type IndexResult<T> = std::result::Result<T, IndexError>;
+
+/// Why an index did not do as it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The repository has nothing.
+    #[error("no such repository")]
+    NoRepository,
+    /// No manifest under this tag or digest.
+    #[error("no such manifest")]
+    NoManifest,
+    /// The repository does not have this blob.
+    #[error("no such blob")]
+    NoBlob,
+    /// The database failed.
+    #[error("{0}")]
+    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What an index keeps of a manifest; its bytes are a blob of the content store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRecord {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes.
+    pub size: u64,
+    /// The manifest it is about.
+    pub subject: Option<Digest>,
+    /// What `referrers` lists as its type: its `artifactType`, else its config's media type.
+    pub artifact_type: Option<String>,
+    /// Its annotations, which `referrers` repeats.
+    pub annotations: BTreeMap<String, String>,
+    /// Blobs and manifests it refers to, in document order.
+    pub children: Vec<Digest>,
+}
+
+/// How a manifest is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ManifestKey {
+    /// By tag.
+    Tag(String),
+    /// By digest.
+    Digest(Digest),
+}
+
+/// Which repository has which blob.
+#[async_trait]
+pub trait BlobIndex: Send + Sync {
+    /// Says that a repository has a blob whose bytes are in the content store.
+    async fn link_blob(&self, repository: &str, digest: &Digest) -> IndexResult<()>;
+
+    /// Whether a repository has a blob.
+    async fn has_blob(&self, repository: &str, digest: &Digest) -> IndexResult<bool>;
+
+    /// Says that a repository has a blob no more.
+    async fn unlink_blob(&self, repository: &str, digest: &Digest) -> IndexResult<()>;
+}
+
+/// Which repository has which manifest.
+#[async_trait]
+pub trait ManifestIndex: Send + Sync {
+    /// Adds a manifest and, in the same step, points a tag at it.
+    async fn put_manifest(&self, repository: &str, record: ManifestRecord, tag: Option<&str>) -> IndexResult<()>;
+
+    /// Finds a manifest.
+    async fn manifest(&self, repository: &str, key: &ManifestKey) -> IndexResult<ManifestRecord>;
+
+    /// By digest: drops the manifest and every tag that points at it. By tag: drops the tag.
+    async fn delete_manifest(&self, repository: &str, key: &ManifestKey) -> IndexResult<()>;
+
+    /// The manifests whose subject is `subject`, by digest; none if there is no such repository.
+    async fn referrers(&self, repository: &str, subject: &Digest) -> IndexResult<Vec<ManifestRecord>>;
+}
+
+/// Lists names, in lexical order, at most `limit` of those after `after`.
+#[async_trait]
+pub trait TagIndex: Send + Sync {
+    /// The tags of a repository.
+    async fn tags(&self, repository: &str, after: Option<&str>, limit: usize) -> IndexResult<Vec<String>>;
+
+    /// The repositories.
+    async fn repositories(&self, after: Option<&str>, limit: usize) -> IndexResult<Vec<String>>;
+}
+
+/// Everything a registry knows beside bytes.
+pub trait RegistryIndex: BlobIndex + ManifestIndex + TagIndex {}
+
+impl<T: BlobIndex + ManifestIndex + TagIndex> RegistryIndex for T {}

@@ -1,0 +1,164 @@
+//! Manifests: reading, taking, dropping.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use http::{Request, Response, StatusCode, header};
+use orlop_content::{Error as ContentError, IngestOptions, read_verified};
+use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
+
+use crate::error::{Code, Failure};
+use crate::{IndexError, Inner, ManifestKey, ManifestRecord, empty, text};
+
+impl Inner {
+    /// `GET /v2/<name>/manifests/<tag or digest>`
+    pub(crate) async fn get_manifest(&self, name: &str, key: &ManifestKey) -> Result<Response<Body>, Failure> {
+        let record = self.index.manifest(name, key).await?;
+        let bytes = read_verified(&*self.content, &record.digest, MAX_MANIFEST_BYTES).await?;
+        let mut response = empty(StatusCode::OK);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, text(&record.media_type));
+        headers.insert(header::CONTENT_LENGTH, bytes.len().into());
+        headers.insert(header::ETAG, text(format!("\"{}\"", record.digest)));
+        headers.insert("docker-content-digest", text(record.digest.as_str()));
+        *response.body_mut() = bytes.into();
+        Ok(response)
+    }
+
+    /// `PUT /v2/<name>/manifests/<tag or digest>`
+    pub(crate) async fn put_manifest(
+        &self,
+        name: &str,
+        key: &ManifestKey,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let declared = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let raw = bounded_body(request).await?;
+        let algorithm = match key {
+            ManifestKey::Digest(digest) => digest.algorithm(),
+            ManifestKey::Tag(_) => Algorithm::Sha256,
+        };
+        let document = Document::parse_as(raw, declared.as_deref(), algorithm)?;
+        let actual = document.digest().digest();
+        if let ManifestKey::Digest(expected) = key
+            && expected != actual
+        {
+            return Err(Code::DigestInvalid.because(format!("expected {expected}, the bytes hash to {actual}")));
+        }
+        self.check_children(name, &document).await?;
+        self.keep(name, &document).await?;
+        let record = record(&document);
+        let subject = record.subject.clone();
+        let tag = match key {
+            ManifestKey::Tag(tag) => Some(tag.as_str()),
+            ManifestKey::Digest(_) => None,
+        };
+        self.index.put_manifest(name, record, tag).await?;
+        let mut response = empty(StatusCode::CREATED);
+        let headers = response.headers_mut();
+        headers.insert(header::LOCATION, text(format!("/v2/{name}/manifests/{actual}")));
+        headers.insert("docker-content-digest", text(actual.as_str()));
+        if let Some(subject) = subject {
+            headers.insert("oci-subject", text(subject.as_str()));
+        }
+        Ok(response)
+    }
+
+    /// `DELETE /v2/<name>/manifests/<tag or digest>`
+    pub(crate) async fn delete_manifest(&self, name: &str, key: &ManifestKey) -> Result<Response<Body>, Failure> {
+        self.index.delete_manifest(name, key).await?;
+        Ok(empty(StatusCode::ACCEPTED))
+    }
+
+    /// Everything that the document refers to is in the repository. Non-distributable layers may be elsewhere.
+    async fn check_children(&self, name: &str, document: &Document) -> Result<(), Failure> {
+        for child in document.children() {
+            let there = match (document.index(), child.kind()) {
+                (None, MediaKind::Layer { foreign: true, .. }) => true,
+                (None, _) => self.has(name, child).await?,
+                (Some(_), _) => self.has_manifest(name, child).await?,
+            };
+            if !there {
+                return Err(Code::ManifestBlobUnknown.because(&child.digest));
+            }
+        }
+        Ok(())
+    }
+
+    /// An index may name a manifest, or, as some artifacts do, a blob.
+    async fn has_manifest(&self, name: &str, child: &Descriptor) -> Result<bool, Failure> {
+        match self.index.manifest(name, &ManifestKey::Digest(child.digest.clone())).await {
+            Ok(record) => Ok(record.size == child.size),
+            Err(IndexError::NoManifest | IndexError::NoRepository) => self.has(name, child).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the repository has a blob, of the size that the document says.
+    async fn has(&self, name: &str, child: &Descriptor) -> Result<bool, Failure> {
+        if !self.index.has_blob(name, &child.digest).await? {
+            return Ok(false);
+        }
+        match self.content.info(&child.digest).await {
+            Ok(info) => Ok(child.size == info.size),
+            Err(ContentError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes a document's bytes into the content store.
+    async fn keep(&self, name: &str, document: &Document) -> Result<(), Failure> {
+        let digest = document.digest().digest();
+        let options = IngestOptions {
+            // Two clients may put the same manifest at once; each writes its own copy and one of them wins.
+            reference: format!("registry-manifest {name} {digest} {:032x}", rand::random::<u128>()),
+            total: document.raw().len() as u64,
+            expected: Some(digest.clone()),
+        };
+        let mut writer = match self.content.writer(options).await {
+            Ok(writer) => writer,
+            Err(ContentError::AlreadyExists(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        writer.write(document.raw().clone()).await?;
+        match writer.commit(document.raw().len() as u64, Some(digest)).await {
+            Ok(_) | Err(ContentError::AlreadyExists(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn record(document: &Document) -> ManifestRecord {
+    let (subject, artifact_type, annotations) = match (document.manifest(), document.index()) {
+        (Some(m), _) => {
+            let own = m.artifact_type.clone().filter(|t| !t.is_empty());
+            (m.subject.as_ref(), own.or_else(|| Some(m.config.media_type.clone())), m.annotations.clone())
+        }
+        (None, Some(i)) => (i.subject.as_ref(), i.artifact_type.clone(), i.annotations.clone()),
+        (None, None) => (None, None, BTreeMap::new()),
+    };
+    ManifestRecord {
+        digest: document.digest().digest().clone(),
+        media_type: document.media_type().to_owned(),
+        size: document.raw().len() as u64,
+        subject: subject.map(|s| s.digest.clone()),
+        artifact_type,
+        annotations,
+        children: document.children().into_iter().map(|child| child.digest.clone()).collect(),
+    }
+}
+
+async fn bounded_body(request: Request<Body>) -> Result<Bytes, Failure> {
+    let mut frames = request.into_body().into_data_stream();
+    let mut body = BytesMut::new();
+    while let Some(frame) = frames.next().await {
+        let frame = frame.map_err(|error| Code::ManifestInvalid.because(error))?;
+        if (body.len() + frame.len()) as u64 > MAX_MANIFEST_BYTES {
+            return Err(Code::ManifestTooLarge.because(format!("more than {MAX_MANIFEST_BYTES} bytes")));
+        }
+        body.extend_from_slice(&frame);
+    }
+    Ok(body.freeze())
+}

@@ -1,0 +1,303 @@
+//! Uploads: monolithic, chunked, resumed; and mounting from another repository.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use orlop_content::{Error as ContentError, IngestOptions, Writer};
+use orlop_oci::Digest;
+
+use crate::error::{Code, Failure};
+use crate::route::{digest as parse_digest, query, repository};
+use crate::{Inner, empty, text};
+
+/// Uploads whose writers stay open between requests. More are closed, the longest idle first, and opened again when
+/// their next request comes, at the price of hashing what is there once more.
+const OPEN_UPLOADS: usize = 256;
+
+/// How long a body may pause. Longer is a client that is gone; its upload can be resumed.
+const BODY_PAUSE: Duration = Duration::from_secs(60);
+
+/// Smaller frames are joined, so that the store is not called for every packet.
+const JOIN_BYTES: usize = 256 << 10;
+
+/// Uploads in progress whose writers are open.
+#[derive(Default)]
+pub(crate) struct Uploads {
+    open: Mutex<HashMap<String, Arc<Upload>>>,
+}
+
+struct Upload {
+    /// `None` when it is committed or cancelled.
+    writer: tokio::sync::Mutex<Option<Box<dyn Writer>>>,
+    used: Mutex<Instant>,
+}
+
+impl Uploads {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, reference: &str) -> Option<Arc<Upload>> {
+        let upload = self.lock().get(reference).cloned()?;
+        *upload.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Some(upload)
+    }
+
+    fn insert(&self, reference: &str, writer: Box<dyn Writer>) -> Arc<Upload> {
+        let mut open = self.lock();
+        if open.len() >= OPEN_UPLOADS {
+            let idle = open.iter().filter(|(_, upload)| Arc::strong_count(upload) == 1);
+            let longest = idle.min_by_key(|(_, u)| *u.used.lock().unwrap_or_else(PoisonError::into_inner));
+            if let Some(reference) = longest.map(|(reference, _)| reference.clone()) {
+                open.remove(&reference);
+            }
+        }
+        let upload = Upload { writer: tokio::sync::Mutex::new(Some(writer)), used: Mutex::new(Instant::now()) };
+        open.entry(reference.to_owned()).or_insert(Arc::new(upload)).clone()
+    }
+}
+
+/// The ingest of an upload. The repository is part of it, so that an upload is known in its own only.
+fn reference(name: &str, id: &str) -> String {
+    format!("registry-upload {name} {id}")
+}
+
+fn is_id(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+impl Inner {
+    /// `POST /v2/<name>/blobs/uploads/`
+    pub(crate) async fn start_upload(&self, name: &str, request: Request<Body>) -> Result<Response<Body>, Failure> {
+        if let Some(mount) = query(request.uri(), "mount") {
+            let digest = parse_digest(&mount)?;
+            if let Some(from) = query(request.uri(), "from")
+                && repository(&from).is_some()
+                && self.index.has_blob(&from, &digest).await?
+                && self.content.info(&digest).await.is_ok()
+            {
+                return self.created(name, &digest).await;
+            }
+        }
+        let expected = query(request.uri(), "digest").map(|text| parse_digest(&text)).transpose()?;
+        let id = format!("{:032x}", rand::random::<u128>());
+        let reference = reference(name, &id);
+        let writer = self.content.writer(IngestOptions { reference: reference.clone(), ..Default::default() }).await?;
+        match expected {
+            Some(digest) => {
+                let mut writer = Some(writer);
+                self.finish(name, &reference, &mut writer, &digest, request).await
+            }
+            None => {
+                self.uploads.insert(&reference, writer);
+                Ok(accepted(StatusCode::ACCEPTED, name, &id, 0))
+            }
+        }
+    }
+
+    /// `GET /v2/<name>/blobs/uploads/<id>`
+    pub(crate) async fn upload_status(&self, name: &str, id: &str) -> Result<Response<Body>, Failure> {
+        let upload = self.find_upload(name, id).await?;
+        let writer = upload.writer.lock().await;
+        let offset = writer.as_ref().ok_or(Code::BlobUploadUnknown)?.status().offset;
+        Ok(accepted(StatusCode::NO_CONTENT, name, id, offset))
+    }
+
+    /// `PATCH /v2/<name>/blobs/uploads/<id>`
+    pub(crate) async fn continue_upload(
+        &self,
+        name: &str,
+        id: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let upload = self.find_upload(name, id).await?;
+        let mut writer = upload.writer.lock().await;
+        let writer = writer.as_mut().ok_or(Code::BlobUploadUnknown)?;
+        check_range(request.headers(), writer.status().offset).map_err(|f| at(f, name, id, writer.status().offset))?;
+        append(writer.as_mut(), request).await?;
+        Ok(accepted(StatusCode::ACCEPTED, name, id, writer.status().offset))
+    }
+
+    /// `PUT /v2/<name>/blobs/uploads/<id>?digest=<digest>`
+    pub(crate) async fn finish_upload(
+        &self,
+        name: &str,
+        id: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let upload = self.find_upload(name, id).await?;
+        let mut writer = upload.writer.lock().await;
+        let offset = writer.as_ref().ok_or(Code::BlobUploadUnknown)?.status().offset;
+        let digest =
+            query(request.uri(), "digest").ok_or_else(|| Code::DigestInvalid.because("the digest is missing"))?;
+        let digest = parse_digest(&digest)?;
+        check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
+        let reference = reference(name, id);
+        let answer = self.finish(name, &reference, &mut writer, &digest, request).await;
+        if writer.is_none() {
+            self.uploads.lock().remove(&reference);
+        }
+        answer
+    }
+
+    /// `DELETE /v2/<name>/blobs/uploads/<id>`
+    pub(crate) async fn cancel_upload(&self, name: &str, id: &str) -> Result<Response<Body>, Failure> {
+        let upload = self.find_upload(name, id).await?;
+        let reference = reference(name, id);
+        self.uploads.lock().remove(&reference);
+        upload.writer.lock().await.take().ok_or(Code::BlobUploadUnknown)?;
+        self.content.abort(&reference).await?;
+        Ok(empty(StatusCode::NO_CONTENT))
+    }
+
+    async fn find_upload(&self, name: &str, id: &str) -> Result<Arc<Upload>, Failure> {
+        if !is_id(id) {
+            return Err(Code::BlobUploadUnknown.into());
+        }
+        let reference = reference(name, id);
+        if let Some(upload) = self.uploads.get(&reference) {
+            return Ok(upload);
+        }
+        self.content.status(&reference).await?;
+        let writer = self.content.writer(IngestOptions { reference: reference.clone(), ..Default::default() }).await?;
+        Ok(self.uploads.insert(&reference, writer))
+    }
+
+    /// Appends the request's body, commits, links. The writer is gone afterwards unless the client may try again.
+    async fn finish(
+        &self,
+        name: &str,
+        reference: &str,
+        writer: &mut Option<Box<dyn Writer>>,
+        digest: &Digest,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let open = writer.as_mut().ok_or(Code::BlobUploadUnknown)?;
+        append(open.as_mut(), request).await?;
+        let committed = open.commit(0, Some(digest)).await;
+        *writer = None;
+        match committed {
+            Ok(_) | Err(ContentError::AlreadyExists(_)) => self.created(name, digest).await,
+            Err(error) => {
+                // Nothing that the client could still send would make these bytes the right ones.
+                let _ = self.content.abort(reference).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn created(&self, name: &str, digest: &Digest) -> Result<Response<Body>, Failure> {
+        self.index.link_blob(name, digest).await?;
+        let mut response = empty(StatusCode::CREATED);
+        response.headers_mut().insert(header::LOCATION, text(format!("/v2/{name}/blobs/{digest}")));
+        response.headers_mut().insert("docker-content-digest", text(digest.as_str()));
+        Ok(response)
+    }
+}
+
+/// `0-<last byte>`; of nothing, as Docker's registry says it too, `0-0`.
+fn range_so_far(offset: u64) -> String {
+    format!("0-{}", offset.saturating_sub(1))
+}
+
+fn location(name: &str, id: &str) -> String {
+    format!("/v2/{name}/blobs/uploads/{id}")
+}
+
+fn accepted(status: StatusCode, name: &str, id: &str, offset: u64) -> Response<Body> {
+    let mut response = empty(status);
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, text(location(name, id)));
+    headers.insert(header::RANGE, text(range_so_far(offset)));
+    headers.insert("docker-upload-uuid", text(id));
+    response
+}
+
+/// Adds to a failure where the upload is and how far it has come.
+fn at(failure: Failure, name: &str, id: &str, offset: u64) -> Failure {
+    failure.with_header("location", location(name, id)).with_header("range", range_so_far(offset))
+}
+
+/// A chunk that says where it belongs must continue what is there, and be as long as it says.
+fn check_range(headers: &HeaderMap, offset: u64) -> Result<(), Failure> {
+    let Some(value) = headers.get(header::CONTENT_RANGE) else { return Ok(()) };
+    let value = value.to_str().unwrap_or_default();
+    let Some((start, end)) = parse_content_range(value) else {
+        return Err(Code::BlobUploadInvalid.because(format!("Content-Range {value:?} is not <first>-<last>")));
+    };
+    if start != offset {
+        return Err(
+            Code::RangeInvalid.because(format!("the chunk starts at {start}, the upload continues at {offset}"))
+        );
+    }
+    match content_length(headers) {
+        Some(length) if length != end - start => {
+            Err(Code::SizeInvalid
+                .because(format!("Content-Range names {} bytes, Content-Length {length}", end - start)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `<first>-<last>` (the specification's form) or `bytes <first>-<last>/<total>` (HTTP's): start and end, end excluded.
+fn parse_content_range(value: &str) -> Option<(u64, u64)> {
+    let value = value.trim().strip_prefix("bytes").unwrap_or(value).trim_start_matches([' ', '=']);
+    let (first, last) = value.split('/').next()?.split_once('-')?;
+    let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+    (first <= last).then_some((first, last.checked_add(1)?))
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Appends a body. What came before an error stays: the client may ask how far it came and go on.
+async fn append(writer: &mut dyn Writer, request: Request<Body>) -> Result<(), Failure> {
+    let mut frames = request.into_body().into_data_stream();
+    let mut joined = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(BODY_PAUSE, frames.next()).await;
+        let (frame, failure) = match frame {
+            Ok(Some(Ok(frame))) => (frame, None),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => (Bytes::new(), Some(Code::BlobUploadInvalid.because(error))),
+            Err(_) => (Bytes::new(), Some(Code::TimedOut.into())),
+        };
+        if let Some(failure) = failure {
+            writer.write(joined.freeze()).await?;
+            return Err(failure);
+        }
+        if joined.is_empty() && frame.len() >= JOIN_BYTES {
+            writer.write(frame).await?;
+            continue;
+        }
+        joined.extend_from_slice(&frame);
+        if joined.len() >= JOIN_BYTES {
+            writer.write(joined.split().freeze()).await?;
+        }
+    }
+    if !joined.is_empty() {
+        writer.write(joined.freeze()).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        assert_eq!(parse_content_range("0-9"), Some((0, 10)));
+        assert_eq!(parse_content_range("bytes 5-5/10"), Some((5, 6)));
+        assert_eq!(parse_content_range("bytes=5-9"), Some((5, 10)));
+        for bad in ["", "-", "5", "9-5", "a-b", "-5", "5-", "0-18446744073709551615"] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+}
