@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -48,7 +48,11 @@ pub(crate) struct Db {
     readers: Mutex<Vec<Connection>>,
     writer: Mutex<Option<Connection>>,
     log: Log,
+    clock: Clock,
 }
+
+/// Tells the time: the system's clock, or a test's.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// What may be done with the file.
 #[derive(Debug, Clone)]
@@ -91,10 +95,17 @@ impl Tx<'_> {
 impl Db {
     /// Opens or creates `root/meta.db`. Without permission to write it is opened for reading; [`Db::write`] then says
     /// why it cannot.
-    pub(crate) fn open(root: &Path, read_only: bool) -> Result<Self> {
+    pub(crate) fn open(root: &Path, read_only: bool, clock: Clock) -> Result<Self> {
         let path = root.join("meta.db");
         let access = access(root, &path, read_only)?;
-        let db = Self { log: Log::new(root), path, access, readers: Mutex::new(Vec::new()), writer: Mutex::new(None) };
+        let db = Self {
+            log: Log::new(root),
+            clock,
+            path,
+            access,
+            readers: Mutex::new(Vec::new()),
+            writer: Mutex::new(None),
+        };
         match db.access {
             Access::ReadWrite => {
                 let mut connection = db.connect()?;
@@ -158,7 +169,7 @@ impl Db {
 
     fn transact<T>(&self, connection: &mut Connection, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         let inner = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let tx = Tx { inner, now: now(), lines: RefCell::new(Vec::new()) };
+        let tx = Tx { inner, now: self.now(), lines: RefCell::new(Vec::new()) };
         let value = f(&tx)?;
         let lines = tx.lines.take();
         if !lines.is_empty() {
@@ -168,14 +179,14 @@ impl Db {
         Ok(value)
     }
 
+    /// Nanoseconds since 1970 UTC.
+    pub(crate) fn now(&self) -> i64 {
+        to_nanos((self.clock)())
+    }
+
     fn connect(&self) -> Result<Connection> {
         connect(&self.path, &self.access)
     }
-}
-
-/// Nanoseconds since 1970 UTC.
-pub(crate) fn now() -> i64 {
-    to_nanos(Timestamp::now())
 }
 
 /// A time as the database has it; what does not fit (the years before 1678 and after 2261) becomes the nearest that does.

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::{Connection, params};
 
+use crate::gc::Node;
 use crate::{Labels, Result};
 
 /// Kind of blobs; the name is the digest.
@@ -62,6 +63,14 @@ impl Edges {
     pub(crate) fn to(mut self, kind: &str, name: &str) -> Self {
         self.0.insert(Edge { kind: kind.to_owned(), name: name.to_owned(), back: false, label: false });
         self
+    }
+
+    /// From and to of each, stated by `near`.
+    pub(crate) fn ends(&self, near: &Node) -> impl Iterator<Item = (Node, Node)> {
+        self.0.iter().map(|edge| {
+            let far = Node::new(&near.namespace, &edge.kind, &edge.name);
+            if edge.back { (far, near.clone()) } else { (near.clone(), far) }
+        })
     }
 }
 

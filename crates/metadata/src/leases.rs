@@ -10,7 +10,7 @@ use orlop_oci::Digest;
 use rand::RngExt;
 use rusqlite::{Connection, params};
 
-use crate::db::{Tx, from_nanos, now};
+use crate::db::{Tx, from_nanos};
 use crate::filter::{Filter, in_map};
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, edges, labels, namespaces};
 
@@ -160,7 +160,7 @@ impl Store {
     /// Makes a lease that ends by itself `seconds` from now, and gives `scope` with it. Whoever made it deletes it when
     /// the work is done; the expiry is for those who are killed.
     pub fn scoped_lease(&self, scope: &Scope, seconds: i64) -> Result<Scope> {
-        let expires = from_nanos(now().saturating_add(seconds.saturating_mul(1_000_000_000)));
+        let expires = from_nanos(self.now().saturating_add(seconds.saturating_mul(1_000_000_000)));
         let labels = Labels::from([(edges::EXPIRE.to_owned(), expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())]);
         let lease = self.create_lease(&scope.namespace, "", labels)?;
         Ok(scope.clone().with_lease(lease.id))

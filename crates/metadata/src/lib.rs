@@ -37,6 +37,7 @@ mod summary;
 mod trash;
 
 pub use content::{ContentInfo, ScopedContent};
+pub use db::Clock;
 pub use error::{Error, ObjectKind, Result};
 pub use filter::{Filter, FilterError};
 pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, parse_log};

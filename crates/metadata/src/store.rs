@@ -10,7 +10,7 @@ use orlop_content as content;
 use orlop_snapshot::Driver;
 use rustix::fs::FlockOperation;
 
-use crate::db::{Db, Tx};
+use crate::db::{Clock, Db, Tx};
 use crate::{Error, Result};
 
 /// On whose behalf a call is made.
@@ -73,11 +73,16 @@ impl Store {
     /// [`Error::NewerFormat`] if a newer Orlop wrote it; [`Error::ReadOnly`] if it must be made and cannot be;
     /// [`Error::InUse`] while somebody has it for himself.
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self> {
+        Self::open_with_clock(root, options, Arc::new(jiff::Timestamp::now))
+    }
+
+    /// As [`Store::open`], with the time from `clock`: tests let leases expire without waiting.
+    pub fn open_with_clock(root: &Path, options: OpenOptions, clock: Clock) -> Result<Self> {
         if !options.read_only {
             create_root(root)?;
         }
         let lock = lock_root(root, options.read_only)?;
-        let db = Db::open(root, options.read_only)?;
+        let db = Db::open(root, options.read_only, clock)?;
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), options, db, _lock: lock }) })
     }
 
@@ -109,6 +114,11 @@ impl Store {
     /// All drivers, the default one first.
     pub fn drivers(&self) -> &[Arc<dyn Driver>] {
         &self.inner.options.drivers
+    }
+
+    /// The time, in nanoseconds since 1970.
+    pub(crate) fn now(&self) -> i64 {
+        self.inner.db.now()
     }
 
     /// Runs `f` on one consistent snapshot of the database.

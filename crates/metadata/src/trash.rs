@@ -2,10 +2,32 @@
 //!
 //! `ROOT/trash/<id>/` holds the blobs (`blobs/<algorithm>/<hex>`) and trees (`snapshots/<driver>/<id>/`) of one deletion;
 //! the `trash` row holds every row it removed.
+//!
+//! # Invariants
+//! - The `trash` row is written in the transaction that removes the rows; the bytes follow. What was still in its place
+//!   when the process died is moved by the next collection, or undo.
+//! - Undo moves bytes back first and then restores the rows and drops the `trash` row in one transaction; so it can be
+//!   repeated if it was killed. A full collection leaves alone what a `trash` row names.
+//!
+//! # Concurrency
+//! Everything that touches an entry holds the collector's lock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
+use orlop_content as content;
+use orlop_oci::Digest;
+use orlop_snapshot::SnapshotId;
+use rand::RngExt;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
-use crate::{ImageChange, Result, Scope, Store, gc};
+use crate::db::{Tx, from_nanos};
+use crate::edges::{self, CONTENT, Edges, IMAGES};
+use crate::gc::{self, Bin, BlobRow, ImageRow, Marking, Removal, SnapshotRow};
+use crate::history::{self, State};
+use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, images, labels, namespaces};
 
 /// One deletion that can be undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +47,8 @@ pub struct TrashEntry {
 /// What an undo brought back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UndoReport {
+    /// The entry it was.
+    pub id: String,
     /// (namespace, name) of records restored.
     pub images: Vec<(String, String)>,
     /// (namespace, name) of records left as they are, since they exist again.
@@ -33,30 +57,360 @@ pub struct UndoReport {
     pub blobs: usize,
     /// Snapshots restored.
     pub snapshots: usize,
+    /// Blobs of the entry that are nowhere on disk any more.
+    pub missing: Vec<Digest>,
+}
+
+/// The rows that a deletion removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedRows {
+    pub(crate) images: Vec<ImageRow>,
+    pub(crate) blobs: Vec<BlobRow>,
+    /// Children before their parents.
+    pub(crate) snapshots: Vec<SnapshotRow>,
+}
+
+impl SavedRows {
+    pub(crate) fn from_json(json: &str) -> Result<Self> {
+        serde_json::from_str(json).map_err(|e| Error::Invalid { what: "trash row in meta.db", reason: e.to_string() })
+    }
 }
 
 impl Store {
-    /// Deletes image records and collects what only they kept into one trash entry, in one transaction of rows.
+    /// Deletes image records and collects what only they kept into one trash entry, in one transaction of rows. What was
+    /// garbage before is reclaimed.
     pub fn delete_to_trash(&self, scope: &Scope, changes: &[ImageChange], reason: &str) -> Result<gc::Report> {
-        let _ = (scope, changes, reason);
-        todo!()
+        let _lock = gc::lock(self)?;
+        let (trees, mut report) = self.write("delete", |tx| {
+            let (before, _) = gc::remove_garbage(tx, Marking::Incremental, None)?;
+            let mut deleted = Vec::new();
+            for change in changes {
+                if let ImageChange::Delete { name } = change {
+                    deleted.extend(gc::image(tx, &scope.namespace, name)?);
+                }
+            }
+            images::apply(tx, scope, changes)?;
+            let (removal, report) = gc::remove_garbage(tx, Marking::Incremental, Some(Bin { reason, deleted }))?;
+            let mut trees = removal.snapshots;
+            trees.extend(before.snapshots);
+            Ok((trees, report))
+        })?;
+        report.snapshot_bytes += gc::finish(self, &trees)?;
+        Ok(report)
     }
 
     /// What can be undone, newest first.
     pub fn trash(&self) -> Result<Vec<TrashEntry>> {
-        todo!()
+        self.read(|conn| {
+            let mut query = conn
+                .prepare_cached("SELECT id, created, reason, bytes, rows FROM trash ORDER BY created DESC, id DESC")?;
+            let mut rows = query.query([])?;
+            let mut entries = Vec::new();
+            while let Some(row) = rows.next()? {
+                entries.push(entry(row)?);
+            }
+            Ok(entries)
+        })
     }
 
-    /// Brings back rows, blobs and trees of one entry; `None`: of the newest.
+    /// Brings back rows, blobs and trees of one entry; `None`: of the newest. Records and snapshots that exist again are
+    /// left as they are.
     pub fn undo(&self, scope: &Scope, id: Option<&str>) -> Result<UndoReport> {
-        let _ = (scope, id);
-        todo!()
+        let _lock = gc::lock(self)?;
+        gc::finish(self, &[])?;
+        let (id, saved) = self.read(|conn| find(conn, id))?;
+        let mut report = UndoReport { id: id.clone(), ..UndoReport::default() };
+        self.restore_blobs(&id, &saved, &mut report)?;
+        self.write("undo", |tx| {
+            let mut undo = Undo { store: self, tx, id: &id, report: &mut report };
+            undo.blobs(&saved)?;
+            undo.snapshots(&saved)?;
+            undo.images(scope, &saved)?;
+            drop_entry(tx, &id)
+        })?;
+        gc::finish(self, &[])?;
+        Ok(report)
     }
 
     /// Reclaims entries older than `max_age_seconds`, and the oldest ones until at most `max_bytes` stay. Returns bytes
     /// reclaimed.
     pub fn empty_trash(&self, max_age_seconds: u64, max_bytes: u64) -> Result<u64> {
-        let _ = (max_age_seconds, max_bytes);
-        todo!()
+        let _lock = gc::lock(self)?;
+        let oldest = self.now().saturating_sub(nanos(max_age_seconds));
+        let mut kept = 0;
+        let mut reclaimed = 0;
+        let entries = self.trash()?;
+        self.write("empty trash", |tx| {
+            for entry in &entries {
+                let fits = entry.bytes.saturating_add(kept) <= max_bytes;
+                if crate::db::to_nanos(entry.created_at) >= oldest && fits {
+                    kept += entry.bytes;
+                } else {
+                    // What is older than one that does not fit does not stay either.
+                    kept = u64::MAX;
+                    reclaimed += entry.bytes;
+                    drop_entry(tx, &entry.id)?;
+                }
+            }
+            Ok(())
+        })?;
+        gc::finish(self, &[])?;
+        Ok(reclaimed)
     }
+
+    /// Moves the blobs of an entry back, and notes which cannot be.
+    fn restore_blobs(&self, id: &str, saved: &SavedRows, report: &mut UndoReport) -> Result<()> {
+        let mut bins = vec![gc::directory(self, id)];
+        // A blob that another namespace still had went to the trash, if at all, with a later deletion.
+        bins.extend(self.trash()?.iter().filter(|e| e.id != id).map(|e| gc::directory(self, &e.id)));
+        let digests: BTreeSet<&str> = saved.blobs.iter().map(|b| b.digest.as_str()).collect();
+        for digest in digests.into_iter().filter_map(|d| d.parse::<Digest>().ok()) {
+            if !self.restore_blob(&digest, &bins)? {
+                report.missing.push(digest);
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_blob(&self, digest: &Digest, bins: &[PathBuf]) -> Result<bool> {
+        let raw = self.raw_content();
+        let Some(trash) = raw.trash() else { return Ok(gc::block_on(raw.info(digest)).is_ok()) };
+        for bin in bins {
+            match gc::block_on(trash.restore(digest, bin)) {
+                Err(content::Error::NotFound { .. }) => {}
+                other => return other.map(|_| true).map_err(Error::from),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Writes a trash entry for what is about to be removed, unless there is nothing to bring back. Returns its id.
+pub(crate) fn put(tx: &Tx<'_>, bin: &Bin<'_>, removal: &Removal, report: &gc::Report) -> Result<Option<String>> {
+    let rows = SavedRows {
+        images: bin.deleted.iter().chain(&removal.images).cloned().collect(),
+        blobs: removal.blobs.clone(),
+        snapshots: removal.snapshots.clone(),
+    };
+    if rows == SavedRows::default() {
+        return Ok(None);
+    }
+    // Sorts by time; the random part keeps apart what one clock tick brings.
+    let id = format!("{}-{:08x}", from_nanos(tx.now()).strftime("%Y%m%dT%H%M%SZ"), rand::rng().random::<u32>());
+    let bytes = i64::try_from(report.blob_bytes + report.snapshot_bytes).unwrap_or(i64::MAX);
+    let json = serde_json::to_string(&rows).expect("strings and numbers are JSON");
+    tx.prepare_cached("INSERT INTO trash VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+        id,
+        tx.now(),
+        bin.reason,
+        bytes,
+        json
+    ])?;
+    Ok(Some(id))
+}
+
+/// Takes an entry off the list; the next [`gc::finish`] removes what is still on disk of it.
+fn drop_entry(tx: &Tx<'_>, id: &str) -> Result<()> {
+    tx.prepare_cached("DELETE FROM trash WHERE id = ?1")?.execute([id])?;
+    tx.prepare_cached("UPDATE doomed SET trash = NULL WHERE trash = ?1")?.execute([id])?;
+    tx.prepare_cached("INSERT OR IGNORE INTO doomed (kind, name) VALUES (?1, ?2)")?.execute([gc::TRASH, id])?;
+    Ok(())
+}
+
+fn find(conn: &Connection, id: Option<&str>) -> Result<(String, SavedRows)> {
+    let mut query = conn.prepare_cached(
+        "SELECT id, rows FROM trash WHERE ?1 IS NULL OR id = ?1 ORDER BY created DESC, id DESC LIMIT 1",
+    )?;
+    let found: Option<(String, String)> = query.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let missing = || Error::NotFound { kind: ObjectKind::Trash, name: id.unwrap_or("(newest)").to_owned() };
+    let (id, rows) = found.ok_or_else(missing)?;
+    Ok((id, SavedRows::from_json(&rows)?))
+}
+
+fn entry(row: &Row<'_>) -> Result<TrashEntry> {
+    let saved = SavedRows::from_json(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?)?;
+    Ok(TrashEntry {
+        id: row.get(0)?,
+        created_at: from_nanos(row.get(1)?),
+        reason: row.get(2)?,
+        bytes: u64::try_from(row.get::<_, i64>(3)?).unwrap_or(0),
+        images: saved.images.into_iter().map(|image| (image.namespace, image.name)).collect(),
+    })
+}
+
+fn nanos(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000)
+}
+
+/// The transaction of an undo.
+struct Undo<'a, 'c> {
+    store: &'a Store,
+    tx: &'a Tx<'c>,
+    id: &'a str,
+    report: &'a mut UndoReport,
+}
+
+impl Undo<'_, '_> {
+    fn blobs(&mut self, saved: &SavedRows) -> Result<()> {
+        for blob in &saved.blobs {
+            if self.report.missing.iter().any(|digest| digest.as_str() == blob.digest) {
+                continue;
+            }
+            namespaces::ensure(self.tx, &blob.namespace)?;
+            let mut all = gc::json(&blob.labels)?;
+            let again = current_labels(self.tx, blob)?;
+            self.report.blobs += usize::from(again.is_none());
+            all.extend(again.unwrap_or_default());
+            self.tx
+                .prepare_cached(
+                    "INSERT INTO blob (namespace, digest, size, labels, root, created, updated)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                     ON CONFLICT (namespace, digest) DO UPDATE
+                     SET labels = excluded.labels, root = excluded.root, updated = excluded.updated",
+                )?
+                .execute(params![
+                    blob.namespace,
+                    blob.digest,
+                    blob.size,
+                    labels::to_json(&all),
+                    all.contains_key(edges::ROOT),
+                    blob.created,
+                    self.tx.now()
+                ])?;
+            edges::put(self.tx, &blob.namespace, CONTENT, &blob.digest, &Edges::of_labels(&all))?;
+            edges::suspect(self.tx, &blob.namespace, CONTENT, &blob.digest)?;
+        }
+        Ok(())
+    }
+
+    /// Parents first. What stood on a snapshot that is gone for good stays gone: unpacking makes it again.
+    fn snapshots(&mut self, saved: &SavedRows) -> Result<()> {
+        let mut ids = HashMap::new();
+        for snapshot in saved.snapshots.iter().rev() {
+            if let Some((id, _)) = snapshot_id(self.tx, snapshot, &snapshot.name)? {
+                ids.insert(snapshot.id, id);
+                continue;
+            }
+            let parent = match self.parent(snapshot, &ids)? {
+                Parent::Gone => continue,
+                Parent::None => None,
+                Parent::Is(id) => Some(id),
+            };
+            let Ok(driver) = self.store.driver(&snapshot.driver) else { continue };
+            let bin = gc::tree_directory(self.store, self.id, driver.name());
+            match driver.restore(SnapshotId(snapshot.id.unsigned_abs()), &bin) {
+                Err(orlop_snapshot::Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    continue;
+                }
+                other => other?,
+            }
+            self.insert_snapshot(snapshot, parent)?;
+            ids.insert(snapshot.id, snapshot.id);
+            self.report.snapshots += 1;
+        }
+        Ok(())
+    }
+
+    fn parent(&self, snapshot: &SnapshotRow, ids: &HashMap<i64, i64>) -> Result<Parent> {
+        let (Some(old), Some(name)) = (snapshot.parent, &snapshot.parent_name) else { return Ok(Parent::None) };
+        if let Some(&id) = ids.get(&old) {
+            return Ok(Parent::Is(id));
+        }
+        // The same key is the same tree only if it is a chain ID that was committed again.
+        Ok(match snapshot_id(self.tx, snapshot, name)? {
+            Some((id, kind)) if id == old || kind == "committed" => Parent::Is(id),
+            _ => Parent::Gone,
+        })
+    }
+
+    fn insert_snapshot(&self, snapshot: &SnapshotRow, parent: Option<i64>) -> Result<()> {
+        let stated = gc::json(&snapshot.labels)?;
+        namespaces::ensure(self.tx, &snapshot.namespace)?;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO snapshot (id, namespace, driver, name, parent, kind, labels, root, bytes, inodes, created, updated)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?
+            .execute(params![
+                snapshot.id,
+                snapshot.namespace,
+                snapshot.driver,
+                snapshot.name,
+                parent,
+                snapshot.kind,
+                snapshot.labels,
+                stated.contains_key(edges::ROOT),
+                snapshot.bytes,
+                snapshot.inodes,
+                snapshot.created,
+                self.tx.now()
+            ])?;
+        let kind = edges::snapshots(&snapshot.driver);
+        let mut stated = Edges::of_labels(&stated);
+        if let Some(name) = &snapshot.parent_name {
+            stated = stated.to(&kind, name);
+        }
+        edges::put(self.tx, &snapshot.namespace, &kind, &snapshot.name, &stated)?;
+        edges::suspect(self.tx, &snapshot.namespace, &kind, &snapshot.name)
+    }
+
+    fn images(&mut self, scope: &Scope, saved: &SavedRows) -> Result<()> {
+        for image in &saved.images {
+            let name = (image.namespace.clone(), image.name.clone());
+            if images::get(self.tx, &image.namespace, &image.name)?.is_some() {
+                self.report.kept.push(name);
+                continue;
+            }
+            self.insert_image(scope, image)?;
+            self.report.images.push(name);
+        }
+        Ok(())
+    }
+
+    fn insert_image(&self, scope: &Scope, image: &ImageRow) -> Result<()> {
+        let (target, stated) = (image.target()?, gc::json(&image.labels)?);
+        namespaces::ensure(self.tx, &image.namespace)?;
+        self.tx
+            .prepare_cached(
+                "INSERT INTO image (namespace, name, digest, media_type, size, annotations, labels, expires, created, updated)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?
+            .execute(params![
+                image.namespace,
+                image.name,
+                image.digest,
+                image.media_type,
+                image.size,
+                image.annotations,
+                image.labels,
+                labels::expiry(&stated),
+                image.created,
+                self.tx.now()
+            ])?;
+        let edges = Edges::of_labels(&stated).to(CONTENT, &image.digest);
+        edges::put(self.tx, &image.namespace, IMAGES, &image.name, &edges)?;
+        edges::suspect(self.tx, &image.namespace, IMAGES, &image.name)?;
+        let state = State { target: &target, labels: &stated };
+        history::record(self.tx, &scope.actor, &image.namespace, &image.name, None, Some(state))
+    }
+}
+
+/// What a restored snapshot stands on.
+enum Parent {
+    None,
+    Is(i64),
+    Gone,
+}
+
+/// Number and kind of the snapshot that has this key now.
+fn snapshot_id(tx: &Connection, like: &SnapshotRow, name: &str) -> Result<Option<(i64, String)>> {
+    let mut query =
+        tx.prepare_cached("SELECT id, kind FROM snapshot WHERE namespace = ?1 AND driver = ?2 AND name = ?3")?;
+    Ok(query.query_row(params![like.namespace, like.driver, name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+}
+
+/// Labels of a blob that is there again.
+fn current_labels(tx: &Connection, blob: &BlobRow) -> Result<Option<crate::Labels>> {
+    let mut query = tx.prepare_cached("SELECT labels FROM blob WHERE namespace = ?1 AND digest = ?2")?;
+    Ok(query.query_row(params![blob.namespace, blob.digest], |row| labels::column(row, 0)).optional()?)
 }

@@ -5,7 +5,7 @@ use rusqlite::params;
 
 use super::{Found, ScopedSnapshots, SnapshotKind, chain, exists, failed, id_column, not_found, number};
 use crate::content::doom;
-use crate::db::{Tx, now};
+use crate::db::Tx;
 use crate::images::size_column;
 use crate::{Error, Labels, Result, edges, labels, leases, namespaces};
 
@@ -100,7 +100,7 @@ impl ScopedSnapshots {
         }
         let claimed = tx
             .prepare_cached("DELETE FROM doomed WHERE kind = ?1 AND name = ?2 AND after > ?3")?
-            .execute(params![self.kind(), reserved.id.0.to_string(), now()])?;
+            .execute(params![self.kind(), reserved.id.0.to_string(), tx.now()])?;
         if claimed == 0 {
             return Err(failed(key, "making its tree took more than an hour; try again"));
         }

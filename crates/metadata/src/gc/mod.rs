@@ -1,0 +1,182 @@
+//! Garbage collection: the set containerd would keep, found incrementally.
+//!
+//! Objects are (namespace, kind, name). Roots: unexpired image records; unexpired leases, which hold their resources;
+//! blobs and snapshots labelled `containerd.io/gc.root`; unexpired ingests, which hold their expected digest. Edges:
+//! an image's target, `gc.ref.*` labels, `gc.bref.*` labels (reversed), snapshot parents. A flat lease holds what it
+//! lists and, of snapshots, their parents, of images, their targets, but follows no label.
+//!
+//! Incremental: every garbage object is reachable from `suspect`. Let S be what is reachable from the suspects, from
+//! what just expired, and from what flat leases hold. An object of S lives if it is a root, if something alive outside
+//! S has an edge to it, or if something alive within S has. Everything outside S is alive. What of S does not live is
+//! deleted; then `suspect` is emptied. The cost follows S. [`Store::collect_full`] marks everything from the roots
+//! instead and is the oracle. docs/garbage-collection.md says why this is right.
+//!
+//! # Invariants
+//! - Marking, the removal of rows and the emptying of `suspect` are one write transaction.
+//! - Rows go first, leaving `doomed` rows; the bytes follow in small transactions. A collection that was killed is
+//!   finished by the next one.
+//!
+//! # Concurrency
+//! One collection at a time over all processes: `ROOT/gc.lock`, flock. Whoever moves doomed bytes, undo among them, holds
+//! it. Readers never wait; writers wait for the marking, whose cost follows S, and for small batches of deletions.
+
+mod bytes;
+mod full;
+mod graph;
+mod mark;
+mod orphans;
+mod removal;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+
+pub(crate) use bytes::{TRASH, block_on, directory, finish, tree_directory};
+use graph::Rows;
+pub(crate) use mark::Node;
+pub(crate) use removal::{BlobRow, ImageRow, Removal, SnapshotRow, image, json};
+use rustix::fs::FlockOperation;
+
+use crate::db::Tx;
+use crate::{Error, Result, Store};
+
+/// Where what is collected goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disposal {
+    /// The space is given back at once.
+    Reclaim,
+    /// Into a trash entry, from which [`Store::undo`] brings it back.
+    Trash {
+        /// The command, for people.
+        reason: String,
+    },
+}
+
+/// What a collection did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// (namespace, digest) of blob rows removed.
+    pub content: BTreeSet<(String, String)>,
+    /// (namespace, driver, key) of snapshots removed.
+    pub snapshots: BTreeSet<(String, String, String)>,
+    /// (namespace, id) of leases that had expired.
+    pub leases: BTreeSet<(String, String)>,
+    /// (namespace, ref) of writes that had expired.
+    pub ingests: BTreeSet<(String, String)>,
+    /// (namespace, name) of image records that had expired.
+    pub images: BTreeSet<(String, String)>,
+    /// Bytes of blobs that no namespace has any more.
+    pub blob_bytes: u64,
+    /// Bytes of snapshot trees removed.
+    pub snapshot_bytes: u64,
+    /// The trash entry, if one was made.
+    pub trash: Option<String>,
+    /// What a full collection found on disk that no row knew, as `<kind> <name>`.
+    pub orphans: BTreeSet<String>,
+    /// Objects and edges looked at: what the marking cost.
+    pub visited: u64,
+}
+
+/// How garbage is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marking {
+    /// From the suspects.
+    Incremental,
+    /// From the roots.
+    Full,
+}
+
+impl Store {
+    /// Collects incrementally and finishes what an earlier, killed collection left.
+    ///
+    /// # Durability
+    /// When this returns, the space is free (or in the trash) and the rows are gone.
+    pub fn collect(&self, disposal: Disposal) -> Result<Report> {
+        let _lock = lock(self)?;
+        let none = BTreeSet::new();
+        let now = self.now();
+        if !self.read(|conn| Rows { conn, now, without: &none }.has_work())? {
+            finish(self, &[])?;
+            return Ok(Report::default());
+        }
+        self.sweep(Marking::Incremental, &disposal)
+    }
+
+    /// Marks from the roots over everything, then sweeps: the oracle, and `orlop gc --full`. Removes from the disk,
+    /// too, what a crash left there without a row.
+    pub fn collect_full(&self, disposal: Disposal) -> Result<Report> {
+        let _lock = lock(self)?;
+        let orphans = orphans::doom_orphans(self)?;
+        Ok(Report { orphans, ..self.sweep(Marking::Full, &disposal)? })
+    }
+
+    /// What [`Store::collect`] would remove if these image records `(namespace, name)` were deleted first. Changes
+    /// nothing.
+    pub fn plan_collection(&self, without: &[(String, String)]) -> Result<Report> {
+        let without = without.iter().cloned().collect();
+        let (removal, mut report) = self.read(|conn| {
+            let now = self.now();
+            let found = mark::garbage(&Rows { conn, now, without: &without })?;
+            let removal = Removal::load(conn, found, graph::expired_leases(conn, now)?)?;
+            let report = removal.report(conn)?;
+            Ok((removal, report))
+        })?;
+        for snapshot in removal.snapshots.iter().filter(|s| s.bytes.is_none()) {
+            let tree = orlop_snapshot::SnapshotId(snapshot.id.unsigned_abs());
+            let usage = self.driver(&snapshot.driver).ok().and_then(|driver| driver.usage(tree).ok());
+            report.snapshot_bytes += usage.map_or(0, |usage| usage.bytes);
+        }
+        Ok(report)
+    }
+
+    fn sweep(&self, marking: Marking, disposal: &Disposal) -> Result<Report> {
+        let trash = match disposal {
+            Disposal::Reclaim => None,
+            Disposal::Trash { reason } => Some(Bin { reason, deleted: Vec::new() }),
+        };
+        let (removal, mut report) = self.write("collect", |tx| remove_garbage(tx, marking, trash))?;
+        report.snapshot_bytes += finish(self, &removal.snapshots)?;
+        Ok(report)
+    }
+}
+
+/// A trash entry to be.
+pub(crate) struct Bin<'a> {
+    /// The command, for people.
+    pub(crate) reason: &'a str,
+    /// Records deleted in the same transaction, which come back with what is collected.
+    pub(crate) deleted: Vec<ImageRow>,
+}
+
+/// Removes the rows of everything that is garbage now, and the suspicions.
+pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_>>) -> Result<(Removal, Report)> {
+    let now = tx.now();
+    let found = match marking {
+        Marking::Incremental => mark::garbage(&Rows { conn: tx, now, without: &BTreeSet::new() })?,
+        Marking::Full => full::garbage(tx, now)?,
+    };
+    let removal = Removal::load(tx, found, graph::expired_leases(tx, now)?)?;
+    let mut report = removal.report(tx)?;
+    if let Some(bin) = trash {
+        report.trash = crate::trash::put(tx, &bin, &removal, &report)?;
+    }
+    removal.apply(tx, report.trash.as_deref())?;
+    tx.execute("DELETE FROM suspect", [])?;
+    Ok((removal, report))
+}
+
+/// Waits until no other collection runs, and keeps others from running.
+pub(crate) fn lock(store: &Store) -> Result<File> {
+    if let Some(reason) = store.read_only_reason() {
+        return Err(Error::ReadOnly { path: store.root().to_owned(), reason: reason.to_owned() });
+    }
+    let path = store.root().join("gc.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(bytes::io_error("open", &path))?;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Error::Io { operation: "lock", path, source: e.into() }),
+        }
+    }
+}
