@@ -22,6 +22,7 @@ pub(crate) enum Code {
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
+    PageInvalid,
     SizeInvalid,
     TagInvalid,
     Unsupported,
@@ -56,6 +57,9 @@ impl Code {
             Self::ManifestUnknown => ("MANIFEST_UNKNOWN", StatusCode::NOT_FOUND, "no such manifest"),
             Self::NameInvalid => ("NAME_INVALID", StatusCode::BAD_REQUEST, "the repository name is not valid"),
             Self::NameUnknown => ("NAME_UNKNOWN", StatusCode::NOT_FOUND, "no such repository"),
+            Self::PageInvalid => {
+                ("PAGINATION_NUMBER_INVALID", StatusCode::BAD_REQUEST, "the length of a page is not valid")
+            }
             Self::SizeInvalid => ("SIZE_INVALID", StatusCode::BAD_REQUEST, "the body has not the length it claims"),
             Self::TagInvalid => ("MANIFEST_INVALID", StatusCode::BAD_REQUEST, "the tag is not valid"),
             Self::Unsupported => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED, "this method is not supported here"),

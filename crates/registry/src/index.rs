@@ -70,8 +70,8 @@ pub trait BlobIndex: Send + Sync {
 /// Which repository has which manifest.
 #[async_trait]
 pub trait ManifestIndex: Send + Sync {
-    /// Adds a manifest and, in the same step, points a tag at it.
-    async fn put_manifest(&self, repository: &str, record: ManifestRecord, tag: Option<&str>) -> IndexResult<()>;
+    /// Adds a manifest and, in the same step, points tags at it.
+    async fn put_manifest(&self, repository: &str, record: ManifestRecord, tags: &[String]) -> IndexResult<()>;
 
     /// Finds a manifest.
     async fn manifest(&self, repository: &str, key: &ManifestKey) -> IndexResult<ManifestRecord>;

@@ -36,6 +36,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 pub use index::{
     BlobIndex, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, RegistryIndex, TagIndex,
 };
+use jiff::Timestamp;
 pub use memory::MemoryIndex;
 use orlop_content::Store;
 pub use server::{ServeOptions, Server};
@@ -60,6 +61,12 @@ impl Registry {
     /// A registry that keeps bytes in `content` and everything else in `index`.
     pub fn new(content: Arc<dyn Store>, index: Arc<dyn RegistryIndex>) -> Self {
         Self { inner: Arc::new(Inner { content, index, uploads: Uploads::default() }) }
+    }
+
+    /// Drops uploads that were last written to before `limit`, and returns how many. A [`Server`] does it by itself, for
+    /// uploads idle for a day.
+    pub async fn drop_idle_uploads(&self, limit: Timestamp) -> Result<usize, orlop_content::Error> {
+        self.inner.drop_idle(limit).await
     }
 
     /// Answers one request. Errors are answers too.

@@ -34,7 +34,7 @@ impl Page {
             None => MAX_PAGE,
             Some(n) => match n.parse::<usize>() {
                 Ok(n) => n.min(MAX_PAGE),
-                Err(_) => return Err(Code::Unsupported.because(format!("n={n:?} is not a number"))),
+                Err(_) => return Err(Code::PageInvalid.because(format!("n={n:?} is not a number"))),
             },
         };
         Ok(Self { limit, last: query(uri, "last").filter(|last| !last.is_empty()) })

@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Uri, header};
 use orlop_content::{Error as ContentError, IngestOptions, read_verified};
 use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
 
 use crate::error::{Code, Failure};
+use crate::route::{queries, tag};
 use crate::{IndexError, Inner, ManifestKey, ManifestRecord, empty, text};
+
+/// Tags that one request may set.
+const MAX_TAGS: usize = 64;
 
 impl Inner {
     /// `GET /v2/<name>/manifests/<tag or digest>`
@@ -34,6 +38,7 @@ impl Inner {
         key: &ManifestKey,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
+        let tags = tags(key, request.uri())?;
         let declared = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let raw = bounded_body(request).await?;
         let algorithm = match key {
@@ -51,17 +56,18 @@ impl Inner {
         self.keep(name, &document).await?;
         let record = record(&document);
         let subject = record.subject.clone();
-        let tag = match key {
-            ManifestKey::Tag(tag) => Some(tag.as_str()),
-            ManifestKey::Digest(_) => None,
-        };
-        self.index.put_manifest(name, record, tag).await?;
+        self.index.put_manifest(name, record, &tags).await?;
         let mut response = empty(StatusCode::CREATED);
         let headers = response.headers_mut();
         headers.insert(header::LOCATION, text(format!("/v2/{name}/manifests/{actual}")));
         headers.insert("docker-content-digest", text(actual.as_str()));
         if let Some(subject) = subject {
             headers.insert("oci-subject", text(subject.as_str()));
+        }
+        if matches!(key, ManifestKey::Digest(_)) {
+            for tag in tags {
+                headers.append("oci-tag", text(tag));
+            }
         }
         Ok(response)
     }
@@ -126,6 +132,23 @@ impl Inner {
         match writer.commit(document.raw().len() as u64, Some(digest)).await {
             Ok(_) | Err(ContentError::AlreadyExists(_)) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The tags that a manifest is put under: that of the path, or, with a digest there, `?tag=` (the specification's draft
+/// after 1.1).
+fn tags(key: &ManifestKey, uri: &Uri) -> Result<Vec<String>, Failure> {
+    match key {
+        ManifestKey::Tag(tag) => Ok(vec![tag.clone()]),
+        ManifestKey::Digest(_) => {
+            let tags = queries(uri, "tag").map(|text| tag(&text)).collect::<Result<Vec<_>, _>>()?;
+            if tags.len() > MAX_TAGS {
+                return Err(
+                    Code::TagInvalid.because(format!("{} tags at once, at most {MAX_TAGS} are taken", tags.len()))
+                );
+            }
+            Ok(tags)
         }
     }
 }

@@ -61,11 +61,11 @@ impl BlobIndex for MemoryIndex {
 
 #[async_trait]
 impl ManifestIndex for MemoryIndex {
-    async fn put_manifest(&self, repository: &str, record: ManifestRecord, tag: Option<&str>) -> IndexResult<()> {
+    async fn put_manifest(&self, repository: &str, record: ManifestRecord, tags: &[String]) -> IndexResult<()> {
         let mut repositories = self.lock();
         let repository = repositories.entry(repository.to_owned()).or_default();
-        if let Some(tag) = tag {
-            repository.tags.insert(tag.to_owned(), record.digest.clone());
+        for tag in tags {
+            repository.tags.insert(tag.clone(), record.digest.clone());
         }
         repository.manifests.insert(record.digest.clone(), record);
         Ok(())

@@ -67,12 +67,8 @@ impl Route {
             return Ok((name, Self::Referrers(digest(last)?)));
         }
         if let Some(name) = front.strip_suffix("/manifests") {
-            let key = if last.contains(':') {
-                ManifestKey::Digest(digest(last)?)
-            } else {
-                let tag = repository("any").and_then(|any| any.with_tag(last).ok()).ok_or(Code::TagInvalid)?;
-                ManifestKey::Tag(tag.tag().unwrap_or_default().to_owned())
-            };
+            let key =
+                if last.contains(':') { ManifestKey::Digest(digest(last)?) } else { ManifestKey::Tag(tag(last)?) };
             return Ok((name, Self::Manifest(key)));
         }
         Err(Code::NotFound.into())
@@ -84,6 +80,12 @@ pub(crate) fn repository(name: &str) -> Option<RepositoryName> {
     RepositoryName::parse(&format!("localhost/{name}")).ok().filter(|parsed| parsed.path() == name)
 }
 
+/// A tag that a client gave.
+pub(crate) fn tag(text: &str) -> Result<String, Failure> {
+    let valid = repository("any").is_some_and(|any| any.with_tag(text).is_ok());
+    if valid { Ok(text.to_owned()) } else { Err(Code::TagInvalid.because(text)) }
+}
+
 /// A digest that a client gave.
 pub(crate) fn digest(text: &str) -> Result<Digest, Failure> {
     text.parse().map_err(|error: DigestError| Code::DigestInvalid.because(error))
@@ -91,8 +93,14 @@ pub(crate) fn digest(text: &str) -> Result<Digest, Failure> {
 
 /// The first value of a query parameter.
 pub(crate) fn query(uri: &Uri, name: &str) -> Option<String> {
-    let query = uri.query()?;
-    form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    queries(uri, name).next()
+}
+
+/// All values of a query parameter.
+pub(crate) fn queries(uri: &Uri, name: &str) -> impl Iterator<Item = String> {
+    let query = uri.query().unwrap_or_default();
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.filter(move |(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
 /// Text for a query parameter.

@@ -10,6 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
@@ -28,6 +29,12 @@ const HEADER_TIME: Duration = Duration::from_secs(30);
 /// How long a shutdown waits for requests in progress.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
 
+/// How long an upload may rest before it is dropped.
+const UPLOAD_LIFE: SignedDuration = SignedDuration::from_hours(24);
+
+/// How often uploads are looked through.
+const UPLOAD_CHECK: Duration = Duration::from_secs(3600);
+
 /// How a registry is served.
 #[derive(Clone, Default)]
 pub struct ServeOptions {
@@ -41,6 +48,7 @@ pub struct Server {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
+    idle: JoinHandle<()>,
 }
 
 impl Registry {
@@ -48,8 +56,9 @@ impl Registry {
     pub fn serve(self, listener: TcpListener, options: ServeOptions) -> io::Result<Server> {
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
+        let idle = tokio::spawn(drop_idle_uploads(self.clone()));
         let task = tokio::spawn(accept(self, listener, options.tls.map(TlsAcceptor::from), stopped));
-        Ok(Server { address, stop: Some(stop), task })
+        Ok(Server { address, stop: Some(stop), task, idle })
     }
 }
 
@@ -71,6 +80,19 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
+        self.idle.abort();
+    }
+}
+
+async fn drop_idle_uploads(registry: Registry) {
+    let mut ticks = tokio::time::interval(UPLOAD_CHECK);
+    loop {
+        ticks.tick().await;
+        match registry.drop_idle_uploads(Timestamp::now() - UPLOAD_LIFE).await {
+            Ok(0) => {}
+            Ok(dropped) => tracing::info!(dropped, "dropped idle uploads"),
+            Err(error) => tracing::warn!(%error, "cannot look through uploads"),
+        }
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures::StreamExt as _;
 use http::{HeaderMap, Request, Response, StatusCode, header};
+use jiff::Timestamp;
 use orlop_content::{Error as ContentError, IngestOptions, Writer};
 use orlop_oci::Digest;
 
@@ -62,9 +63,11 @@ impl Uploads {
     }
 }
 
+const PREFIX: &str = "registry-upload ";
+
 /// The ingest of an upload. The repository is part of it, so that an upload is known in its own only.
 fn reference(name: &str, id: &str) -> String {
-    format!("registry-upload {name} {id}")
+    format!("{PREFIX}{name} {id}")
 }
 
 fn is_id(id: &str) -> bool {
@@ -90,8 +93,14 @@ impl Inner {
         let writer = self.content.writer(IngestOptions { reference: reference.clone(), ..Default::default() }).await?;
         match expected {
             Some(digest) => {
-                let mut writer = Some(writer);
-                self.finish(name, &reference, &mut writer, &digest, request).await
+                let mut writer = writer;
+                if let Err(failure) = append(writer.as_mut(), None, request).await {
+                    // The client does not know the upload's name and cannot resume it.
+                    drop(writer);
+                    let _ = self.content.abort(&reference).await;
+                    return Err(failure);
+                }
+                self.commit(name, &reference, &mut Some(writer), &digest).await
             }
             None => {
                 self.uploads.insert(&reference, writer);
@@ -118,8 +127,9 @@ impl Inner {
         let upload = self.find_upload(name, id).await?;
         let mut writer = upload.writer.lock().await;
         let writer = writer.as_mut().ok_or(Code::BlobUploadUnknown)?;
-        check_range(request.headers(), writer.status().offset).map_err(|f| at(f, name, id, writer.status().offset))?;
-        append(writer.as_mut(), request).await?;
+        let offset = writer.status().offset;
+        let end = check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
+        append(writer.as_mut(), end, request).await?;
         Ok(accepted(StatusCode::ACCEPTED, name, id, writer.status().offset))
     }
 
@@ -136,9 +146,12 @@ impl Inner {
         let digest =
             query(request.uri(), "digest").ok_or_else(|| Code::DigestInvalid.because("the digest is missing"))?;
         let digest = parse_digest(&digest)?;
-        check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
+        let end = check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
         let reference = reference(name, id);
-        let answer = self.finish(name, &reference, &mut writer, &digest, request).await;
+        let answer = match append(writer.as_mut().ok_or(Code::BlobUploadUnknown)?.as_mut(), end, request).await {
+            Ok(()) => self.commit(name, &reference, &mut writer, &digest).await,
+            Err(failure) => Err(failure),
+        };
         if writer.is_none() {
             self.uploads.lock().remove(&reference);
         }
@@ -155,6 +168,23 @@ impl Inner {
         Ok(empty(StatusCode::NO_CONTENT))
     }
 
+    /// Drops uploads that were last written to before `limit`, and returns how many.
+    pub(crate) async fn drop_idle(&self, limit: Timestamp) -> Result<usize, ContentError> {
+        let mut dropped = 0;
+        for status in self.content.statuses().await? {
+            if !status.reference.starts_with(PREFIX) || status.updated_at >= limit {
+                continue;
+            }
+            self.uploads.lock().remove(&status.reference);
+            match self.content.abort(&status.reference).await {
+                Ok(()) => dropped += 1,
+                Err(ContentError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(dropped)
+    }
+
     async fn find_upload(&self, name: &str, id: &str) -> Result<Arc<Upload>, Failure> {
         if !is_id(id) {
             return Err(Code::BlobUploadUnknown.into());
@@ -168,17 +198,15 @@ impl Inner {
         Ok(self.uploads.insert(&reference, writer))
     }
 
-    /// Appends the request's body, commits, links. The writer is gone afterwards unless the client may try again.
-    async fn finish(
+    /// Verifies and links. The writer is gone afterwards.
+    async fn commit(
         &self,
         name: &str,
         reference: &str,
         writer: &mut Option<Box<dyn Writer>>,
         digest: &Digest,
-        request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         let open = writer.as_mut().ok_or(Code::BlobUploadUnknown)?;
-        append(open.as_mut(), request).await?;
         let committed = open.commit(0, Some(digest)).await;
         *writer = None;
         match committed {
@@ -223,9 +251,9 @@ fn at(failure: Failure, name: &str, id: &str, offset: u64) -> Failure {
     failure.with_header("location", location(name, id)).with_header("range", range_so_far(offset))
 }
 
-/// A chunk that says where it belongs must continue what is there, and be as long as it says.
-fn check_range(headers: &HeaderMap, offset: u64) -> Result<(), Failure> {
-    let Some(value) = headers.get(header::CONTENT_RANGE) else { return Ok(()) };
+/// A chunk that says where it belongs must continue what is there. Returns where it says that it ends.
+fn check_range(headers: &HeaderMap, offset: u64) -> Result<Option<u64>, Failure> {
+    let Some(value) = headers.get(header::CONTENT_RANGE) else { return Ok(None) };
     let value = value.to_str().unwrap_or_default();
     let Some((start, end)) = parse_content_range(value) else {
         return Err(Code::BlobUploadInvalid.because(format!("Content-Range {value:?} is not <first>-<last>")));
@@ -240,7 +268,7 @@ fn check_range(headers: &HeaderMap, offset: u64) -> Result<(), Failure> {
             Err(Code::SizeInvalid
                 .because(format!("Content-Range names {} bytes, Content-Length {length}", end - start)))
         }
-        _ => Ok(()),
+        _ => Ok(Some(end)),
     }
 }
 
@@ -256,27 +284,40 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Appends a body. What came before an error stays: the client may ask how far it came and go on.
-async fn append(writer: &mut dyn Writer, request: Request<Body>) -> Result<(), Failure> {
+/// Appends a body. Of one that breaks off, what came stays: the client may ask how far it came and go on. Of one that is
+/// not as long as its `Content-Range` said, nothing stays.
+async fn append(writer: &mut dyn Writer, end: Option<u64>, request: Request<Body>) -> Result<(), Failure> {
+    let start = writer.status().offset;
+    append_frames(writer, end.unwrap_or(u64::MAX), request).await?;
+    let offset = writer.status().offset;
+    match end {
+        Some(end) if end != offset => {
+            writer.truncate(start).await?;
+            Err(Code::SizeInvalid.because(format!("Content-Range ends at {end}, the body at {offset}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Appends frames until one goes past `end`.
+async fn append_frames(writer: &mut dyn Writer, end: u64, request: Request<Body>) -> Result<(), Failure> {
     let mut frames = request.into_body().into_data_stream();
     let mut joined = BytesMut::new();
-    loop {
-        let frame = tokio::time::timeout(BODY_PAUSE, frames.next()).await;
-        let (frame, failure) = match frame {
-            Ok(Some(Ok(frame))) => (frame, None),
+    let mut broken = None;
+    while writer.status().offset <= end {
+        match tokio::time::timeout(BODY_PAUSE, frames.next()).await {
+            Ok(Some(Ok(frame))) if joined.is_empty() && frame.len() >= JOIN_BYTES => writer.write(frame).await?,
+            Ok(Some(Ok(frame))) => joined.extend_from_slice(&frame),
             Ok(None) => break,
-            Ok(Some(Err(error))) => (Bytes::new(), Some(Code::BlobUploadInvalid.because(error))),
-            Err(_) => (Bytes::new(), Some(Code::TimedOut.into())),
-        };
-        if let Some(failure) = failure {
-            writer.write(joined.freeze()).await?;
-            return Err(failure);
+            Ok(Some(Err(error))) => {
+                broken = Some(Code::BlobUploadInvalid.because(error));
+                break;
+            }
+            Err(_) => {
+                broken = Some(Code::TimedOut.into());
+                break;
+            }
         }
-        if joined.is_empty() && frame.len() >= JOIN_BYTES {
-            writer.write(frame).await?;
-            continue;
-        }
-        joined.extend_from_slice(&frame);
         if joined.len() >= JOIN_BYTES {
             writer.write(joined.split().freeze()).await?;
         }
@@ -284,7 +325,7 @@ async fn append(writer: &mut dyn Writer, request: Request<Body>) -> Result<(), F
     if !joined.is_empty() {
         writer.write(joined.freeze()).await?;
     }
-    Ok(())
+    broken.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

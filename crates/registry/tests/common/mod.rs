@@ -17,6 +17,7 @@ pub struct Peer {
     pub server: Server,
     pub client: Client,
     pub store: MemoryStore,
+    pub registry: Registry,
 }
 
 impl Peer {
@@ -24,8 +25,8 @@ impl Peer {
         let store = MemoryStore::new();
         let registry = Registry::new(Arc::new(store.clone()), Arc::new(MemoryIndex::new()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = registry.serve(listener, ServeOptions::default()).unwrap();
-        Self { server, client: Client::new(), store }
+        let server = registry.clone().serve(listener, ServeOptions::default()).unwrap();
+        Self { server, client: Client::new(), store, registry }
     }
 
     pub fn host(&self) -> String {
