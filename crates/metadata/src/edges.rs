@@ -103,7 +103,7 @@ fn is_named(rest: &str, kind: &str) -> bool {
 
 /// Makes the edges that an object states equal `edges`, and suspects the targets of those that go.
 pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edges: &Edges) -> Result<()> {
-    let old = stated(tx, namespace, kind, name)?;
+    let Edges(old) = stated(tx, namespace, kind, name)?;
     for edge in old.difference(&edges.0) {
         delete(tx, namespace, kind, name, edge)?;
         if edge.back {
@@ -140,7 +140,8 @@ pub(crate) fn suspect(tx: &Connection, namespace: &str, kind: &str, name: &str) 
     Ok(())
 }
 
-fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<BTreeSet<Edge>> {
+/// The edges that the table has for an object as its own.
+pub(crate) fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<Edges> {
     let mut query = tx.prepare_cached(
         "SELECT to_kind, to_name, back, label FROM edge WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND back = 0
          UNION ALL
@@ -149,7 +150,7 @@ fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<BT
     let rows = query.query_map(params![namespace, kind, name], |row| {
         Ok(Edge { kind: row.get(0)?, name: row.get(1)?, back: row.get(2)?, label: row.get(3)? })
     })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    Ok(Edges(rows.collect::<Result<_, _>>()?))
 }
 
 fn delete(tx: &Connection, namespace: &str, kind: &str, name: &str, edge: &Edge) -> Result<()> {

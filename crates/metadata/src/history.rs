@@ -2,8 +2,8 @@
 //!
 //! A line of `history.log` is `<crc32 of the rest, 8 hex digits> <JSON>\n`. Lines are appended and synced inside the
 //! transaction, before it commits; so the log may end with lines of a transaction that never committed. A line whose
-//! `seq` is not above the last one's voids all earlier lines from that `seq` on. What a crash cut short is a line that
-//! does not check; the next line starts on a line of its own.
+//! `seq` is not above the last one's voids all earlier lines from that `seq` on. A last line that a crash
+//! cut short never committed either; whoever writes next removes it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -123,15 +123,18 @@ pub struct ParsedLog {
     pub voided: usize,
     /// Numbers of the lines, counted from 1, whose checksum or JSON is wrong.
     pub damaged: Vec<usize>,
+    /// Whether a last line without a line break was left out: a crash cut it short before its change was committed.
+    pub torn: bool,
 }
 
 /// Reads the content of a `history.log`; any bytes give a result.
 pub fn parse_log(bytes: &[u8]) -> ParsedLog {
     let mut parsed = ParsedLog::default();
-    for (index, line) in bytes.split(|&b| b == b'\n').enumerate() {
-        if line.is_empty() {
-            continue;
-        }
+    for (index, line) in bytes.split_inclusive(|&b| b == b'\n').enumerate() {
+        let Some(line) = line.strip_suffix(b"\n") else {
+            parsed.torn = true;
+            break;
+        };
         let Some(line) = parse_line(line) else {
             parsed.damaged.push(index + 1);
             continue;
@@ -170,15 +173,12 @@ impl Log {
     }
 
     fn try_append(&self, lines: &[String]) -> io::Result<()> {
-        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&self.path)?;
-        let end = file.seek(SeekFrom::End(0))?;
-        let mut text = String::new();
-        if end > 0 && last_byte(&mut file)? != b'\n' {
-            text.push('\n');
-        }
-        for line in lines {
-            text.push_str(&format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes())));
-        }
+        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&self.path)?;
+        let end = end_of_last_line(&mut file)?;
+        file.set_len(end)?;
+        file.seek(SeekFrom::Start(end))?;
+        let text: String =
+            lines.iter().map(|line| format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes()))).collect();
         let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
         if written.is_err() {
             let _ = file.set_len(end);
@@ -189,11 +189,21 @@ impl Log {
     }
 }
 
-fn last_byte(file: &mut File) -> io::Result<u8> {
-    file.seek(SeekFrom::End(-1))?;
-    let mut byte = [0];
-    file.read_exact(&mut byte)?;
-    Ok(byte[0])
+/// Where the next line starts: after the last line break.
+fn end_of_last_line(file: &mut File) -> io::Result<u64> {
+    let mut end = file.seek(SeekFrom::End(0))?;
+    let mut part = [0; 4096];
+    while end > 0 {
+        let length = end.min(part.len() as u64);
+        file.seek(SeekFrom::Start(end - length))?;
+        let part = &mut part[..usize::try_from(length).unwrap_or(0)];
+        file.read_exact(part)?;
+        if let Some(at) = part.iter().rposition(|&b| b == b'\n') {
+            return Ok(end - length + at as u64 + 1);
+        }
+        end -= length;
+    }
+    Ok(0)
 }
 
 /// A record before or after a change.

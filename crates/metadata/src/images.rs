@@ -27,6 +27,7 @@ pub struct Image {
 
 /// One step of a [`Store::write_images`] transaction.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a handful at a time, most of them the large one")]
 pub enum ImageChange {
     /// Creates the record, or updates its target and adds these labels to those it has. What is so already stays
     /// untouched, its time and history too.

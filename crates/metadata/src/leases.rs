@@ -177,6 +177,11 @@ impl Lease {
     }
 }
 
+/// Refuses a scope whose lease does not exist.
+pub(crate) fn check_scope(conn: &Connection, scope: &Scope) -> Result<()> {
+    scope.lease.as_ref().map_or(Ok(()), |lease| require(conn, &scope.namespace, lease))
+}
+
 /// Adds an object to the scope's lease, if it has one. Says whether it has.
 pub(crate) fn add(tx: &Tx<'_>, scope: &Scope, kind: &str, name: &str) -> Result<bool> {
     let Some(lease) = &scope.lease else { return Ok(false) };

@@ -20,6 +20,7 @@
 //! timeout; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
 //! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
 
+mod check;
 mod content;
 mod db;
 mod edges;
@@ -36,6 +37,7 @@ mod store;
 mod summary;
 mod trash;
 
+pub use check::MetadataProblem;
 pub use content::{ContentInfo, ScopedContent};
 pub use db::Clock;
 pub use error::{Error, ObjectKind, Result};

@@ -63,6 +63,7 @@ impl ScopedSnapshots {
     /// one is an answer that comes with a lease.
     fn reserve(&self, tx: &Tx<'_>, key: &str, parent: &str, labels: &Labels) -> Result<Result<Reserved>> {
         namespaces::ensure(tx, &self.scope.namespace)?;
+        leases::check_scope(tx, &self.scope)?;
         for name in labels.get(TARGET).map(String::as_str).into_iter().chain([key]) {
             if self.find(tx, name)?.is_some() {
                 leases::add(tx, &self.scope, &self.kind(), name)?;
