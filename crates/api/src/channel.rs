@@ -15,6 +15,9 @@ const DUPLEX_BYTES: usize = 1 << 20;
 /// HTTP/2 windows: large enough that a blob's pieces and a page of rows never wait for one.
 pub const WINDOW_BYTES: u32 = 4 << 20;
 
+/// HTTP/2 frames: a piece of a blob fits in one.
+pub const FRAME_BYTES: u32 = 1 << 20;
+
 /// Connections asked for and not yet taken by the server.
 const BACKLOG: usize = 8;
 
@@ -23,6 +26,7 @@ fn endpoint() -> Endpoint {
     Endpoint::from_static("http://orlop.local")
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
 }
 
 /// Connects to a Unix socket.

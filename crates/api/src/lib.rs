@@ -22,3 +22,6 @@ pub const NAMESPACE_HEADER: &str = "containerd-namespace";
 
 /// The header that names the lease which keeps what a call makes.
 pub const LEASE_HEADER: &str = "containerd-lease";
+
+/// The header in which a client says who it is, for the history of records: `orlop pull`. Informational only.
+pub const ACTOR_HEADER: &str = "orlop-actor";

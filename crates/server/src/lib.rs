@@ -1,1 +1,45 @@
-//! Placeholder.
+//! containerd's gRPC services and `orlop.v1` over a store, in process or on a Unix socket.
+//!
+//! [`Server`] holds the operations on images, and through them the store; every service is a thin translation: headers
+//! into a scope, messages into the types of the crates below, their results and errors back. What an operation means is
+//! decided below, never here.
+//!
+//! # Invariants
+//! - Errors become statuses in one file, `status.rs`, whose codes are containerd's.
+//! - Every listing that can be long is sent in pages of about 1 MiB; no message exceeds
+//!   [`orlop_api::MAX_MESSAGE_BYTES`] unless a single row does.
+//! - What a client no longer waits for is stopped: a call's work lives as long as its answer stream.
+//!
+//! # Concurrency
+//! Calls run at the same time on the runtime; what blocks runs on its blocking pool. Answers are produced as the client
+//! takes them; nothing is queued without a bound.
+
+mod blocking;
+mod call;
+mod collector;
+mod content;
+mod convert;
+mod diff;
+mod images;
+mod introspection;
+mod leases;
+mod namespaces;
+mod orlop;
+mod page;
+mod serve;
+mod snapshots;
+mod status;
+mod version;
+
+pub use serve::Server;
+
+use std::pin::Pin;
+
+use futures::Stream;
+use tonic::{Response, Status};
+
+/// What a unary call answers.
+type Answer<T> = Result<Response<T>, Status>;
+
+/// What a call with several answers streams.
+type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

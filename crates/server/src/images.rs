@@ -1,0 +1,97 @@
+//! containerd.services.images.v1. After each change the hash references of CRI-managed namespaces are brought in order
+//! before the answer, so that a client that lists next sees them.
+
+use orlop_api::containerd::services::images::v1 as pb;
+use orlop_api::containerd::services::images::v1::images_server::Images;
+use orlop_metadata::gc::Disposal;
+use orlop_metadata::{Image, Scope, Store};
+use tonic::{Request, Response, Status};
+
+use crate::blocking::blocking;
+use crate::convert::{descriptor_from_wire, descriptor_to_wire, mask, required, timestamp};
+use crate::{Answer, Server, call};
+
+#[tonic::async_trait]
+impl Images for Server {
+    async fn get(&self, request: Request<pb::GetImageRequest>) -> Answer<pb::GetImageResponse> {
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        let name = request.into_inner().name;
+        let image = blocking(move || store.image(&scope.namespace, &name)).await?;
+        Ok(Response::new(pb::GetImageResponse { image: Some(to_wire(image)) }))
+    }
+
+    async fn list(&self, request: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        let filters = request.into_inner().filters;
+        let images = blocking(move || store.images(&scope.namespace, &filters)).await?;
+        Ok(Response::new(pb::ListImagesResponse { images: images.into_iter().map(to_wire).collect() }))
+    }
+
+    async fn create(&self, request: Request<pb::CreateImageRequest>) -> Answer<pb::CreateImageResponse> {
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        let image = from_wire(required(request.into_inner().image, "image")?, None)?;
+        let asked = scope.clone();
+        let created = blocking(move || store.create_image(&asked, image)).await?;
+        self.reconcile(&scope.namespace, &created.name).await;
+        Ok(Response::new(pb::CreateImageResponse { image: Some(to_wire(created)) }))
+    }
+
+    async fn update(&self, request: Request<pb::UpdateImageRequest>) -> Answer<pb::UpdateImageResponse> {
+        let scope = call::scope(&request)?;
+        let request = request.into_inner();
+        let (image, mask) = (required(request.image, "image")?, mask(request.update_mask));
+        let (store, asked) = (self.store().clone(), scope.clone());
+        let updated = blocking(move || update(&store, &asked, image, &mask)).await?;
+        self.reconcile(&scope.namespace, &updated.name).await;
+        self.collector().request();
+        Ok(Response::new(pb::UpdateImageResponse { image: Some(to_wire(updated)) }))
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteImageRequest>) -> Answer<()> {
+        let scope = call::scope(&request)?;
+        let request = request.into_inner();
+        let target = request.target.map(descriptor_from_wire).transpose()?;
+        let (store, asked, name) = (self.store().clone(), scope.clone(), request.name.clone());
+        blocking(move || store.delete_image(&asked, &name, target.as_ref().map(|t| &t.digest))).await?;
+        self.reconcile(&scope.namespace, &request.name).await;
+        if request.sync {
+            let store = self.store().clone();
+            blocking(move || store.collect(Disposal::Reclaim)).await?;
+        } else {
+            self.collector().request();
+        }
+        Ok(Response::new(()))
+    }
+}
+
+/// A mask that leaves the target alone may come without one.
+fn update(store: &Store, scope: &Scope, image: pb::Image, mask: &[String]) -> Result<Image, Status> {
+    use crate::status::ToStatus;
+    let keeps_target = !mask.is_empty() && !mask.iter().any(|path| path == "target" || path.starts_with("annotations"));
+    let old = if keeps_target && image.target.is_none() {
+        Some(store.image(&scope.namespace, &image.name).map_err(|e| e.to_status())?)
+    } else {
+        None
+    };
+    store.update_image(scope, from_wire(image, old)?, mask).map_err(|e| e.to_status())
+}
+
+fn from_wire(image: pb::Image, old: Option<Image>) -> Result<Image, Status> {
+    let target = match old {
+        Some(old) => old.target,
+        None => descriptor_from_wire(required(image.target, "image target")?)?,
+    };
+    // The store sets the times.
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    Ok(Image { name: image.name, target, labels: image.labels, created_at: now, updated_at: now })
+}
+
+fn to_wire(image: Image) -> pb::Image {
+    pb::Image {
+        target: Some(descriptor_to_wire(&image.target)),
+        name: image.name,
+        labels: image.labels,
+        created_at: Some(timestamp(image.created_at)),
+        updated_at: Some(timestamp(image.updated_at)),
+    }
+}

@@ -1,0 +1,106 @@
+//! containerd.services.introspection.v1: what clients look for before they pull or unpack.
+
+use std::borrow::Cow;
+use std::os::unix::fs::MetadataExt;
+
+use orlop_api::containerd::services::introspection::v1 as pb;
+use orlop_api::containerd::services::introspection::v1::introspection_server::Introspection;
+use orlop_api::containerd::types;
+use orlop_metadata::Filter;
+use orlop_oci::{Digest, Platform};
+use tonic::{Request, Response, Status};
+
+use crate::status::ToStatus;
+use crate::{Answer, Server};
+
+const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+
+/// What is served beside the snapshotters, under containerd's names: (type, id).
+const PLUGINS: [(&str, &str); 11] = [
+    ("io.containerd.content.v1", "content"),
+    ("io.containerd.metadata.v1", "bolt"),
+    ("io.containerd.gc.v1", "scheduler"),
+    ("io.containerd.differ.v1", "walking"),
+    ("io.containerd.grpc.v1", "content"),
+    ("io.containerd.grpc.v1", "diff"),
+    ("io.containerd.grpc.v1", "images"),
+    ("io.containerd.grpc.v1", "introspection"),
+    ("io.containerd.grpc.v1", "leases"),
+    ("io.containerd.grpc.v1", "namespaces"),
+    ("io.containerd.grpc.v1", "snapshots"),
+];
+
+#[tonic::async_trait]
+impl Introspection for Server {
+    async fn plugins(&self, request: Request<pb::PluginsRequest>) -> Answer<pb::PluginsResponse> {
+        let filter = Filter::parse(&request.into_inner().filters).map_err(|e| e.to_status())?;
+        let mut plugins = self.plugins();
+        plugins.retain(|plugin| filter.matches(|path| field(plugin, path)));
+        Ok(Response::new(pb::PluginsResponse { plugins }))
+    }
+
+    async fn server(&self, _: Request<()>) -> Answer<pb::ServerResponse> {
+        let pidns = std::fs::metadata("/proc/self/ns/pid").map_or(0, |m| m.ino());
+        let pid = u64::from(std::process::id());
+        Ok(Response::new(pb::ServerResponse { uuid: self.uuid(), pid, pidns, deprecations: Vec::new() }))
+    }
+
+    async fn plugin_info(&self, request: Request<pb::PluginInfoRequest>) -> Answer<pb::PluginInfoResponse> {
+        let request = request.into_inner();
+        let found = self.plugins().into_iter().find(|p| p.r#type == request.r#type && p.id == request.id);
+        let plugin =
+            found.ok_or_else(|| Status::not_found(format!("plugin {}.{}: not found", request.r#type, request.id)))?;
+        if request.options.is_some() {
+            return Err(Status::unimplemented(format!("plugin {}.{} tells nothing more", plugin.r#type, plugin.id)));
+        }
+        Ok(Response::new(pb::PluginInfoResponse { plugin: Some(plugin), extra: None }))
+    }
+}
+
+impl Server {
+    fn plugins(&self) -> Vec<pb::Plugin> {
+        let platform = platform(&Platform::host());
+        let mut plugins: Vec<pb::Plugin> = PLUGINS.iter().map(|(kind, id)| plugin(kind, id, &platform)).collect();
+        for driver in self.store().drivers() {
+            let mut plugin = plugin(SNAPSHOTTER, driver.name(), &platform);
+            plugin.exports.insert("root".into(), driver.root().display().to_string());
+            if driver.supports_rebase() {
+                plugin.capabilities.push("rebase".into());
+            }
+            plugins.push(plugin);
+        }
+        plugins
+    }
+
+    /// Follows from where the root is, so that nothing has to be kept for it.
+    fn uuid(&self) -> String {
+        let root = self.store().root();
+        let place = std::fs::metadata(root).map_or((0, 0), |m| (m.dev(), m.ino()));
+        let digest = Digest::of(format!("{} {}:{}", root.display(), place.0, place.1).as_bytes());
+        let hex = digest.hex();
+        // Version 8: a UUID by one's own rule (RFC 9562 section 5.8).
+        format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
+    }
+}
+
+fn plugin(kind: &str, id: &str, platform: &types::Platform) -> pb::Plugin {
+    pb::Plugin { r#type: kind.into(), id: id.into(), platforms: vec![platform.clone()], ..pb::Plugin::default() }
+}
+
+fn platform(platform: &Platform) -> types::Platform {
+    types::Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        variant: platform.variant.clone().unwrap_or_default(),
+        ..types::Platform::default()
+    }
+}
+
+fn field<'a>(plugin: &'a pb::Plugin, path: &[String]) -> Option<Cow<'a, str>> {
+    let [name] = path else { return None };
+    match name.as_str() {
+        "type" => Some(Cow::Borrowed(plugin.r#type.as_str())),
+        "id" => Some(Cow::Borrowed(plugin.id.as_str())),
+        _ => None,
+    }
+}

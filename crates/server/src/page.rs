@@ -1,0 +1,30 @@
+//! Rows into messages: one message a row costs more than the row, one message for all has no bound.
+
+use prost::Message;
+use tonic::Status;
+
+use crate::AnswerStream;
+
+/// Bytes at which a page is full. Well under the bound of a message, so that one more row fits.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// Streams rows in pages that `wrap` makes messages of. Each page is made when it is sent.
+pub(crate) fn pages<R, M, I>(rows: I, wrap: fn(Vec<R>) -> M) -> AnswerStream<M>
+where
+    R: Message + 'static,
+    M: Send + 'static,
+    I: IntoIterator<Item = R>,
+    I::IntoIter: Send + 'static,
+{
+    let mut rows = rows.into_iter();
+    Box::pin(futures::stream::iter(std::iter::from_fn(move || {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        while bytes < PAGE_BYTES {
+            let Some(row) = rows.next() else { break };
+            bytes += row.encoded_len();
+            page.push(row);
+        }
+        (!page.is_empty()).then(|| Ok::<_, Status>(wrap(page)))
+    })))
+}

@@ -1,0 +1,180 @@
+//! Errors into gRPC statuses: containerd's codes, and for Orlop's own command line the class of the failure and what to
+//! do ([`orlop_api::error`]).
+
+use std::io;
+
+use orlop_api::error::{Class, Details, with_details};
+use orlop_image::ErrorKind;
+use orlop_metadata::ObjectKind;
+use orlop_oci::{DigestError, PlatformError, ReferenceError};
+use tonic::{Code, Status};
+use {orlop_content as content, orlop_image as image, orlop_metadata as metadata, orlop_snapshot as snapshot};
+
+/// What an error is to a client.
+pub(crate) trait ToStatus {
+    /// Code, message, class and hint.
+    fn to_status(&self) -> Status;
+}
+
+impl ToStatus for Status {
+    fn to_status(&self) -> Status {
+        self.clone()
+    }
+}
+
+fn status(error: &dyn std::fmt::Display, (code, class): (Code, Class), hint: &str) -> Status {
+    let hint = if hint.is_empty() { general_hint(class) } else { hint };
+    with_details(Status::new(code, error.to_string()), &Details { class, hint: hint.to_owned() })
+}
+
+/// What helps whatever failed.
+fn general_hint(class: Class) -> &'static str {
+    match class {
+        Class::NoSpace => "free space with `orlop gc` or `orlop prune`, or use a --root on another file system",
+        Class::NotPermitted => "run as the owner of the root (usually with sudo), or use a --root that you may write",
+        _ => "",
+    }
+}
+
+macro_rules! invalid {
+    ($($error:ty),*) => {$(
+        impl ToStatus for $error {
+            fn to_status(&self) -> Status {
+                status(self, (Code::InvalidArgument, Class::Usage), "")
+            }
+        }
+    )*};
+}
+
+invalid!(DigestError, PlatformError, ReferenceError, metadata::FilterError);
+
+impl ToStatus for content::Error {
+    fn to_status(&self) -> Status {
+        use content::Error as E;
+        if let E::Metadata(inner) = self
+            && let Some(inner) = inner.downcast_ref::<metadata::Error>()
+        {
+            return inner.to_status();
+        }
+        let (kind, hint) = match self {
+            E::NotFound { .. } => ((Code::NotFound, Class::NotFound), ""),
+            E::AlreadyExists(_) => ((Code::AlreadyExists, Class::Conflict), ""),
+            E::Locked(_) => ((Code::Unavailable, Class::Unavailable), ""),
+            E::Offset { .. } => ((Code::OutOfRange, Class::Usage), "ask for the status of the write and go on there"),
+            E::DigestMismatch { .. } | E::SizeMismatch { .. } => {
+                ((Code::FailedPrecondition, Class::Verification), "the source may be damaged; nothing became visible")
+            }
+            E::Damaged { .. } | E::Shrunk { .. } => {
+                ((Code::DataLoss, Class::Verification), "`orlop check --deep` finds every damaged blob")
+            }
+            E::TooLarge { .. } => ((Code::FailedPrecondition, Class::Verification), ""),
+            E::Invalid(_) => ((Code::InvalidArgument, Class::Usage), ""),
+            E::Stopped => ((Code::Cancelled, Class::Interrupted), ""),
+            E::Io { source, .. } => (io_kind(source), ""),
+            _ => ((Code::Internal, Class::Failed), ""),
+        };
+        status(self, kind, hint)
+    }
+}
+
+impl ToStatus for snapshot::Error {
+    fn to_status(&self) -> Status {
+        use snapshot::Error as E;
+        let kind = match self {
+            E::Hostile { .. } | E::Limit { .. } | E::Damaged { .. } => (Code::FailedPrecondition, Class::Verification),
+            E::Unsupported { .. } => (Code::FailedPrecondition, Class::Failed),
+            E::Io { source, .. } => io_kind(source),
+            _ => (Code::Internal, Class::Failed),
+        };
+        status(self, kind, "")
+    }
+}
+
+impl ToStatus for metadata::Error {
+    fn to_status(&self) -> Status {
+        use metadata::Error as E;
+        let kind = match self {
+            // containerd: the request names a snapshotter that cannot be, not an object that is gone.
+            E::NotFound { kind: ObjectKind::Snapshotter, .. } => (Code::InvalidArgument, Class::Usage),
+            E::NotFound { .. } => (Code::NotFound, Class::NotFound),
+            E::AlreadyExists { .. } => (Code::AlreadyExists, Class::Conflict),
+            E::FailedPrecondition { .. } => (Code::FailedPrecondition, Class::Conflict),
+            E::Invalid { .. } => (Code::InvalidArgument, Class::Usage),
+            E::Filter(inner) => return inner.to_status(),
+            E::NewerFormat { .. } => (Code::FailedPrecondition, Class::Failed),
+            E::ReadOnly { .. } => (Code::PermissionDenied, Class::NotPermitted),
+            E::InUse { .. } => (Code::Unavailable, Class::Unavailable),
+            E::Content(inner) => return inner.to_status(),
+            E::Snapshot(inner) => return inner.to_status(),
+            E::Io { source, .. } => io_kind(source),
+            E::Database { .. } => database_kind(self),
+            _ => (Code::Internal, Class::Failed),
+        };
+        status(self, kind, "")
+    }
+}
+
+impl ToStatus for image::Error {
+    fn to_status(&self) -> Status {
+        use image::Error as E;
+        let code = match self {
+            E::Metadata(inner) => return inner.to_status(),
+            E::Content(inner) => return inner.to_status(),
+            E::Exists { .. } => Code::AlreadyExists,
+            E::Interrupted => Code::Cancelled,
+            _ => code_of(self.kind()),
+        };
+        let class = if matches!(self, E::Interrupted) { Class::Interrupted } else { class_of(self.kind()) };
+        status(self, (code, class), "")
+    }
+}
+
+fn code_of(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Conflict | ErrorKind::Verification | ErrorKind::Unsupported => Code::FailedPrecondition,
+        ErrorKind::NoSpace => Code::ResourceExhausted,
+        ErrorKind::Permission => Code::PermissionDenied,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Failed => Code::Internal,
+    }
+}
+
+fn class_of(kind: ErrorKind) -> Class {
+    match kind {
+        ErrorKind::Invalid => Class::Usage,
+        ErrorKind::NotFound => Class::NotFound,
+        ErrorKind::Conflict => Class::Conflict,
+        ErrorKind::Verification => Class::Verification,
+        ErrorKind::NoSpace => Class::NoSpace,
+        ErrorKind::Permission => Class::NotPermitted,
+        ErrorKind::Unavailable => Class::Unavailable,
+        ErrorKind::Unsupported | ErrorKind::Failed => Class::Failed,
+    }
+}
+
+/// A missing file within the store is no object that a client could have named: it stays internal.
+fn io_kind(error: &io::Error) -> (Code, Class) {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Code::ResourceExhausted, Class::NoSpace),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            (Code::PermissionDenied, Class::NotPermitted)
+        }
+        _ => (Code::Internal, Class::Failed),
+    }
+}
+
+/// SQLite's own words for a full disk and a busy file: the crate that knows its types is below.
+fn database_kind(error: &metadata::Error) -> (Code, Class) {
+    let text = error.to_string();
+    if text.contains("disk is full") {
+        (Code::ResourceExhausted, Class::NoSpace)
+    } else if text.contains("readonly database") {
+        (Code::PermissionDenied, Class::NotPermitted)
+    } else if text.contains("database is locked") {
+        (Code::Unavailable, Class::Unavailable)
+    } else {
+        (Code::Internal, Class::Failed)
+    }
+}
