@@ -1,7 +1,7 @@
 //! What can go wrong with trees.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of a snapshot operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -18,6 +18,14 @@ pub enum Error {
         /// Which rule it breaks.
         reason: &'static str,
     },
+    /// A hard link whose target is in neither its own layer nor one below.
+    #[error("layer refused: entry {entry:?} is a hard link to {target:?}, which no layer has")]
+    LinkTarget {
+        /// The entry's name, lossy.
+        entry: String,
+        /// What it links to, lossy.
+        target: String,
+    },
     /// A layer is more than the limits allow.
     #[error("layer refused: more than {limit} {what}")]
     Limit {
@@ -31,6 +39,12 @@ pub enum Error {
     Damaged {
         /// Where it broke.
         reason: String,
+    },
+    /// Whoever hands over the layer's bytes failed.
+    #[error("the layer's bytes stopped coming: {source}")]
+    Source {
+        /// What the reader said.
+        source: io::Error,
     },
     /// The kernel or its settings do not allow it.
     #[error("{what} is not possible here: {reason}")]
@@ -50,4 +64,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// Gives a system error its operation and path.
+pub(crate) trait At<T> {
+    /// Says what was tried and on what.
+    fn at(self, operation: &'static str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, operation: &'static str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| Error::Io { operation, path: path.as_ref().to_owned(), source: source.into() })
+    }
 }

@@ -21,15 +21,22 @@
 //! # Concurrency
 //! All calls block; callers on an async runtime use its blocking pool. Different ids never contend.
 
+pub mod apply;
+mod copy;
 mod error;
-// pub mod apply;      apply::Applier
-// pub mod diff;
-// mod overlay;        OverlayDriver
-// mod native;         NativeDriver
+mod fs;
+mod layout;
+mod mount;
+mod native;
+mod overlay;
+mod settle;
 
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Result};
+pub use mount::{TempMount, mount_all, unmount};
+pub use native::NativeDriver;
+pub use overlay::OverlayDriver;
 
 /// A snapshot's number within its driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +139,8 @@ pub struct ApplyTarget {
     pub root: PathBuf,
     /// How deletions are written.
     pub whiteouts: Whiteouts,
+    /// Where to note what must wait for the layers below, for [`Driver::commit`]; `None` where they are there already.
+    pub deferred: Option<PathBuf>,
 }
 
 /// How a tree on disk says that something of a lower layer is gone.

@@ -1,0 +1,49 @@
+//! What a layer may be at most.
+
+/// Bounds on a layer; each has a default with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries in the tar.
+    pub entries: u64,
+    /// Bytes of one path or link target, counted after symbolic links are resolved.
+    pub path_bytes: u32,
+    /// Bytes of all extension headers (PAX, GNU long names) of one entry.
+    pub header_bytes: u32,
+    /// Bytes of all extended attributes of one entry.
+    pub xattr_bytes: u64,
+    /// Regions of one sparse file.
+    pub sparse_regions: usize,
+    /// Bytes of the uncompressed stream, and of all files' logical sizes.
+    pub tar_bytes: u64,
+    /// Uncompressed bytes for each compressed byte, once the stream has more than [`Limits::RATIO_FREE_BYTES`].
+    pub ratio: u64,
+    /// Logarithm of the window that a zstd frame may ask for, which is memory.
+    pub zstd_window_log: u32,
+}
+
+impl Limits {
+    /// Below this size no ratio is suspicious: a gigabyte fits any node.
+    pub const RATIO_FREE_BYTES: u64 = 1 << 30;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // The largest known images have a few hundred thousand files a layer.
+            entries: 10_000_000,
+            // PATH_MAX without the terminating zero: nothing longer could be opened by name.
+            path_bytes: 4095,
+            // PAX headers of real layers have some hundred bytes; a capability or an ACL adds little.
+            header_bytes: 1 << 20,
+            // The kernel allows 64 KiB for one value; several of that size have no use in an image.
+            xattr_bytes: 256 << 10,
+            sparse_regions: 10_000,
+            // No node unpacks a tebibyte from one layer by intention.
+            tar_bytes: 1 << 40,
+            // Deflate cannot exceed 1032; real layers stay under 20, images of empty disks reach some hundred.
+            ratio: 500,
+            // 128 MiB, what `zstd -d` accepts without being asked; levels up to 19 need 8 MiB.
+            zstd_window_log: 27,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Turns a layer's tar into files.
+//!
+//! Two threads share the work: one reads, unpacks and hashes (`inflate`), the other parses the tar and writes files
+//! (`extract`); between them go a fixed number of buffers, so memory is bounded whatever the layer's size.
+//!
+//! What entries mean follows containerd's serial apply onto overlayfs: entries take effect in the tar's order, the
+//! last one of a name wins; a directory entry over a directory keeps its content; a parent that no entry made is
+//! created and takes its attributes from the layers below; symbolic links *of this layer* are followed inside the
+//! root where they are parents of an entry, those of lower layers are replaced by directories; `./` is ignored.
+//!
+//! # Invariants
+//! - Every operation goes through a directory descriptor that was reached from the root without following a link in
+//!   the kernel; the last component is never followed. So nothing outside the root can be named.
+//! - A file is always created anew (`O_EXCL`); what was there is removed first.
+//! - The digest covers every byte of the uncompressed stream, those after the tar's end too.
+
+mod attributes;
+mod deferred;
+mod directories;
+mod entry;
+mod extract;
+mod inflate;
+mod limits;
+mod source;
+mod tree;
+mod whiteout;
+
+use std::io::Read;
+use std::sync::mpsc;
+
+use orlop_oci::DiffId;
+
+use crate::{ApplyTarget, Error, Result};
+pub(crate) use deferred::Deferred;
+pub(crate) use entry::{Metadata, Time};
+pub use limits::Limits;
+
+/// How to apply.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What a layer may be at most.
+    pub limits: Limits,
+    /// Gives everything to the calling user instead of the owners that the layer names.
+    pub squash_owners: bool,
+}
+
+/// What was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The digest of the uncompressed stream.
+    pub diff_id: DiffId,
+    /// The uncompressed stream's length in bytes.
+    pub tar_bytes: u64,
+    /// The bytes that were read from the source.
+    pub source_bytes: u64,
+    /// The tar's entries, whiteouts included.
+    pub entries: u64,
+}
+
+/// Bytes per buffer between the two threads: small enough to stay in a core's cache from inflating to hashing.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Buffers in flight: enough to ride out one slow directory or one slow read; 2 MiB a layer.
+const CHUNKS: usize = 8;
+
+/// Applies a layer's tar, plain or packed with gzip or zstd, to a directory.
+///
+/// Reads `reader` to its end. The caller compares the digest; a tree whose layer failed or does not match is to be
+/// removed, it may be half written.
+///
+/// # Durability
+/// None: [`crate::Driver::commit`] makes the tree durable.
+///
+/// # Errors
+/// [`Error::Hostile`], [`Error::Limit`], [`Error::Damaged`], [`Error::LinkTarget`] if the layer is at fault,
+/// [`Error::Source`] if `reader` failed, [`Error::Unsupported`] and [`Error::Io`] if the machine is.
+pub fn apply(reader: impl Read + Send, target: &ApplyTarget, options: &Options) -> Result<Applied> {
+    let (full, arriving) = mpsc::sync_channel(CHUNKS);
+    let (recycle, empty) = mpsc::channel();
+    for _ in 0..CHUNKS {
+        // The receiver is alive: it is two lines up.
+        let _ = recycle.send(vec![0; CHUNK_BYTES]);
+    }
+    let limits = &options.limits;
+    let (produced, entries) = std::thread::scope(|scope| {
+        let producer = scope.spawn(move || inflate::run(reader, limits, &empty, &full));
+        let entries = extract::run(source::Source::new(arriving, recycle), target, options);
+        (producer.join(), entries)
+    });
+    let produced = produced.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    // A failed producer ends the stream early, which the consumer can only report as a cut: the cause comes first.
+    let inflated = match (produced, &entries) {
+        (Ok(Some(inflated)), _) => inflated,
+        (Err(error), _) => return Err(error),
+        (Ok(None), _) => return Err(entries.err().unwrap_or(Error::Damaged { reason: "it stopped early".into() })),
+    };
+    Ok(Applied {
+        diff_id: inflated.diff_id,
+        tar_bytes: inflated.tar_bytes,
+        source_bytes: inflated.source_bytes,
+        entries: entries?,
+    })
+}

@@ -1,0 +1,162 @@
+//! The directories that both drivers keep: `<root>/<id>/` with `fs/`, `meta` and what a driver adds.
+
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::{fs as stdfs, io};
+
+use crate::error::At as _;
+use crate::fs::walk::{Step, Walk};
+use crate::{Error, Meta, Result, SnapshotId, Usage, fs};
+
+/// A driver's directory.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+/// Nobody but the owner may look into the store; containers see trees through mounts.
+const PRIVATE: u32 = 0o700;
+
+impl Layout {
+    /// Uses `root`, which is made if it is missing.
+    pub(crate) fn open(root: PathBuf) -> Result<Self> {
+        stdfs::DirBuilder::new().recursive(true).mode(PRIVATE).create(&root).at("make the directory", &root)?;
+        let root = root.canonicalize().at("find", &root)?;
+        Ok(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn dir(&self, id: SnapshotId) -> PathBuf {
+        self.root.join(id.0.to_string())
+    }
+
+    /// The tree.
+    pub(crate) fn tree(&self, id: SnapshotId) -> PathBuf {
+        self.dir(id).join("fs")
+    }
+
+    /// overlayfs' scratch directory.
+    pub(crate) fn work(&self, id: SnapshotId) -> PathBuf {
+        self.dir(id).join("work")
+    }
+
+    /// Where a layer's open ends are noted.
+    pub(crate) fn deferred(&self, id: SnapshotId) -> PathBuf {
+        self.dir(id).join("deferred")
+    }
+
+    /// Makes the directory of a snapshot, which must not be there, with an empty tree.
+    pub(crate) fn create(&self, id: SnapshotId) -> Result<()> {
+        let dir = self.dir(id);
+        stdfs::DirBuilder::new().mode(PRIVATE).create(&dir).at("make the directory", &dir)?;
+        let tree = self.tree(id);
+        stdfs::create_dir(&tree).at("make the directory", &tree)?;
+        stdfs::set_permissions(&tree, stdfs::Permissions::from_mode(0o755)).at("set the mode of", &tree)
+    }
+
+    /// Writes `meta`: to a new file, which then takes the old one's place.
+    ///
+    /// # Durability
+    /// If `durable`, it is on disk when this returns.
+    pub(crate) fn write_meta(&self, id: SnapshotId, meta: &Meta, durable: bool) -> Result<()> {
+        let dir = self.dir(id);
+        let (new, path) = (dir.join("meta.new"), dir.join("meta"));
+        let bytes = serde_json::to_vec(meta).map_err(io::Error::other).at("encode", &path)?;
+        stdfs::write(&new, bytes).at("write", &new)?;
+        if durable {
+            stdfs::File::open(&new).and_then(|file| file.sync_all()).at("sync", &new)?;
+        }
+        stdfs::rename(&new, &path).at("rename", &new)?;
+        if durable {
+            let dir_fd = fs::open_dir(&dir).at("open", &dir)?;
+            rustix::fs::fsync(dir_fd).at("sync", &dir)?;
+        }
+        Ok(())
+    }
+
+    /// Reads `meta`; `None` if there is none, or none that can be read.
+    pub(crate) fn read_meta(&self, id: SnapshotId) -> Option<Meta> {
+        let bytes = stdfs::read(self.dir(id).join("meta")).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Writes everything of this file system to disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let root = fs::open_dir(&self.root).at("open", &self.root)?;
+        rustix::fs::syncfs(root).at("sync the file system of", &self.root)
+    }
+
+    /// Counts what the tree takes on disk.
+    pub(crate) fn usage(&self, id: SnapshotId) -> Result<Usage> {
+        usage(&self.tree(id))
+    }
+
+    /// Moves a snapshot's directory into `trash`, or removes it.
+    pub(crate) fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
+        let dir = self.dir(id);
+        let Some(trash) = trash else {
+            let root = fs::open_dir(&self.root).at("open", &self.root)?;
+            return fs::remove::remove(root.as_fd(), id.0.to_string().as_bytes()).at("remove", &dir);
+        };
+        stdfs::DirBuilder::new().recursive(true).mode(PRIVATE).create(trash).at("make the directory", trash)?;
+        match stdfs::rename(&dir, trash.join(id.0.to_string())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            moved => moved.at("move into the trash", &dir),
+        }
+    }
+
+    /// What is on disk, by number.
+    pub(crate) fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>> {
+        let mut found = Vec::new();
+        for entry in stdfs::read_dir(&self.root).at("read", &self.root)? {
+            let name = entry.at("read", &self.root)?.file_name();
+            let Some(id) = name.to_str().and_then(|name| name.parse().ok()).map(SnapshotId) else { continue };
+            found.push((id, self.read_meta(id)));
+        }
+        found.sort_by_key(|(id, _)| *id);
+        Ok(found)
+    }
+}
+
+/// What a tree takes on disk: the root too, hard links once.
+pub(crate) fn usage(tree: &Path) -> Result<Usage> {
+    let root = fs::open_dir(tree).at("open", tree)?;
+    let stat = rustix::fs::fstat(&root).at("stat", tree)?;
+    let mut usage = Usage::default();
+    let mut links = std::collections::HashSet::new();
+    let mut count = |stat: &rustix::fs::Stat, is_dir: bool| {
+        if is_dir || stat.st_nlink == 1 || links.insert((stat.st_dev, stat.st_ino)) {
+            usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            usage.inodes += 1;
+        }
+    };
+    count(&stat, true);
+    let mut walk = Walk::new(root).at("read", tree)?;
+    while let Some(step) = walk.next().at("read", tree)? {
+        match step {
+            Step::Enter { stat, .. } => count(&stat, true),
+            Step::Other { stat, .. } => count(&stat, false),
+            Step::Leave { .. } => {}
+        }
+    }
+    Ok(usage)
+}
+
+/// Refuses a directory whose path cannot be written into mount options.
+pub(crate) fn check_mountable(root: &Path) -> Result<()> {
+    let bad = root.to_str().is_none_or(|path| path.contains([',', ':', '\\', '"']));
+    if bad {
+        return Err(Error::Unsupported {
+            what: "an overlayfs store in this directory",
+            reason: format!(
+                "{} has a comma, colon, quote or backslash, or is not UTF-8: choose another",
+                root.display()
+            ),
+        });
+    }
+    Ok(())
+}

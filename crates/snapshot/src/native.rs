@@ -1,0 +1,78 @@
+//! Trees as plain copies: each snapshot is complete, whatever the file system or privilege.
+//!
+//! ```text
+//! ROOT/<id>/fs/       the whole tree
+//! ROOT/<id>/meta
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::layout::Layout;
+use crate::{ApplyTarget, Driver, Meta, Mount, Result, SnapshotId, Usage, Whiteouts};
+
+/// The driver `native`.
+#[derive(Debug)]
+pub struct NativeDriver {
+    layout: Layout,
+}
+
+impl NativeDriver {
+    /// Uses `root`, the driver's own directory, which is made if it is missing.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        Ok(Self { layout: Layout::open(root.into())? })
+    }
+}
+
+impl Driver for NativeDriver {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
+        self.layout.create(id)?;
+        // A view shows its parent's own tree.
+        if let (Some(nearest), true) = (parents.first(), meta.kind != "view") {
+            crate::copy::tree(&self.layout.tree(*nearest), &self.layout.tree(id))?;
+        }
+        self.layout.write_meta(id, meta, false)
+    }
+
+    fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
+        let shown = match parents.first() {
+            Some(nearest) if !writable => *nearest,
+            _ => id,
+        };
+        Ok(crate::mount::bind(&self.layout.tree(shown), writable))
+    }
+
+    fn commit(&self, id: SnapshotId, _parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
+        let usage = self.layout.usage(id)?;
+        self.layout.sync()?;
+        self.layout.write_meta(id, meta, true)?;
+        Ok(usage)
+    }
+
+    fn usage(&self, id: SnapshotId) -> Result<Usage> {
+        self.layout.usage(id)
+    }
+
+    fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
+        self.layout.remove(id, trash)
+    }
+
+    fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>> {
+        self.layout.list()
+    }
+
+    fn root(&self) -> &Path {
+        self.layout.root()
+    }
+
+    fn supports_rebase(&self) -> bool {
+        false
+    }
+
+    fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
+        ApplyTarget { root: self.layout.tree(id), whiteouts: Whiteouts::Delete, deferred: None }
+    }
+}

@@ -1,0 +1,150 @@
+//! Trees as overlayfs stacks them.
+//!
+//! ```text
+//! ROOT/<id>/fs/       the upper directory: what this snapshot changes
+//! ROOT/<id>/work/     overlayfs' scratch directory
+//! ROOT/<id>/deferred  open ends of a layer that was applied without its parents, until the commit
+//! ROOT/<id>/meta
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::error::At as _;
+use crate::layout::{Layout, check_mountable};
+use crate::{ApplyTarget, Driver, Error, Meta, Mount, Result, SnapshotId, Usage, Whiteouts};
+
+/// The driver `overlayfs`.
+#[derive(Debug)]
+pub struct OverlayDriver {
+    layout: Layout,
+    userxattr: bool,
+    index_off: bool,
+}
+
+impl OverlayDriver {
+    /// Uses `root`, the driver's own directory, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if `root` cannot be named in mount options. Whether overlayfs can be mounted is what
+    /// [`Self::probe`] says: unpacking needs no mount.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let layout = Layout::open(root.into())?;
+        check_mountable(layout.root())?;
+        Ok(Self { layout, userxattr: !in_initial_user_namespace(), index_off: has_index() })
+    }
+
+    /// Tries whether overlayfs can be mounted on directories below `root`, without leaving anything behind.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], with the reason and what to do.
+    pub fn probe(root: &Path) -> Result<()> {
+        crate::mount::probe_overlay(root, !in_initial_user_namespace())
+    }
+
+    fn bind(&self, id: SnapshotId, writable: bool) -> Vec<Mount> {
+        crate::mount::bind(&self.layout.tree(id), writable)
+    }
+
+    fn path_option(&self, name: &str, path: &Path) -> String {
+        // `open` refused roots that are not UTF-8.
+        format!("{name}={}", path.display())
+    }
+}
+
+impl Driver for OverlayDriver {
+    fn name(&self) -> &'static str {
+        "overlayfs"
+    }
+
+    fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
+        self.layout.create(id)?;
+        if meta.kind != "view" {
+            let work = self.layout.work(id);
+            std::fs::create_dir(&work).at("make the directory", &work)?;
+        }
+        if let Some(nearest) = parents.first() {
+            crate::copy::root_attributes(&self.layout.tree(*nearest), &self.layout.tree(id))?;
+        }
+        self.layout.write_meta(id, meta, false)
+    }
+
+    fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
+        match parents {
+            [] => return Ok(self.bind(id, writable)),
+            [only] if !writable => return Ok(self.bind(*only, false)),
+            _ => {}
+        }
+        let mut options = Vec::new();
+        if self.userxattr {
+            options.push("userxattr".to_owned());
+        }
+        if self.index_off {
+            options.push("index=off".to_owned());
+        }
+        if writable {
+            options.push(self.path_option("workdir", &self.layout.work(id)));
+            options.push(self.path_option("upperdir", &self.layout.tree(id)));
+        }
+        let lower: Vec<String> = parents.iter().map(|parent| self.layout.tree(*parent).display().to_string()).collect();
+        options.push(format!("lowerdir={}", lower.join(":")));
+        Ok(vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }])
+    }
+
+    fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
+        let was_parentless = self.layout.read_meta(id).is_some_and(|meta| meta.parent.is_none());
+        let lowers: Vec<PathBuf> = parents.iter().map(|parent| self.layout.tree(*parent)).collect();
+        crate::settle::settle(&self.apply_target(id), &lowers)?;
+        if let (true, Some(nearest)) = (was_parentless, lowers.first()) {
+            crate::copy::root_attributes(nearest, &self.layout.tree(id))?;
+        }
+        let usage = self.layout.usage(id)?;
+        self.layout.sync()?;
+        self.layout.write_meta(id, meta, true)?;
+        Ok(usage)
+    }
+
+    fn usage(&self, id: SnapshotId) -> Result<Usage> {
+        self.layout.usage(id)
+    }
+
+    fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
+        self.layout.remove(id, trash)
+    }
+
+    fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>> {
+        self.layout.list()
+    }
+
+    fn root(&self) -> &Path {
+        self.layout.root()
+    }
+
+    fn supports_rebase(&self) -> bool {
+        true
+    }
+
+    fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
+        ApplyTarget {
+            root: self.layout.tree(id),
+            whiteouts: Whiteouts::Overlay { userxattr: self.userxattr },
+            deferred: Some(self.layout.deferred(id)),
+        }
+    }
+}
+
+/// In other user namespaces overlayfs keeps its marks in `user.` attributes (Linux 5.11).
+fn in_initial_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let identity: Vec<&str> = map.split_whitespace().collect();
+    rustix::process::geteuid().is_root() && identity == ["0", "0", "4294967295"]
+}
+
+/// Whether the kernel's overlayfs knows `index`, which must be off: trees are shared between mounts.
+fn has_index() -> bool {
+    Path::new("/sys/module/overlay/parameters/index").exists()
+}
+
+/// The error for a machine that cannot mount overlayfs.
+pub(crate) fn unsupported(reason: String) -> Error {
+    Error::Unsupported { what: "mounting overlayfs", reason }
+}
