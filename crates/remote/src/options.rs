@@ -1,0 +1,87 @@
+//! What a client is given: paths, credentials, times and sizes.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to reach registries.
+#[derive(Clone, Default)]
+pub struct ClientOptions {
+    /// containerd's `certs.d` directories, first match wins (CRI's `config_path` is a colon-separated list).
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Docker's `config.json`, for credentials and credential helpers.
+    pub docker_config: Option<PathBuf>,
+    /// User and password for every registry, instead of what the files say. Mirrors, which are other hosts than the
+    /// one the reference names, never see them: theirs come from `docker_config`.
+    pub credentials: Option<(String, String)>,
+    /// HTTP instead of HTTPS where no hosts.toml says otherwise. Loopback hosts fall back to HTTP by themselves.
+    pub plain_http: bool,
+}
+
+impl fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientOptions")
+            .field("hosts_dirs", &self.hosts_dirs)
+            .field("docker_config", &self.docker_config)
+            .field("credentials", &self.credentials.as_ref().map(|_| "…"))
+            .field("plain_http", &self.plain_http)
+            .finish()
+    }
+}
+
+/// Times, counts and sizes of the client; the defaults are right for nodes and registries anywhere.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// Attempts at one request before its error is given back.
+    pub attempts: u32,
+    /// The longest pause before the second attempt; it doubles from one to the next.
+    pub backoff: Duration,
+    /// No pause is longer.
+    pub backoff_limit: Duration,
+    /// A host that asks for more patience (`Retry-After`) is given up at once.
+    pub retry_after_limit: Duration,
+    /// How long to try to connect, TLS included.
+    pub connect_timeout: Duration,
+    /// The same for hosts after which others come: a dead mirror costs no more than this, once in `dead_time`.
+    pub mirror_connect_timeout: Duration,
+    /// How long to wait for the head of an answer.
+    pub response_timeout: Duration,
+    /// The same for hosts after which others come: a mirror may have to fetch what it is asked for.
+    pub mirror_response_timeout: Duration,
+    /// A connection on which no byte has moved for so long is given up.
+    pub idle_timeout: Duration,
+    /// A mirror that could not be reached is not asked again for so long.
+    pub dead_time: Duration,
+    /// Unused connections are closed after this.
+    pub pool_idle_timeout: Duration,
+    /// Blobs with at least this many bytes to come are fetched by several ranges at once.
+    pub parallel_from: u64,
+    /// Bytes in one such range.
+    pub range_bytes: u64,
+    /// Such ranges at once; `ranges * range_bytes`, and some buffers of the connections, is the memory a blob takes.
+    pub ranges: usize,
+    /// Blobs with more bytes are pushed in chunks of this size, so that a broken connection costs no more than one.
+    pub upload_chunk_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            backoff: Duration::from_millis(200),
+            backoff_limit: Duration::from_secs(10),
+            retry_after_limit: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            mirror_connect_timeout: Duration::from_millis(900),
+            response_timeout: Duration::from_secs(30),
+            mirror_response_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(30),
+            dead_time: Duration::from_secs(60),
+            pool_idle_timeout: Duration::from_secs(30),
+            parallel_from: 32 << 20,
+            range_bytes: 1 << 20,
+            ranges: 4,
+            upload_chunk_bytes: 64 << 20,
+        }
+    }
+}
