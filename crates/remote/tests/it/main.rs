@@ -1,0 +1,4 @@
+//! The client against real and odd registries.
+
+mod common;
+mod registry;
