@@ -86,16 +86,20 @@ impl Images {
         sink(Event::Target(resolved.descriptor.clone()));
         let plan = self.pull_plan(request);
         let origin = Registry { client, repository };
-        self.under_lease(scope, async |scope| {
-            let session = self.session(scope, &origin, sink);
-            let name = reference.to_string();
-            let tree = session.bring(&name, &resolved.descriptor, &plan).await?;
-            let naming = Naming { reference: Some(reference.clone()), name, pin: request.pin };
-            let named = [(tree, vec![naming])];
-            let names = session.record(&named, &plan).await?;
-            Ok(session.outcome(names, &named[0].0))
-        })
-        .await
+        let outcome = self
+            .under_lease(scope, async |scope| {
+                let session = self.session(scope, &origin, sink);
+                let name = reference.to_string();
+                let tree = session.bring(&name, &resolved.descriptor, &plan).await?;
+                let naming = Naming { reference: Some(reference.clone()), name, pin: request.pin };
+                let named = [(tree, vec![naming])];
+                let names = session.record(&named, &plan).await?;
+                Ok(session.outcome(names, &named[0].0))
+            })
+            .await?;
+        // The tag may have moved away from another image.
+        self.reconcile_image(&scope.namespace, &reference.to_string()).await?;
+        Ok(outcome)
     }
 
     fn pull_plan(&self, request: &PullRequest) -> Plan {
