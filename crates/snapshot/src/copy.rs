@@ -28,15 +28,17 @@ pub(crate) fn root_attributes(from: &Path, to: &Path) -> Result<()> {
 
 /// Copies what is in the directory `from` into the empty directory `to`, and its attributes.
 pub(crate) fn tree(from: &Path, to: &Path) -> Result<()> {
-    let target = fs::open_dir(to).at("open", to)?;
+    let (root, here) = (fs::open_dir(to).at("open", to)?, fs::open_dir(to).at("open", to)?);
     let source = fs::open_dir(from).at("open", from)?;
-    let mut copier = Copier { target, links: HashMap::new() };
+    let mut copier = Copier { root, here, links: HashMap::new() };
     copier.run(source).at("copy", from)?;
     root_attributes(from, to)
 }
 
 struct Copier {
-    target: OwnedFd,
+    root: OwnedFd,
+    /// The directory that the walk's directory is copied to.
+    here: OwnedFd,
     /// Where the first name of a file with several went.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
@@ -44,39 +46,37 @@ struct Copier {
 impl Copier {
     fn run(&mut self, source: OwnedFd) -> rustix::io::Result<()> {
         let mut walk = Walk::new(source)?;
-        let mut dirs = vec![rustix::fs::openat(&self.target, ".", DIRECTORY, Mode::empty())?];
         let mut stats = Vec::new();
         while let Some(step) = walk.next()? {
-            let Some(here) = dirs.last() else { return Err(Errno::STALE) };
             match step {
                 Step::Enter { name, stat } => {
-                    rustix::fs::mkdirat(here, &name, Mode::RWXU)?;
-                    let below = rustix::fs::openat(here, &name, DIRECTORY, Mode::empty())?;
-                    dirs.push(below);
+                    rustix::fs::mkdirat(&self.here, &name, Mode::RWXU)?;
+                    self.here = rustix::fs::openat(&self.here, &name, DIRECTORY, Mode::empty())?;
                     stats.push(stat);
                 }
                 Step::Leave { name } => {
-                    dirs.pop();
-                    let (Some(stat), Some(here)) = (stats.pop(), dirs.last()) else { return Err(Errno::STALE) };
-                    attributes(walk.dir(), name.as_bytes(), &stat, here.as_fd(), name.as_bytes())?;
+                    // The tree is nobody else's yet, so `..` is where it was.
+                    self.here = rustix::fs::openat(&self.here, c"..", DIRECTORY, Mode::empty())?;
+                    let Some(stat) = stats.pop() else { return Err(Errno::STALE) };
+                    attributes(walk.dir(), name.as_bytes(), &stat, self.here.as_fd(), name.as_bytes())?;
                 }
-                Step::Other { name, stat } => self.file(&walk, name.as_bytes(), &stat, here.as_fd())?,
+                Step::Other { name, stat } => self.file(&walk, name.as_bytes(), &stat)?,
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, walk: &Walk, name: &[u8], stat: &Stat, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fn file(&mut self, walk: &Walk, name: &[u8], stat: &Stat) -> rustix::io::Result<()> {
         if stat.st_nlink > 1 {
             let path = fs::join(&walk.path(), name);
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 let (parent, first_name) = fs::split(first);
-                let dir = fs::open_beneath(self.target.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
-                return rustix::fs::linkat(dir, first_name, to, name, AtFlags::empty());
+                let dir = fs::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
+                return rustix::fs::linkat(dir, first_name, &self.here, name, AtFlags::empty());
             }
             self.links.insert((stat.st_dev, stat.st_ino), path);
         }
-        file(walk.dir(), name, stat, to, name)
+        file(walk.dir(), name, stat, self.here.as_fd(), name)
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn file(
 }
 
 /// Copies owner, extended attributes, mode and times; names may be empty for the directories themselves.
-fn attributes(
+pub(crate) fn attributes(
     from: BorrowedFd<'_>,
     name: &[u8],
     stat: &Stat,

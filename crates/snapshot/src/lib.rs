@@ -26,6 +26,7 @@ mod copy;
 mod error;
 mod fs;
 mod layout;
+mod merged;
 mod mount;
 mod native;
 mod overlay;

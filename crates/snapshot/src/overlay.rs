@@ -144,6 +144,11 @@ fn has_index() -> bool {
     Path::new("/sys/module/overlay/parameters/index").exists()
 }
 
+/// The attribute by which a directory hides what lower layers have in it.
+pub(crate) fn opaque_name(userxattr: bool) -> &'static [u8] {
+    if userxattr { b"user.overlay.opaque" } else { b"trusted.overlay.opaque" }
+}
+
 /// The error for a machine that cannot mount overlayfs.
 pub(crate) fn unsupported(reason: String) -> Error {
     Error::Unsupported { what: "mounting overlayfs", reason }

@@ -1,17 +1,318 @@
-//! Ties the open ends of a layer that was applied without its parents.
+//! Ties the open ends of a layer that was applied without its parents, so that the tree comes out as if they had been
+//! there: directories that the layer only implies take their attributes from below, hard links into lower layers
+//! become real ones by copying the file up, a deletion of everything becomes one of each name.
+//!
+//! What the layer itself says later in its tar wins over what it left open; that is in the tree already.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use crate::apply::Deferred;
-use crate::{ApplyTarget, Error, Result};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::apply::{self, Deferred, DeferredLink};
+use crate::error::At as _;
+use crate::fs::walk::{Step, Walk};
+use crate::fs::{self, xattr};
+use crate::merged::{Merged, Seen, is_opaque};
+use crate::{ApplyTarget, Error, Result, Whiteouts, copy};
 
 /// Resolves what `target` left open against the trees below, nearest first.
-pub(crate) fn settle(target: &ApplyTarget, _lowers: &[PathBuf]) -> Result<()> {
-    let Some(notes) = &target.deferred else { return Ok(()) };
+///
+/// # Errors
+/// [`Error::LinkTarget`] if a hard link's target is nowhere.
+///
+/// # Durability
+/// None: the caller syncs.
+pub(crate) fn settle(target: &ApplyTarget, lowers: &[PathBuf]) -> Result<()> {
+    let (Some(notes), Whiteouts::Overlay { userxattr }) = (&target.deferred, target.whiteouts) else { return Ok(()) };
     let deferred = Deferred::load(notes)?;
-    if let Some((path, link)) = deferred.links.first_key_value() {
-        let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
-        return Err(Error::LinkTarget { entry: text(path), target: text(&link.target) });
+    if deferred.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let opaque = crate::overlay::opaque_name(userxattr);
+    let root = fs::open_dir(&target.root).at("open", &target.root)?;
+    let mut settler = Settler {
+        path: &target.root,
+        root,
+        opaque,
+        lower: Merged::open(lowers, opaque)?,
+        implied: deferred.implied,
+        hidden: HashMap::new(),
+        touched: BTreeMap::new(),
+        copied: HashMap::new(),
+        opaque_root: deferred.opaque_root,
+    };
+    for (path, target) in &deferred.replaced_links {
+        settler.target(path, target)?;
+    }
+    settler.links(deferred.links)?;
+    settler.whiteouts(&deferred.whiteouts)?;
+    settler.hide_everything()?;
+    settler.restore_times()?;
+    settler.imply()?;
+    std::fs::remove_file(notes).at("remove", notes)
+}
+
+struct Settler<'a> {
+    path: &'a Path,
+    root: OwnedFd,
+    opaque: &'static [u8],
+    lower: Merged,
+    implied: BTreeSet<Vec<u8>>,
+    /// Whether a directory of this layer hides what is below it, by path.
+    hidden: HashMap<Vec<u8>, bool>,
+    /// Directories written into, with the times they had.
+    touched: BTreeMap<Vec<u8>, (apply::Time, apply::Time)>,
+    /// Files copied up: where they were below, where they are now.
+    copied: HashMap<Vec<u8>, Vec<u8>>,
+    opaque_root: bool,
+}
+
+impl Settler<'_> {
+    fn shown(&self, path: &[u8]) -> PathBuf {
+        fs::shown(self.path, path)
+    }
+
+    fn open(&self, dir: &[u8]) -> Result<OwnedFd> {
+        fs::open_beneath(self.root.as_fd(), dir, OFlags::PATH | OFlags::DIRECTORY).at("open", self.shown(dir))
+    }
+
+    fn stat(&self, path: &[u8]) -> Result<Option<Stat>> {
+        let (parent, name) = fs::split(path);
+        let dir = fs::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY);
+        match dir.and_then(|dir| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(error).at("stat", self.shown(path)),
+        }
+    }
+
+    /// Whether what lower layers have at `path` can be seen through this layer, which has nothing there itself.
+    fn is_visible(&mut self, path: &[u8]) -> Result<bool> {
+        Ok(self.stat(path)?.is_none() && !self.is_hidden(path)?)
+    }
+
+    /// Whether a parent of `path` in this layer hides what is below it.
+    fn is_hidden(&mut self, path: &[u8]) -> Result<bool> {
+        if path.is_empty() || self.opaque_root {
+            return Ok(self.opaque_root);
+        }
+        let parent = fs::split(path).0;
+        if parent.is_empty() {
+            return Ok(false);
+        }
+        if let Some(known) = self.hidden.get(parent) {
+            return Ok(*known);
+        }
+        let hides = match self.stat(parent)? {
+            None => false,
+            Some(stat) if fs::file_type(&stat) == FileType::Directory => {
+                let (above, name) = fs::split(parent);
+                is_opaque(self.open(above)?.as_fd(), name, self.opaque)
+                    .at("read an attribute of", self.shown(parent))?
+            }
+            Some(_) => true,
+        };
+        let hidden = hides || self.is_hidden(parent)?;
+        self.hidden.insert(parent.to_vec(), hidden);
+        Ok(hidden)
+    }
+
+    fn links(&mut self, links: BTreeMap<Vec<u8>, DeferredLink>) -> Result<()> {
+        let mut links: Vec<_> = links.into_iter().collect();
+        links.sort_by_key(|(_, link)| link.order);
+        for (path, link) in links {
+            let seen = self.target(&path, &link.target)?;
+            self.link(&path, &seen)?;
+            self.describe(&path, &link, &seen)?;
+        }
+        Ok(())
+    }
+
+    /// What the hard link `path` names in the layers below.
+    fn target(&mut self, path: &[u8], target: &[u8]) -> Result<Seen> {
+        let missing = || Error::LinkTarget { entry: text(path), target: text(target) };
+        let seen = self.lower.resolve(target)?.ok_or_else(missing)?;
+        if fs::file_type(&seen.stat) == FileType::Directory {
+            return Err(Error::Hostile { entry: text(path), reason: "it is a hard link to a directory" });
+        }
+        Ok(seen)
+    }
+
+    fn link(&mut self, path: &[u8], seen: &Seen) -> Result<()> {
+        self.touch(fs::split(path).0)?;
+        if let Some(now) = self.copied.get(&seen.path).cloned() {
+            return self.name_again(&now, path);
+        }
+        if !self.is_visible(&seen.path)? {
+            self.copied.insert(seen.path.clone(), path.to_vec());
+            return self.copy_up(seen, path);
+        }
+        for name in self.names_of(seen)? {
+            match self.copied.get(&seen.path).cloned() {
+                Some(now) => self.name_again(&now, &name)?,
+                None => {
+                    self.copied.insert(seen.path.clone(), name.clone());
+                    self.copy_up(seen, &name)?;
+                }
+            }
+        }
+        self.name_again(&seen.path.clone(), path)
+    }
+
+    /// All visible names in its layer of the file that was seen, the one it was seen by first.
+    fn names_of(&mut self, seen: &Seen) -> Result<Vec<Vec<u8>>> {
+        let mut names = vec![seen.path.clone()];
+        if seen.stat.st_nlink == 1 {
+            return Ok(names);
+        }
+        let shown = self.lower.shown(seen.layer, b"");
+        let root = fs::open_beneath(self.lower.root(seen.layer), b"", OFlags::RDONLY | OFlags::DIRECTORY);
+        let mut walk = Walk::new(root.at("open", &shown)?).at("read", &shown)?;
+        while let Some(step) = walk.next().at("read", &shown)? {
+            let Step::Other { name, stat } = step else { continue };
+            let path = fs::join(&walk.path(), name.as_bytes());
+            if (stat.st_dev, stat.st_ino) != (seen.stat.st_dev, seen.stat.st_ino) || path == seen.path {
+                continue;
+            }
+            let shows = self.lower.look(&path)?.is_some_and(|other| other.layer == seen.layer);
+            if shows && self.is_visible(&path)? {
+                names.push(path);
+            }
+        }
+        Ok(names)
+    }
+
+    fn copy_up(&mut self, seen: &Seen, path: &[u8]) -> Result<()> {
+        let (parent, name) = fs::split(path);
+        self.make_parents(parent)?;
+        let to = self.open(parent)?;
+        let from = self.lower.parent(seen.layer, &seen.path)?;
+        copy::file(from.as_fd(), fs::split(&seen.path).1, &seen.stat, to.as_fd(), name)
+            .at("copy up to", self.shown(path))
+    }
+
+    fn name_again(&mut self, now: &[u8], path: &[u8]) -> Result<()> {
+        let ((from, from_name), (to, to_name)) = (fs::split(now), fs::split(path));
+        self.make_parents(to)?;
+        let (from, to) = (self.open(from)?, self.open(to)?);
+        rustix::fs::linkat(from, from_name, to, to_name, AtFlags::empty()).at("make the hard link", self.shown(path))
+    }
+
+    /// Makes the directories down to `dir`, which are all visible from below, and notes that `dir` changes.
+    fn make_parents(&mut self, dir: &[u8]) -> Result<()> {
+        if dir.is_empty() || self.stat(dir)?.is_some() {
+            return self.touch(dir);
+        }
+        let (parent, name) = fs::split(dir);
+        self.make_parents(parent)?;
+        rustix::fs::mkdirat(self.open(parent)?, name, Mode::RWXU).at("make the directory", self.shown(dir))?;
+        self.implied.insert(dir.to_vec());
+        Ok(())
+    }
+
+    /// Remembers a directory's times before something is made in it.
+    fn touch(&mut self, dir: &[u8]) -> Result<()> {
+        if dir.is_empty() || self.touched.contains_key(dir) {
+            return Ok(());
+        }
+        if let Some(stat) = self.stat(dir)? {
+            self.touched.insert(dir.to_vec(), apply::times(&stat));
+        }
+        Ok(())
+    }
+
+    /// The link's own entry says what the file that both name is to have.
+    fn describe(&self, path: &[u8], link: &DeferredLink, seen: &Seen) -> Result<()> {
+        let (parent, name) = fs::split(path);
+        let dir = self.open(parent)?;
+        let is_link = fs::file_type(&seen.stat) == FileType::Symlink;
+        apply::describe_link(dir.as_fd(), name, &link.metadata, is_link).at("set the attributes of", self.shown(path))
+    }
+
+    /// Removes the whiteouts that delete nothing: where nothing is below, overlayfs would list their names.
+    fn whiteouts(&mut self, whiteouts: &BTreeSet<Vec<u8>>) -> Result<()> {
+        for path in whiteouts {
+            if !self.is_hidden(path)? && self.lower.look(path)?.is_some() {
+                continue;
+            }
+            let (parent, name) = fs::split(path);
+            self.touch(parent)?;
+            fs::remove::remove(self.open(parent)?.as_fd(), name).at("remove the whiteout", self.shown(path))?;
+        }
+        Ok(())
+    }
+
+    /// Marks every name that lower layers show in the root as deleted, and every directory there as opaque.
+    fn hide_everything(&mut self) -> Result<()> {
+        if !self.opaque_root {
+            return Ok(());
+        }
+        for name in self.names_below_root()? {
+            match self.stat(&name)? {
+                Some(stat) if fs::file_type(&stat) == FileType::Directory => {
+                    xattr::set(self.root.as_fd(), &name, self.opaque, b"y").at("mark as opaque", self.shown(&name))?;
+                }
+                Some(_) => {}
+                None => {
+                    let device = rustix::fs::makedev(0, 0);
+                    rustix::fs::mknodat(&self.root, &*name, FileType::CharacterDevice, Mode::empty(), device)
+                        .at("make the whiteout", self.shown(&name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn names_below_root(&mut self) -> Result<BTreeSet<Vec<u8>>> {
+        let mut names = BTreeSet::new();
+        for layer in self.lower.layers_of(b"")? {
+            let shown = self.lower.shown(layer, b"");
+            let root = fs::open_beneath(self.lower.root(layer), b"", OFlags::RDONLY | OFlags::DIRECTORY);
+            for entry in Dir::read_from(root.at("open", &shown)?).at("read", &shown)? {
+                let name = entry.at("read", &shown)?.file_name().to_bytes().to_vec();
+                if !matches!(name.as_slice(), b"." | b"..") && self.lower.look(&name)?.is_some() {
+                    names.insert(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn restore_times(&mut self) -> Result<()> {
+        for (path, (atime, mtime)) in std::mem::take(&mut self.touched) {
+            let (parent, name) = fs::split(&path);
+            let dir = self.open(parent)?;
+            apply::set_times(dir.as_fd(), name, atime, mtime).at("set the times of", self.shown(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the implied directories what the layers below say; deepest first, since a mode may close the way.
+    fn imply(&mut self) -> Result<()> {
+        for path in std::mem::take(&mut self.implied).into_iter().rev() {
+            if self.is_hidden(&path)? {
+                continue;
+            }
+            let Some(seen) = self.lower.look(&path)? else { continue };
+            if fs::file_type(&seen.stat) == FileType::Directory {
+                self.copy_attributes(&path, &seen)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_attributes(&self, path: &[u8], seen: &Seen) -> Result<()> {
+        let (parent, name) = fs::split(path);
+        let from: OwnedFd = self.lower.parent(seen.layer, path)?;
+        let to: BorrowedFd<'_> = self.root.as_fd();
+        let to = fs::open_beneath(to, parent, OFlags::PATH | OFlags::DIRECTORY).at("open", self.shown(parent))?;
+        copy::attributes(from.as_fd(), name, &seen.stat, to.as_fd(), name).at("copy attributes to", self.shown(path))
+    }
+}
+
+fn text(path: &[u8]) -> String {
+    apply::shorten(&String::from_utf8_lossy(path))
 }

@@ -147,6 +147,33 @@ pub(super) fn set_times(made: Made<'_>, atime: Time, mtime: Time) -> rustix::io:
     }
 }
 
+/// Sets the times of `name` in `dir`, itself if it is a link.
+pub(crate) fn set_times_of(dir: BorrowedFd<'_>, name: &[u8], atime: Time, mtime: Time) -> rustix::io::Result<()> {
+    set_times(Made::Named(dir, name), atime, mtime)
+}
+
+/// Gives a file all that the entry of a hard link to it says.
+pub(crate) fn describe_link(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    wanted: &Metadata,
+    is_link: bool,
+) -> rustix::io::Result<()> {
+    let made = Made::Named(dir, name);
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let chowned = (wanted.uid, wanted.gid) != (stat.st_uid, stat.st_gid);
+    if chowned {
+        chown(made, wanted.uid, wanted.gid)?;
+    }
+    for (attribute, value) in &wanted.xattrs {
+        set_xattr(made, attribute, value).map_err(|failure| failure.errno)?;
+    }
+    if !is_link && (chowned || stat.st_mode & 0o7777 != wanted.mode) {
+        chmod(made, wanted.mode)?;
+    }
+    set_times(made, wanted.atime, wanted.mtime)
+}
+
 /// The process's file mode mask. All bits if it cannot be read: then every mode is set explicitly.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -17,6 +17,10 @@ pub(crate) struct Deferred {
     /// Hard links to files that the layer does not have, by their own path.
     #[serde(with = "as_pairs")]
     pub(crate) links: BTreeMap<Vec<u8>, DeferredLink>,
+    /// Links that later entries replaced: (path, target). They leave nothing, but their targets must have been there.
+    pub(crate) replaced_links: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whiteouts, which overlayfs shows by name in directories that nothing is below; those go at the commit.
+    pub(crate) whiteouts: BTreeSet<Vec<u8>>,
     /// The layer hides everything below (`.wh..wh..opq` in the root, where overlayfs knows no such mark).
     pub(crate) opaque_root: bool,
 }
@@ -33,25 +37,30 @@ pub(crate) struct DeferredLink {
 
 impl Deferred {
     pub(crate) fn is_empty(&self) -> bool {
-        self.implied.is_empty() && self.links.is_empty() && !self.opaque_root
+        self.implied.is_empty()
+            && self.links.is_empty()
+            && self.replaced_links.is_empty()
+            && self.whiteouts.is_empty()
+            && !self.opaque_root
     }
 
     /// Forgets what was noted at `path`; true if that was a link.
     pub(crate) fn forget(&mut self, path: &[u8]) -> bool {
         self.implied.remove(path);
-        self.links.remove(path).is_some()
+        self.whiteouts.remove(path);
+        let Some(link) = self.links.remove(path) else { return false };
+        self.replaced_links.push((path.to_vec(), link.target));
+        true
     }
 
     /// Forgets what was noted below `path`.
     pub(crate) fn forget_below(&mut self, path: &[u8]) {
         let below = |other: &[u8]| other.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
-        if path.is_empty() {
-            self.implied.clear();
-            self.links.clear();
-        } else {
-            self.implied.retain(|other| !below(other));
-            self.links.retain(|other, _| !below(other));
+        self.implied.retain(|other| !below(other));
+        for (path, link) in self.links.extract_if(.., |other, _| below(other)) {
+            self.replaced_links.push((path, link.target));
         }
+        self.whiteouts.retain(|other| !below(other));
     }
 
     /// Reads what [`Self::save`] wrote; nothing if it wrote nothing.

@@ -162,8 +162,7 @@ impl Directories {
     pub(super) fn opaque_name(&self) -> Option<&'static [u8]> {
         match self.whiteouts {
             Whiteouts::Delete => None,
-            Whiteouts::Overlay { userxattr: false } => Some(b"trusted.overlay.opaque"),
-            Whiteouts::Overlay { userxattr: true } => Some(b"user.overlay.opaque"),
+            Whiteouts::Overlay { userxattr } => Some(crate::overlay::opaque_name(userxattr)),
         }
     }
 
@@ -219,8 +218,8 @@ impl Directories {
         if path.is_empty() {
             return Ok(Resolved::Directory(self.root.clone()));
         }
-        if let Some(dir) = self.open.get(path) {
-            return Ok(Resolved::Directory(dir.clone()));
+        if let Some(dir) = self.opened(path, make) {
+            return Ok(Resolved::Directory(dir));
         }
         // Where this layer made all there is, one call finds a directory without links on its way.
         if self.own.is_none()
@@ -229,6 +228,11 @@ impl Directories {
             return self.keep(fd, path.to_vec()).map(Resolved::Directory);
         }
         self.resolve_stepwise(path, entry, make)
+    }
+
+    /// An open directory; to make something in one of a lower layer, it must have been noted first.
+    fn opened(&self, path: &[u8], make: bool) -> Option<Rc<Directory>> {
+        self.open.get(path).filter(|_| !make || self.is_own(path)).cloned()
     }
 
     fn resolve_stepwise(&mut self, path: &[u8], entry: &Entry, make: bool) -> Result<Resolved> {
@@ -273,8 +277,8 @@ impl Directories {
     }
 
     fn step(&mut self, at: &Rc<Directory>, name: &[u8], here: Vec<u8>, entry: &Entry, make: bool) -> Result<Step> {
-        if let Some(dir) = self.open.get(&here) {
-            return Ok(Step::Into(dir.clone()));
+        if let Some(dir) = self.opened(&here, make) {
+            return Ok(Step::Into(dir));
         }
         let stat = match rustix::fs::statat(&at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) if self.deferred.links.contains_key(&here) => return Err(entry.hostile(NOT_A_DIRECTORY)),

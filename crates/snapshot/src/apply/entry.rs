@@ -103,7 +103,7 @@ impl Entry {
 }
 
 /// Keeps error messages readable whatever an entry is called.
-pub(super) fn shorten(name: &str) -> String {
+pub(crate) fn shorten(name: &str) -> String {
     const SHOWN: usize = 200;
     if name.chars().count() <= SHOWN {
         return name.to_owned();

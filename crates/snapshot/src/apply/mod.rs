@@ -31,8 +31,10 @@ use std::sync::mpsc;
 use orlop_oci::DiffId;
 
 use crate::{ApplyTarget, Error, Result};
-pub(crate) use deferred::Deferred;
-pub(crate) use entry::{Metadata, Time};
+pub(crate) use attributes::{describe_link, set_times_of as set_times};
+pub(crate) use deferred::{Deferred, DeferredLink};
+pub(crate) use directories::times;
+pub(crate) use entry::{Metadata, Time, shorten};
 pub use limits::Limits;
 
 /// How to apply.

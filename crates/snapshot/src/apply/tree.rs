@@ -12,12 +12,15 @@ use tar_core::SparseEntry;
 use super::Options;
 use super::attributes::{self, Failure, GIVE_OWNER, Made, Owner};
 use super::deferred::DeferredLink;
-use super::directories::{Directories, Ending, Found, Place, times};
+use super::directories::{Directories, Ending, Found, Place};
 use super::entry::{Entry, Kind, Metadata, shorten};
 use super::source::Source;
 use crate::error::At as _;
 use crate::fs;
 use crate::{ApplyTarget, Error, Result};
+
+/// What needs privilege, for messages.
+const OWNERS: &str = "giving a file the owner and attributes that the layer names";
 
 /// The tree while a layer is applied.
 pub(super) struct Tree<'a> {
@@ -199,6 +202,7 @@ impl<'a> Tree<'a> {
                 let target = self.dirs.deferred.links[&target.path].target.clone();
                 self.defer(entry, place, target)?;
             }
+            Found::Below(target) if target == place.path => return Err(entry.hostile("it is a hard link to itself")),
             Found::Below(target) if self.target.deferred.is_some() => self.defer(entry, place, target)?,
             Found::Below(_) | Found::Nowhere => return Err(missing()),
         }
@@ -212,36 +216,26 @@ impl<'a> Tree<'a> {
         self.make(place, "make the hard link", |place| {
             rustix::fs::linkat(&target.dir.fd, &target.name, &place.dir.fd, &place.name, AtFlags::empty())
         })?;
-        self.redescribe(entry, place, stat)
-    }
-
-    /// A link's entry describes the file that both names share; mostly it says what the file already has.
-    fn redescribe(&mut self, entry: &Entry, place: &Place, stat: &Stat) -> Result<()> {
-        let (made, wanted) = (place.made(), &entry.metadata);
-        let owner = self.dirs.owner.wanted(wanted);
-        let chowned = owner != (stat.st_uid, stat.st_gid);
-        if chowned {
-            attributes::chown(made, owner.0, owner.1).at(GIVE_OWNER, self.dirs.shown(&place.path))?;
-        }
-        for (name, value) in &wanted.xattrs {
-            attributes::set_xattr(made, name, value).map_err(|failure| self.failed(failure, entry, place))?;
-        }
+        // The link's entry describes the file that both names share.
         let is_link = fs::file_type(stat) == FileType::Symlink;
-        if !is_link && (chowned || stat.st_mode & 0o7777 != wanted.mode) {
-            attributes::chmod(made, wanted.mode).at("set the mode of", self.dirs.shown(&place.path))?;
-        }
-        if times(stat).1 != wanted.mtime {
-            self.set_times(made, wanted, place)?;
-        }
-        Ok(())
+        let metadata = self.owned(&entry.metadata);
+        attributes::describe_link(place.dir.fd.as_fd(), &place.name, &metadata, is_link)
+            .at("set the attributes of", self.dirs.shown(&place.path))
+            .map_err(|error| self.privileged(error, OWNERS, entry))
     }
 
     fn defer(&mut self, entry: &Entry, place: Place, target: Vec<u8>) -> Result<()> {
         self.dirs.clear(&place)?;
         self.links += 1;
-        let link = DeferredLink { order: self.links, target, metadata: entry.metadata.clone() };
+        let link = DeferredLink { order: self.links, target, metadata: self.owned(&entry.metadata) };
         self.dirs.deferred.links.insert(place.path, link);
         Ok(())
+    }
+
+    /// The metadata with the owner that it comes to here.
+    fn owned(&self, metadata: &Metadata) -> Metadata {
+        let (uid, gid) = self.dirs.owner.wanted(metadata);
+        Metadata { uid, gid, ..metadata.clone() }
     }
 
     fn describe(&self, made: Made<'_>, entry: &Entry, place: &Place, has_mode: Option<u32>) -> Result<()> {
@@ -267,7 +261,7 @@ impl<'a> Tree<'a> {
     fn failed(&self, failure: Failure, entry: &Entry, place: &Place) -> Error {
         let path = self.dirs.shown(&place.path);
         let error = Error::Io { operation: failure.operation, path, source: failure.errno.into() };
-        self.privileged(error, "giving a file the owner and attributes that the layer names", entry)
+        self.privileged(error, OWNERS, entry)
     }
 
     /// Says what would help if `error` is a matter of privilege.

@@ -58,7 +58,9 @@ impl Tree<'_> {
                     .into(),
             }),
             other => other.at("make the whiteout", self.dirs.shown(&place.path)),
-        }
+        }?;
+        self.dirs.deferred.whiteouts.insert(place.path.clone());
+        Ok(())
     }
 
     /// Hides or removes what lower layers have in the directory that the mark is in.

@@ -99,8 +99,14 @@ pub fn apply_all(layers: &[&Tar], root: &Path) -> Result<Vec<Applied>> {
 /// A tree as text, one line for each path: everything that tells two trees apart except access times.
 pub fn describe(root: &Path) -> BTreeMap<String, String> {
     let mut lines = BTreeMap::new();
-    let mut first_names = BTreeMap::new();
-    describe_below(root, Path::new(""), &mut lines, &mut first_names);
+    let mut names = BTreeMap::new();
+    describe_below(root, Path::new(""), &mut lines, &mut names);
+    // Link counts tell of names that overlayfs hides; the names that are there tell all.
+    for names in names.into_values().filter(|names: &Vec<String>| names.len() > 1) {
+        for name in &names {
+            lines.entry(name.clone()).and_modify(|line: &mut String| line.push_str(&format!(" = {}", names[0])));
+        }
+    }
     lines
 }
 
@@ -108,7 +114,7 @@ fn describe_below(
     root: &Path,
     path: &Path,
     lines: &mut BTreeMap<String, String>,
-    first_names: &mut BTreeMap<u64, String>,
+    names_by_inode: &mut BTreeMap<u64, Vec<String>>,
 ) {
     let mut names: Vec<_> = fs::read_dir(root.join(path)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -117,14 +123,16 @@ fn describe_below(
         let full = root.join(&relative);
         let stat = fs::symlink_metadata(&full).unwrap();
         let shown = relative.display().to_string();
-        lines.insert(shown.clone(), line(&full, &stat, &shown, first_names));
+        lines.insert(shown.clone(), line(&full, &stat));
         if stat.is_dir() {
-            describe_below(root, &relative, lines, first_names);
+            describe_below(root, &relative, lines, names_by_inode);
+        } else {
+            names_by_inode.entry(stat.ino()).or_default().push(shown);
         }
     }
 }
 
-fn line(full: &Path, stat: &fs::Metadata, shown: &str, first_names: &mut BTreeMap<u64, String>) -> String {
+fn line(full: &Path, stat: &fs::Metadata) -> String {
     let kind = stat.file_type();
     let what = if kind.is_symlink() {
         format!("link {}", fs::read_link(full).unwrap().display())
@@ -139,13 +147,8 @@ fn line(full: &Path, stat: &fs::Metadata, shown: &str, first_names: &mut BTreeMa
     } else {
         format!("{} {:x}", if kind.is_char_device() { "char" } else { "block" }, stat.rdev())
     };
-    let same = if stat.is_dir() || stat.nlink() == 1 {
-        String::new()
-    } else {
-        format!(" = {}", first_names.entry(stat.ino()).or_insert_with(|| shown.to_owned()))
-    };
     let mtime = format!("{}.{:09}", stat.mtime(), stat.mtime_nsec());
-    format!("{what} {:o} {}:{} {mtime}{same}{}", stat.mode() & 0o7777, stat.uid(), stat.gid(), xattrs(full))
+    format!("{what} {:o} {}:{} {mtime}{}", stat.mode() & 0o7777, stat.uid(), stat.gid(), xattrs(full))
 }
 
 fn xattrs(full: &Path) -> String {
