@@ -1,10 +1,16 @@
 //! What tests need and nothing else may use: image makers, awkward and hostile layers, real peers, fault injection.
 //!
+//! - [`image`] makes images, indexes, attestations and artifacts; [`archive`] puts them on disk and into archives.
 //! - [`tar`] writes tar streams entry by entry, the broken ones too; [`compress`] packs them.
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
+//! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
 //!
-//! Everything is deterministic: the same call gives the same bytes, so digests can be compared across runs.
+//! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
 
+pub mod archive;
 pub mod compress;
 pub mod corpus;
+pub mod fingerprint;
+pub mod from_dir;
+pub mod image;
 pub mod tar;
