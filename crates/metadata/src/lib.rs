@@ -38,7 +38,7 @@ mod summary;
 mod trash;
 
 pub use check::MetadataProblem;
-pub use content::{ContentInfo, ScopedContent};
+pub use content::{ContentInfo, ScopedContent, ScopedWriter};
 pub use db::Clock;
 pub use error::{Error, ObjectKind, Result};
 pub use filter::{Filter, FilterError};

@@ -29,7 +29,7 @@ mod over_files {
 
     async fn fixture() -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        let content = Arc::new(LocalStore::open(&directory.path().join("content")).unwrap());
+        let content = Arc::new(LocalStore::open(directory.path().join("content")).unwrap());
         let options = OpenOptions { content, drivers: Vec::new(), read_only: false };
         let store = Store::open(directory.path(), options).unwrap();
         Fixture::keeping(store.content(&scope()), directory)
@@ -163,7 +163,11 @@ async fn what_is_written_is_leased() {
     writer.write(Bytes::from_static(b"leased")).await.unwrap();
     let there = writer.commit(6, None).await.unwrap();
     let blob = resource(ResourceKind::Content, there.as_str());
-    assert_eq!(root.store.resources("test", "held").unwrap(), [blob.clone()], "the blob takes the place of the ingest");
+    assert_eq!(
+        root.store.resources("test", "held").unwrap(),
+        std::slice::from_ref(&blob),
+        "the blob takes the place of the ingest"
+    );
 
     root.store.create_lease("test", "second", labels([])).unwrap();
     let second = root.store.content(&scope().with_lease("second"));

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use orlop_api::containerd::types as wire;
-use orlop_metadata::Labels;
 use orlop_oci::{Descriptor, Digest, Platform};
 use orlop_snapshot::Mount;
 use prost_types::FieldMask;
@@ -82,11 +81,6 @@ fn mount_from_wire(mount: wire::Mount) -> Result<Mount, Status> {
         return Err(Status::unimplemented(format!("a mount below the mount point, at {:?}", mount.target)));
     }
     Ok(Mount { kind: mount.r#type, source: mount.source, options: mount.options })
-}
-
-/// The paths that change exactly these labels and keep all others.
-pub(crate) fn label_paths(labels: &Labels) -> Vec<String> {
-    labels.keys().map(|key| format!("labels.{key}")).collect()
 }
 
 #[cfg(test)]

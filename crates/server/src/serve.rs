@@ -103,6 +103,9 @@ impl Server {
     /// Brings the hash references of a changed record in order. The change itself stands, so a failure is only told to
     /// the log: the next pass mends what is left.
     pub(crate) async fn reconcile(&self, namespace: &str, name: &str) {
+        if !self.images.settings().is_cri(namespace) {
+            return;
+        }
         if let Err(error) = self.images.reconcile_image(namespace, name).await {
             tracing::warn!(%error, namespace, name, "the hash references could not be brought in order");
         }

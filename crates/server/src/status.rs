@@ -81,9 +81,11 @@ impl ToStatus for snapshot::Error {
     fn to_status(&self) -> Status {
         use snapshot::Error as E;
         let kind = match self {
-            E::Hostile { .. } | E::Limit { .. } | E::Damaged { .. } => (Code::FailedPrecondition, Class::Verification),
+            E::Hostile { .. } | E::LinkTarget { .. } | E::Limit { .. } | E::Damaged { .. } => {
+                (Code::FailedPrecondition, Class::Verification)
+            }
             E::Unsupported { .. } => (Code::FailedPrecondition, Class::Failed),
-            E::Io { source, .. } => io_kind(source),
+            E::Io { source, .. } | E::Source { source } => io_kind(source),
             _ => (Code::Internal, Class::Failed),
         };
         status(self, kind, "")

@@ -1,6 +1,7 @@
 //! Directories of writes in progress: opening and locking, status, abort.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::files::{self, IoContext as _};
-use crate::{Error, Result, Status};
+use crate::{Error, IngestOptions, Result, Status};
 
 /// How often opening starts again because another process removed the directory meanwhile.
 const ATTEMPTS: usize = 64;
@@ -29,9 +30,9 @@ pub(super) struct IngestDir {
 }
 
 impl IngestDir {
-    /// Opens or makes and locks the directory of a ref, and opens `data` in it.
-    pub(super) fn open(root: &Path, reference: &str) -> Result<(Self, File)> {
-        let path = path_of(root, reference);
+    /// Opens or makes, locks and describes the directory of an ingest, and opens `data` in it.
+    pub(super) fn open(root: &Path, options: &IngestOptions) -> Result<(Self, File, Status)> {
+        let path = path_of(root, &options.reference);
         for _ in 0..ATTEMPTS {
             match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -41,15 +42,30 @@ impl IngestDir {
                 }
                 Err(error) => return Err(error).context("create directory", &path),
             }
-            let Some(directory) = Self::lock(path.clone(), reference)? else { continue };
-            match directory.open_data() {
-                Ok(data) => return Ok((directory, data)),
-                // Aborted between the lock and here.
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error).context("open", &path.join("data")),
+            let Some(directory) = Self::lock(path.clone(), &options.reference)? else { continue };
+            match directory.begin(options) {
+                Ok((data, status)) => return Ok((directory, data, status)),
+                // Aborted since it was locked: making files in a directory that was removed says that.
+                Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
             }
         }
-        Err(Error::Locked(reference.to_owned()))
+        Err(Error::Locked(options.reference.clone()))
+    }
+
+    fn begin(&self, options: &IngestOptions) -> Result<(File, Status)> {
+        let data = self.open_data().context("open", &self.path.join("data"))?;
+        let mut status = read_status(&self.fd, &self.path, options.reference.clone())?;
+        if options.total != 0 {
+            status.total = options.total;
+        }
+        status.expected = options.expected.clone().or(status.expected);
+        status.updated_at = Timestamp::now();
+        if status.offset == 0 {
+            status.started_at = status.updated_at;
+        }
+        self.describe(&status)?;
+        Ok((data, status))
     }
 
     /// Locks a directory; `None` if it is not there or was replaced meanwhile.
@@ -99,13 +115,8 @@ impl IngestDir {
         &self.fd
     }
 
-    /// What the small files and `data` say.
-    pub(super) fn status(&self, reference: &str) -> Result<Status> {
-        read_status(&self.fd, &self.path, reference.to_owned())
-    }
-
     /// Writes the small files.
-    pub(super) fn describe(&self, status: &Status) -> Result<()> {
+    fn describe(&self, status: &Status) -> Result<()> {
         let write =
             |name: &str, text: &str| files::write_text(&self.fd, name, text).context("write", &self.path.join(name));
         write("ref", &status.reference)?;

@@ -9,40 +9,81 @@ use jiff::Timestamp;
 use orlop_oci::{Algorithm, Digest, Digester};
 use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::files::{self, IoContext as _};
 use super::ingest::IngestDir;
-use super::{Paths, ingest, run};
+use super::{Paths, ingest};
 use crate::memory::verify;
 use crate::{Error, IngestOptions, Result, Status, Writer};
 
 /// How much is read at once when bytes are hashed again.
 const PIECE: usize = 1 << 20;
 
-/// A writer whose calls run on the blocking pool.
+/// A writer whose calls run on the blocking pool, one after the other.
 ///
-/// The lock is held for one call at a time. It exists because a caller may drop the future of a call that is running:
-/// the next call then waits until that one is done.
+/// A caller may drop the future of a call that is running. The call goes on; the next one waits for it, so that bytes
+/// never change places.
 pub(super) struct LocalWriter {
-    ingest: Arc<Mutex<Ingest>>,
+    /// `None` only once the writer is dropped: a call that had not begun by then does nothing.
+    ingest: Arc<Mutex<Option<Ingest>>>,
+    running: Option<JoinHandle<()>>,
 }
 
 impl LocalWriter {
     pub(super) fn open(paths: Arc<Paths>, options: IngestOptions) -> Result<Self> {
-        Ok(Self { ingest: Arc::new(Mutex::new(Ingest::open(paths, options)?)) })
+        Ok(Self { ingest: Arc::new(Mutex::new(Some(Ingest::open(paths, options)?))), running: None })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ingest> {
-        lock(&self.ingest)
-    }
-
-    async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Ingest) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn call<T, F>(&mut self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Ingest) -> Result<T> + Send + 'static,
+    {
+        self.finish().await;
         let ingest = self.ingest.clone();
-        run(move || work(&mut lock(&ingest))).await
+        let work = move || lock(&ingest).as_mut().map_or(Err(Error::Stopped), work);
+        let Ok(handle) = Handle::try_current() else {
+            return work();
+        };
+        let (done, result) = oneshot::channel();
+        self.running = Some(handle.spawn_blocking(move || {
+            let _ = done.send(work());
+        }));
+        self.finish().await;
+        result.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Waits for the call that is running.
+    async fn finish(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let ended = running.await;
+        self.running = None;
+        if let Err(error) = ended
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&Ingest) -> T) -> T {
+        // Nobody but `drop` takes the ingest away.
+        look(lock(&self.ingest).as_ref().expect("a writer has an ingest"))
     }
 }
 
-fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
+impl Drop for LocalWriter {
+    fn drop(&mut self) {
+        // A call that is running ends first and frees the ref then; waiting for it could stop a worker for long.
+        if let Ok(mut ingest) = self.ingest.try_lock() {
+            *ingest = None;
+        }
+    }
+}
+
+fn lock(ingest: &Mutex<Option<Ingest>>) -> MutexGuard<'_, Option<Ingest>> {
     // Nothing in here panics between two changes that belong together.
     ingest.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -50,7 +91,7 @@ fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
 #[async_trait]
 impl Writer for LocalWriter {
     fn status(&self) -> Status {
-        self.lock().status.clone()
+        self.with(|ingest| ingest.status.clone())
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
@@ -67,7 +108,7 @@ impl Writer for LocalWriter {
     }
 
     fn digest(&self) -> Digest {
-        self.lock().digester.clone().finish()
+        self.with(|ingest| ingest.digester.clone().finish())
     }
 }
 
@@ -92,18 +133,7 @@ impl Ingest {
             free(&paths, &options.reference)?;
             return Err(already_exists(&paths, expected.clone()));
         }
-        let (directory, data) = IngestDir::open(&paths.ingest, &options.reference)?;
-        let mut status = directory.status(&options.reference)?;
-        if options.total != 0 {
-            status.total = options.total;
-        }
-        status.expected = options.expected.or(status.expected);
-        let now = Timestamp::now();
-        status.updated_at = now;
-        if status.offset == 0 {
-            status.started_at = now;
-        }
-        directory.describe(&status)?;
+        let (directory, data, status) = IngestDir::open(&paths.ingest, &options)?;
         let algorithm = status.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let mut ingest = Self { paths, directory, data, algorithm, digester: Digester::new(algorithm), status };
         ingest.digester = ingest.hash(algorithm)?;

@@ -8,7 +8,7 @@ use super::{doom, get, insert};
 use crate::db::Tx;
 use crate::edges::{self, Edges};
 use crate::history::digest_column;
-use crate::{Error, ObjectKind, Result, Scope, leases, namespaces};
+use crate::{Error, Labels, ObjectKind, Result, Scope, leases, namespaces};
 
 /// How long a write that no lease holds may rest: containerd's time.
 const UNLEASED_NANOS: i64 = 24 * 3600 * 1_000_000_000;
@@ -87,6 +87,7 @@ pub(super) fn finish(
     backend: &str,
     digest: &Digest,
     size: u64,
+    labels: &Labels,
 ) -> Result<Finished> {
     let namespace = &scope.namespace;
     if get(tx, namespace, digest)?.is_some() {
@@ -98,7 +99,7 @@ pub(super) fn finish(
         expect(tx, namespace, reference, digest)?;
         return Ok(Finished::Unprotected);
     }
-    insert(tx, scope, digest, size)?;
+    insert(tx, scope, digest, size, labels)?;
     remove_if(tx, scope, reference, backend)?;
     Ok(Finished::Committed)
 }

@@ -17,6 +17,7 @@ mod writer;
 use jiff::Timestamp;
 use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+pub use writer::ScopedWriter;
 
 use crate::db::{Tx, from_nanos};
 use crate::edges::{self, Edges};
@@ -166,12 +167,21 @@ fn info(row: &Row<'_>) -> rusqlite::Result<ContentInfo> {
 }
 
 /// Makes a blob visible in a namespace; its bytes are durable and protected.
-fn insert(tx: &Tx<'_>, scope: &Scope, digest: &Digest, size: u64) -> Result<()> {
-    namespaces::ensure(tx, &scope.namespace)?;
-    tx.prepare_cached("INSERT INTO blob (namespace, digest, size, created, updated) VALUES (?1, ?2, ?3, ?4, ?4)")?
-        .execute(params![scope.namespace, digest.as_str(), size_column(size), tx.now()])?;
-    edges::suspect(tx, &scope.namespace, edges::CONTENT, digest.as_str())?;
-    leases::add(tx, scope, edges::CONTENT, digest.as_str())?;
+fn insert(tx: &Tx<'_>, scope: &Scope, digest: &Digest, size: u64, labels: &Labels) -> Result<()> {
+    let (namespace, name) = (&scope.namespace, digest.as_str());
+    namespaces::ensure(tx, namespace)?;
+    let root = labels.contains_key(edges::ROOT);
+    tx.prepare_cached("INSERT INTO blob VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)")?.execute(params![
+        namespace,
+        name,
+        size_column(size),
+        labels::to_json(labels),
+        root,
+        tx.now()
+    ])?;
+    edges::put(tx, namespace, edges::CONTENT, name, &Edges::of_labels(labels))?;
+    edges::suspect(tx, namespace, edges::CONTENT, name)?;
+    leases::add(tx, scope, edges::CONTENT, name)?;
     Ok(())
 }
 

@@ -54,6 +54,31 @@ impl ScopedContent {
         found.ok_or_else(|| content::Error::NotFound { kind: "ingest", name: reference.to_owned() })
     }
 
+    /// As [`Ingester::writer`], for who gives the blob labels with the commit.
+    pub async fn scoped_writer(&self, options: IngestOptions) -> content::Result<ScopedWriter> {
+        if options.reference.is_empty() {
+            return Err(content::Error::Invalid("an ingest needs a ref that is not empty"));
+        }
+        let (reference, expected) = (options.reference.clone(), options.expected.clone());
+        let opened = self
+            .blocking(move |this| {
+                this.store.write("open ingest", |tx| ingests::open(tx, &this.scope, &reference, expected.as_ref()))
+            })
+            .await?;
+        let backend = match (opened, &options.expected) {
+            (Opened::Ready { backend }, _) => backend,
+            (Opened::Exists { stale }, Some(digest)) => {
+                if let Some(backend) = stale {
+                    self.free(&options.reference, backend, digest).await?;
+                }
+                return Err(content::Error::AlreadyExists(digest.clone()));
+            }
+            (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
+        };
+        let source = self.source(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
+        Ok(ScopedWriter::new(self.clone(), options.reference, backend, source))
+    }
+
     /// Frees a ref whose blob is there, unless somebody is writing it.
     async fn free(&self, reference: &str, backend: String, digest: &Digest) -> content::Result<()> {
         let raw = self.store.raw_content();
@@ -112,27 +137,7 @@ impl Provider for ScopedContent {
 #[async_trait]
 impl Ingester for ScopedContent {
     async fn writer(&self, options: IngestOptions) -> content::Result<Box<dyn content::Writer>> {
-        if options.reference.is_empty() {
-            return Err(content::Error::Invalid("an ingest needs a ref that is not empty"));
-        }
-        let (reference, expected) = (options.reference.clone(), options.expected.clone());
-        let opened = self
-            .blocking(move |this| {
-                this.store.write("open ingest", |tx| ingests::open(tx, &this.scope, &reference, expected.as_ref()))
-            })
-            .await?;
-        let backend = match (opened, &options.expected) {
-            (Opened::Ready { backend }, _) => backend,
-            (Opened::Exists { stale }, Some(digest)) => {
-                if let Some(backend) = stale {
-                    self.free(&options.reference, backend, digest).await?;
-                }
-                return Err(content::Error::AlreadyExists(digest.clone()));
-            }
-            (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
-        };
-        let source = self.source(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
-        Ok(Box::new(ScopedWriter::new(self.clone(), options.reference, backend, source)))
+        Ok(Box::new(self.scoped_writer(options).await?))
     }
 }
 

@@ -10,6 +10,7 @@ use orlop_oci::Digest;
 use super::ScopedContent;
 use super::ingests::{self, Finished};
 use super::roles::renamed;
+use crate::{Labels, Result, labels};
 
 /// How much is copied at a time when adopted content is written on.
 const COPY: usize = 1 << 20;
@@ -38,18 +39,31 @@ impl Adopted {
     }
 }
 
-/// Writes one blob into a namespace.
-pub(super) struct ScopedWriter {
+/// Writes one blob into a namespace. The lease and the labels that it is to have come with the row: there is no moment
+/// in which a collection could take the blob before them.
+pub struct ScopedWriter {
     content: ScopedContent,
     reference: String,
     backend: String,
     source: Source,
+    labels: Labels,
     done: bool,
 }
 
 impl ScopedWriter {
     pub(super) fn new(content: ScopedContent, reference: String, backend: String, source: Source) -> Self {
-        Self { content, reference, backend, source, done: false }
+        Self { content, reference, backend, source, labels: Labels::new(), done: false }
+    }
+
+    /// Sets the labels that the blob gets when this writer makes it visible. A blob that is there keeps its own.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) if a label is too long.
+    pub fn set_labels(&mut self, labels: Labels) -> Result<()> {
+        let labels = labels::without_empty(labels);
+        labels::validate(&labels)?;
+        self.labels = labels;
+        Ok(())
     }
 
     /// The raw writer; adopted content is first copied into a new one, up to `size`.
@@ -108,10 +122,12 @@ impl ScopedWriter {
 
     async fn finish(&mut self, digest: &Digest, size: u64) -> content::Result<Finished> {
         let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
+        let labels = self.labels.clone();
         self.content
             .blocking(move |this| {
-                this.store
-                    .write("commit content", |tx| ingests::finish(tx, &this.scope, &reference, &backend, &digest, size))
+                this.store.write("commit content", |tx| {
+                    ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels)
+                })
             })
             .await
     }

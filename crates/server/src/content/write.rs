@@ -6,14 +6,14 @@
 //! - A client that goes away leaves the ingest, to be resumed.
 
 use orlop_api::containerd::services::content::v1 as pb;
-use orlop_content::{IngestManager, IngestOptions, Ingester, Writer};
-use orlop_metadata::{Labels, ScopedContent};
+use orlop_content::{IngestManager, IngestOptions, Writer};
+use orlop_metadata::{Labels, ScopedContent, ScopedWriter};
 use orlop_oci::Digest;
 use tonic::{Status, Streaming};
 
 use crate::AnswerStream;
 use crate::blocking::blocking;
-use crate::convert::{label_paths, optional_digest, signed, timestamp, unsigned};
+use crate::convert::{optional_digest, signed, timestamp, unsigned};
 use crate::status::ToStatus;
 
 /// A call between two messages.
@@ -25,7 +25,7 @@ struct Session {
 
 /// The write that the first message opened.
 struct Open {
-    writer: Box<dyn Writer>,
+    writer: ScopedWriter,
     reference: String,
     total: u64,
     expected: Option<Digest>,
@@ -77,7 +77,7 @@ impl Session {
             }
             pb::WriteAction::Commit => {
                 let open = open.append(message.offset, message.data).await?;
-                open.commit(&self.content, message.labels).await.map(|answer| Some(Step::Last(answer)))
+                open.commit(message.labels).await.map(|answer| Some(Step::Last(answer)))
             }
         }
     }
@@ -111,7 +111,7 @@ async fn open(
         return Err(Status::invalid_argument("ref is required in the first message"));
     }
     let options = IngestOptions { reference: reference.clone(), total, expected: expected.clone() };
-    let writer = content.writer(options).await.map_err(|e| e.to_status())?;
+    let writer = content.scoped_writer(options).await.map_err(|e| e.to_status())?;
     Ok(Open { writer, reference, total, expected })
 }
 
@@ -133,15 +133,11 @@ impl Open {
     }
 
     /// Commits and closes the writer.
-    async fn commit(mut self, content: &ScopedContent, labels: Labels) -> Result<pb::WriteContentResponse, Status> {
+    async fn commit(mut self, labels: Labels) -> Result<pb::WriteContentResponse, Status> {
+        self.writer.set_labels(labels).map_err(|e| e.to_status())?;
         let mut answer = self.answer(pb::WriteAction::Commit);
         let digest = self.writer.commit(self.total, self.expected.as_ref()).await.map_err(|e| e.to_status())?;
-        drop(self);
         answer.digest = digest.to_string();
-        if !labels.is_empty() {
-            let (content, mask) = (content.clone(), label_paths(&labels));
-            blocking(move || content.update(&digest, labels, &mask)).await?;
-        }
         Ok(answer)
     }
 
