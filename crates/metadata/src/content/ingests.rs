@@ -29,6 +29,8 @@ pub(super) enum Finished {
     Exists,
     /// The row named another digest, and names the right one again: the bytes were unprotected for a while.
     Unprotected,
+    /// The write was aborted. The collector looks after the bytes.
+    Aborted,
 }
 
 /// Opens or reopens a write. `expected` goes into a new row only: an existing one may belong to a writer that commits
@@ -95,9 +97,17 @@ pub(super) fn finish(
         remove_if(tx, scope, reference, backend)?;
         return Ok(Finished::Exists);
     }
-    if expected(tx, namespace, reference, backend)?.as_ref() != Some(digest) {
-        expect(tx, namespace, reference, digest)?;
-        return Ok(Finished::Unprotected);
+    match expected(tx, namespace, reference, backend) {
+        Ok(Some(named)) if named == *digest => {}
+        Ok(_) => {
+            expect(tx, namespace, reference, digest)?;
+            return Ok(Finished::Unprotected);
+        }
+        Err(Error::NotFound { .. }) => {
+            doom(tx, "content", digest.as_str())?;
+            return Ok(Finished::Aborted);
+        }
+        Err(error) => return Err(error),
     }
     insert(tx, scope, digest, size, labels)?;
     remove_if(tx, scope, reference, backend)?;
@@ -159,7 +169,13 @@ fn expected(conn: &Connection, namespace: &str, reference: &str, backend: &str) 
     found.ok_or_else(|| no_ingest(reference))
 }
 
+/// Changes what a write protects. What it protected may be on disk, and nothing else may know of it.
 fn expect(tx: &Tx<'_>, namespace: &str, reference: &str, digest: &Digest) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT OR IGNORE INTO doomed (kind, name)
+         SELECT 'content', expected FROM ingest WHERE namespace = ?1 AND ref = ?2 AND expected IS NOT NULL",
+    )?
+    .execute(params![namespace, reference])?;
     tx.prepare_cached("UPDATE ingest SET expected = ?3 WHERE namespace = ?1 AND ref = ?2")?.execute(params![
         namespace,
         reference,

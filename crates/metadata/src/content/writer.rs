@@ -141,6 +141,9 @@ impl ScopedWriter {
                     return Ok(digest.clone());
                 }
                 Finished::Exists => return Err(self.exists(digest).await),
+                Finished::Aborted => {
+                    return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
+                }
                 Finished::Unprotected => {
                     self.content.store.raw_content().info(digest).await?;
                 }
