@@ -291,6 +291,12 @@ impl Error {
 fn remote_kind(error: &remote::Error) -> ErrorKind {
     match error {
         remote::Error::NotFound { .. } => ErrorKind::NotFound,
+        remote::Error::Unauthorized { .. } | remote::Error::Denied { .. } => ErrorKind::Permission,
+        remote::Error::DigestMismatch { .. }
+        | remote::Error::SizeMismatch { .. }
+        | remote::Error::TooLarge { .. }
+        | remote::Error::Document { .. } => ErrorKind::Verification,
+        remote::Error::Config { .. } | remote::Error::ImageId(_) => ErrorKind::Invalid,
         _ => ErrorKind::Unavailable,
     }
 }

@@ -18,6 +18,7 @@
 //! on the same root. Calls to the database run on the blocking pool. Dropping a future stops the operation: bytes that
 //! came in stay as an ingest to be resumed, and a lease that expires.
 
+mod catalog;
 mod check;
 mod error;
 mod event;
@@ -33,6 +34,7 @@ mod rows;
 mod settings;
 mod tag;
 mod usage;
+mod walk;
 
 use std::sync::Arc;
 

@@ -1,6 +1,26 @@
 //! The reconciler of hash references (design §7).
+//!
+//! For every *name* in a CRI-managed namespace whose image is complete for the host's platform, its image ID record and
+//! its digest record exist, carry the managed label and point at a target of that image. A name is a tag, any other
+//! text, or a digest reference that somebody asked for by digest. A hash reference that no name needs is *stranded*: it
+//! goes at once if the last name was deleted, after a grace period if a tag moved away, and never while it is pinned.
+//!
+//! [`changes`] decides, without I/O; it is idempotent: applied to its own result it changes nothing.
 
-use crate::{Images, Result};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::Timestamp;
+use orlop_metadata::{self as metadata, HistoryAction, Image, ImageChange, Labels, Scope};
+use orlop_oci::{Descriptor, Digest, ImageId, Kind, Reference, classify};
+
+use crate::catalog::Catalog;
+use crate::pull::record_labels;
+use crate::{Images, Result, labels};
+
+/// Rounds after which a pass gives up on a namespace that others keep changing.
+const ROUNDS: usize = 8;
+/// Changes looked at to learn how a hash reference came to be stranded.
+const HISTORY: usize = 10_000;
 
 /// What a pass changed; all empty: nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,17 +33,255 @@ pub struct Reconciled {
     pub removed: Vec<String>,
 }
 
+/// What [`changes`] must know besides the records.
+pub(crate) struct Facts<'a> {
+    /// The image ID of a target for the host, if that image is complete.
+    pub(crate) image: &'a dyn Fn(&Digest) -> Option<ImageId>,
+    /// Whether the last name of a target was deleted, not moved.
+    pub(crate) deleted: &'a dyn Fn(&Digest) -> bool,
+    pub(crate) now: Timestamp,
+    pub(crate) grace_seconds: i64,
+}
+
+/// Whether a record is a name: something that hash references are derived from.
+pub(crate) fn is_name(record: &Image) -> bool {
+    match classify(&record.name) {
+        Kind::Tag | Kind::Other => true,
+        Kind::Digest => record.labels.contains_key(labels::REQUESTED) || !is_managed(&record.labels),
+        Kind::Id => false,
+    }
+}
+
+pub(crate) fn is_managed(map: &Labels) -> bool {
+    map.get(labels::MANAGED).is_some_and(|v| v == labels::MANAGED_VALUE)
+}
+
+pub(crate) fn is_pinned(map: &Labels) -> bool {
+    map.get(labels::PINNED).is_some_and(|v| v == labels::PINNED_VALUE)
+}
+
+/// What names need a hash reference to be.
+#[derive(Debug, Clone)]
+struct Need<'a> {
+    /// Targets it may have, with the name that wants each.
+    targets: Vec<(&'a Image, &'a Descriptor)>,
+    pinned: bool,
+}
+
+/// What must change so that the invariant holds.
+pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> {
+    let mut needs: BTreeMap<String, Need<'_>> = BTreeMap::new();
+    let mut unknown: BTreeSet<&Digest> = BTreeSet::new();
+    let mut kept: BTreeSet<String> = BTreeSet::new();
+    let mut changes = Vec::new();
+    for name in records.iter().filter(|r| is_name(r)) {
+        let reference = name.name.parse::<Reference>().ok().filter(|r| r.to_string() == name.name);
+        let digest_name = match &reference {
+            Some(Reference::Tag { repository, .. }) => Some(repository.with_digest(&name.target.digest).to_string()),
+            _ => None,
+        };
+        let Some(id) = (facts.image)(&name.target.digest) else {
+            unknown.insert(&name.target.digest);
+            kept.extend(digest_name);
+            continue;
+        };
+        changes.extend(adopt(name, matches!(reference, Some(Reference::Digest { .. }))));
+        for hash in std::iter::once(id.to_string()).chain(digest_name) {
+            let need = needs.entry(hash).or_insert(Need { targets: Vec::new(), pinned: false });
+            need.targets.push((name, &name.target));
+            need.pinned |= is_pinned(&name.labels);
+        }
+    }
+    let by_name: HashMap<&str, &Image> = records.iter().map(|r| (r.name.as_str(), r)).collect();
+    changes.extend(needs.iter().filter_map(|(hash, need)| satisfy(hash, need, by_name.get(hash.as_str()).copied())));
+    let stranded = records.iter().filter(|r| {
+        !is_name(r)
+            && !needs.contains_key(&r.name)
+            && !kept.contains(&r.name)
+            && !is_pinned(&r.labels)
+            && !(classify(&r.name) == Kind::Id && unknown.contains(&r.target.digest))
+    });
+    changes.extend(stranded.filter_map(|record| strand(record, facts)));
+    changes
+}
+
+/// Marks a name as looked after, and a digest reference as one that was asked for.
+fn adopt(name: &Image, by_digest: bool) -> Option<ImageChange> {
+    let mut wanted = record_labels(true, false);
+    if by_digest {
+        wanted.insert(labels::REQUESTED.to_owned(), labels::REQUESTED_VALUE.to_owned());
+    }
+    wanted.retain(|key, value| name.labels.get(key) != Some(value));
+    relabel(name, wanted)
+}
+
+fn relabel(record: &Image, labels: Labels) -> Option<ImageChange> {
+    let (name, target) = (record.name.clone(), record.target.clone());
+    (!labels.is_empty()).then_some(ImageChange::Upsert { name, target, labels })
+}
+
+/// Makes a hash reference be as its names need it.
+fn satisfy(hash: &str, need: &Need<'_>, existing: Option<&Image>) -> Option<ImageChange> {
+    let mut labels = record_labels(true, need.pinned);
+    let latest =
+        need.targets.iter().max_by_key(|(name, _)| (name.updated_at, &name.name)).map(|(_, target)| *target)?;
+    let Some(existing) = existing else {
+        return Some(ImageChange::Upsert { name: hash.to_owned(), target: latest.clone(), labels });
+    };
+    labels.retain(|key, value| existing.labels.get(key) != Some(value));
+    if existing.labels.contains_key(labels::STRANDED) {
+        labels.insert(labels::STRANDED.to_owned(), String::new());
+    }
+    let fits = need.targets.iter().any(|(_, target)| target.digest == existing.target.digest);
+    if !fits {
+        return Some(ImageChange::Upsert { name: hash.to_owned(), target: latest.clone(), labels });
+    }
+    relabel(existing, labels)
+}
+
+/// What becomes of a hash reference that no name needs.
+fn strand(record: &Image, facts: &Facts<'_>) -> Option<ImageChange> {
+    let mut labels = Labels::new();
+    if !is_managed(&record.labels) {
+        let own = (facts.image)(&record.target.digest).is_some_and(|id| id.to_string() == record.name);
+        if !own {
+            // A foreign platform's, or not an image: somebody else's business.
+            return None;
+        }
+        labels = record_labels(true, false);
+    }
+    let delete = || Some(ImageChange::Delete { name: record.name.clone() });
+    let since = record.labels.get(labels::STRANDED).and_then(|text| text.parse::<Timestamp>().ok());
+    match since {
+        Some(since) if facts.now.as_second() - since.as_second() >= facts.grace_seconds => delete(),
+        _ if (facts.deleted)(&record.target.digest) => delete(),
+        Some(_) => relabel(record, labels),
+        None => {
+            labels.insert(labels::STRANDED.to_owned(), facts.now.to_string());
+            relabel(record, labels)
+        }
+    }
+}
+
 impl Images {
     /// Brings the hash references of a namespace in order; does nothing where the namespace is not CRI-managed.
     /// Idempotent: a second pass changes nothing.
     pub async fn reconcile(&self, namespace: &str) -> Result<Reconciled> {
-        let _ = namespace;
-        todo!()
+        let mut done = Reconciled::default();
+        if !self.settings().is_cri(namespace) {
+            return Ok(done);
+        }
+        let scope = Scope::new(namespace, "reconciler");
+        for _ in 0..ROUNDS {
+            let catalog = self.catalog(&scope).await?;
+            let changes = self.wanted_changes(namespace, &catalog).await?;
+            if changes.is_empty() {
+                break;
+            }
+            self.carry_out(&scope, &catalog, changes, &mut done).await?;
+        }
+        Ok(done)
     }
 
-    /// The same after one record was created, changed or deleted: only what has to do with `name`.
+    /// The same after one record was created, changed or deleted: what has to do with `name`.
     pub async fn reconcile_image(&self, namespace: &str, name: &str) -> Result<Reconciled> {
-        let _ = (namespace, name);
-        todo!()
+        if !self.settings().is_cri(namespace) {
+            return Ok(Reconciled::default());
+        }
+        let scope = Scope::new(namespace, "reconciler");
+        let catalog = self.neighbours(&scope, name).await?;
+        let changes = self.wanted_changes(namespace, &catalog).await?;
+        // Whether a hash reference is stranded, only all records can tell.
+        let strands = changes.iter().any(|c| match c {
+            ImageChange::Delete { .. } => true,
+            ImageChange::Upsert { labels, .. } => labels.get(labels::STRANDED).is_some_and(|v| !v.is_empty()),
+        });
+        if strands {
+            return self.reconcile(namespace).await;
+        }
+        let mut done = Reconciled::default();
+        if !changes.is_empty() {
+            self.carry_out(&scope, &catalog, changes, &mut done).await?;
+        }
+        Ok(done)
+    }
+
+    /// The records that share a target with `name`, or shared one before its last change.
+    async fn neighbours(&self, scope: &Scope, name: &str) -> Result<Catalog> {
+        let (namespace, name) = (scope.namespace.clone(), name.to_owned());
+        let records = self
+            .blocking(move |store| {
+                let mut targets = BTreeSet::new();
+                match store.image(&namespace, &name) {
+                    Ok(image) => drop(targets.insert(image.target.digest)),
+                    Err(metadata::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                targets.extend(store.history(&namespace, Some(&name), 1)?.into_iter().filter_map(|entry| entry.old));
+                if targets.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let filters: Vec<String> = targets.iter().map(|d| format!("target.digest=={d}")).collect();
+                Ok(store.images(&namespace, &filters)?)
+            })
+            .await?;
+        self.partial_catalog(scope, records).await
+    }
+
+    pub(crate) async fn wanted_changes(&self, namespace: &str, catalog: &Catalog) -> Result<Vec<ImageChange>> {
+        let platform = &self.settings().platform;
+        let image = |target: &Digest| catalog.complete_image(target, platform);
+        let mut facts = Facts {
+            image: &image,
+            deleted: &|_| false,
+            now: Timestamp::now(),
+            grace_seconds: self.settings().grace_seconds,
+        };
+        let first = changes(&catalog.records, &facts);
+        let strands = |change: &ImageChange| match change {
+            ImageChange::Upsert { labels, .. } => labels.get(labels::STRANDED).is_some_and(|v| !v.is_empty()),
+            ImageChange::Delete { .. } => false,
+        };
+        if !first.iter().any(strands) {
+            return Ok(first);
+        }
+        let ends = self.last_ends(namespace).await?;
+        let deleted = |target: &Digest| ends.get(target) == Some(&HistoryAction::Delete);
+        facts.deleted = &deleted;
+        Ok(changes(&catalog.records, &facts))
+    }
+
+    /// How the last name of each target ended.
+    async fn last_ends(&self, namespace: &str) -> Result<HashMap<Digest, HistoryAction>> {
+        let namespace = namespace.to_owned();
+        let entries = self.blocking(move |store| Ok(store.history(&namespace, None, HISTORY)?)).await?;
+        let mut ends = HashMap::new();
+        for entry in entries {
+            if let Some(old) = entry.old.filter(|old| entry.new.as_ref() != Some(old))
+                && !classify(&entry.name).is_hash_reference()
+            {
+                ends.entry(old).or_insert(entry.action);
+            }
+        }
+        Ok(ends)
+    }
+
+    async fn carry_out(
+        &self,
+        scope: &Scope,
+        catalog: &Catalog,
+        changes: Vec<ImageChange>,
+        done: &mut Reconciled,
+    ) -> Result<()> {
+        let existing: BTreeSet<&str> = catalog.records.iter().map(|r| r.name.as_str()).collect();
+        for change in &changes {
+            match change {
+                ImageChange::Delete { name } => done.removed.push(name.clone()),
+                ImageChange::Upsert { name, .. } if existing.contains(name.as_str()) => done.updated.push(name.clone()),
+                ImageChange::Upsert { name, .. } => done.created.push(name.clone()),
+            }
+        }
+        let scope = scope.clone();
+        self.blocking(move |store| Ok(store.write_images(&scope, &changes)?)).await
     }
 }

@@ -1,14 +1,20 @@
 //! Removing: a plan, its hash, and its execution.
 
-use orlop_metadata::Scope;
-use orlop_oci::Descriptor;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Images, Result, SnapshotRow};
+use jiff::Timestamp;
+use orlop_metadata::gc::{Disposal, Report};
+use orlop_metadata::{self as metadata, Image, ImageChange, Scope};
+use orlop_oci::{Descriptor, Digest};
+
+use crate::catalog::Catalog;
+use crate::reconcile::{self, Facts, is_name, is_pinned};
+use crate::{Error, Images, Result, SnapshotRow, labels};
 
 /// What to remove.
 #[derive(Debug, Clone, Default)]
 pub struct RemoveRequest {
-    /// Names, digests, image IDs or prefixes. An image ID or manifest digest means every record of the image.
+    /// Names, digests, image IDs or prefixes; see [`Images::plan_remove`].
     pub names: Vec<String>,
     /// Execute only if the plan has this hash.
     pub plan: Option<String>,
@@ -62,27 +68,248 @@ pub struct Removed {
     pub returned: Vec<String>,
 }
 
+/// The records a removal deletes, and what follows.
+#[derive(Debug, Default)]
+struct Doomed {
+    /// Names of records, sorted.
+    names: BTreeSet<String>,
+    /// Of those: what the reconciler writes again at once.
+    returns: Vec<Reason>,
+}
+
 impl Images {
     /// What removing would do. Changes nothing.
+    ///
+    /// A name takes with it the hash references that only it needs. A hash reference given by its full name is that
+    /// record alone, and comes back if a name needs it. Any other digest or prefix stands for the whole image.
     pub async fn plan_remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Plan> {
-        let _ = (scope, request);
-        todo!()
+        let catalog = self.catalog(scope).await?;
+        let (plan, _) = self.plan_with(scope, &catalog, request).await?;
+        Ok(plan)
     }
 
     /// Removes.
     ///
     /// # Errors
-    /// [`Error::StalePlan`](crate::Error::StalePlan) if the state has moved, [`Error::Pinned`](crate::Error::Pinned)
-    /// without `force`.
+    /// [`Error::StalePlan`] if the state has moved, [`Error::Pinned`] without `force`.
     pub async fn remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Removed> {
-        let _ = (scope, request);
-        todo!()
+        let catalog = self.catalog(scope).await?;
+        let (plan, doomed) = self.plan_with(scope, &catalog, request).await?;
+        if let Some(given) = request.plan.as_ref().filter(|given| **given != plan.hash) {
+            return Err(Error::StalePlan { given: given.clone(), current: plan.hash });
+        }
+        let changes = deletions(&doomed.names);
+        let (owned, no_trash) = (scope.clone(), request.no_trash);
+        let reason = format!("rm {}", request.names.join(" "));
+        let report = self
+            .blocking(move |store| {
+                if no_trash {
+                    store.write_images(&owned, &changes)?;
+                    return Ok(store.collect(Disposal::Reclaim)?);
+                }
+                Ok(store.delete_to_trash(&owned, &changes, &reason)?)
+            })
+            .await?;
+        let returned = self.reconcile(&scope.namespace).await?.created;
+        Ok(Removed { plan, trash: report.trash, returned })
     }
 
     /// Removes every record of the image at once and gives the space back, as CRI's RemoveImage does: pins are not
     /// looked at, and an image that is not there is success. Returns the records removed.
     pub async fn remove_image(&self, scope: &Scope, text: &str) -> Result<Vec<String>> {
-        let _ = (scope, text);
-        todo!()
+        let found = match self.resolve_name(scope, text).await {
+            Err(Error::NotFound(_)) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let catalog = self.catalog(scope).await?;
+        let siblings = self.siblings(&catalog, &found.target.digest);
+        let names: BTreeSet<String> = siblings.into_iter().map(|r| r.name.clone()).collect();
+        let (owned, changes) = (scope.clone(), deletions(&names));
+        self.blocking(move |store| {
+            store.write_images(&owned, &changes)?;
+            store.collect(Disposal::Reclaim)?;
+            Ok(())
+        })
+        .await?;
+        Ok(names.into_iter().collect())
     }
+
+    async fn plan_with(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<(Plan, Doomed)> {
+        let doomed = self.doomed(scope, catalog, request).await?;
+        let back: BTreeSet<&str> = doomed.returns.iter().map(|r| r.name.as_str()).collect();
+        let going = doomed.names.iter().filter(|name| !back.contains(name.as_str()));
+        let without: Vec<(String, String)> = going.map(|name| (scope.namespace.clone(), name.clone())).collect();
+        let (with, before) =
+            self.blocking(move |store| Ok((store.plan_collection(&without)?, store.plan_collection(&[])?))).await?;
+        let bytes = (with.blob_bytes + with.snapshot_bytes).saturating_sub(before.blob_bytes + before.snapshot_bytes);
+        let mut plan = Plan {
+            hash: String::new(),
+            freed_now: if request.no_trash { bytes } else { 0 },
+            freed_when_trash_empties: if request.no_trash { 0 } else { bytes },
+            records: doomed.names.iter().cloned().collect(),
+            blobs: blobs(catalog, &with, &before),
+            snapshots: self.plan_snapshots(scope, &with, &before).await?,
+            returns: doomed.returns.clone(),
+            unpullable: self.unpullable(scope, catalog, &doomed).await?,
+            in_use: self.in_use(catalog, &doomed, &with),
+        };
+        plan.hash = plan.digest()?;
+        Ok((plan, doomed))
+    }
+
+    /// Which records the request means, with the hash references that only they need.
+    async fn doomed(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<Doomed> {
+        let mut doomed = Doomed::default();
+        for text in &request.names {
+            match self.named_record(scope, text).await? {
+                Some(record) => drop(doomed.names.insert(record.name)),
+                None => {
+                    let found = self.resolve_name(scope, text).await?;
+                    let siblings = self.siblings(catalog, &found.target.digest);
+                    doomed.names.extend(siblings.into_iter().map(|r| r.name.clone()));
+                }
+            }
+        }
+        let pinned = |name: &&String| catalog.records.iter().any(|r| r.name == **name && is_pinned(&r.labels));
+        if let Some(name) = doomed.names.iter().find(pinned).filter(|_| !request.force) {
+            return Err(Error::Pinned(name.clone()));
+        }
+        if self.settings().is_cri(&scope.namespace) {
+            self.follow(catalog, &mut doomed);
+        }
+        Ok(doomed)
+    }
+
+    /// Lets the reconciler say what follows: stranded hash references go too, needed ones come back.
+    fn follow(&self, catalog: &Catalog, doomed: &mut Doomed) {
+        let gone = |record: &Image| doomed.names.contains(&record.name);
+        let targets: BTreeSet<&Digest> = catalog.records.iter().filter(|r| gone(r)).map(|r| &r.target.digest).collect();
+        let mut rest: Vec<Image> = catalog.records.iter().filter(|r| !gone(r)).cloned().collect();
+        for record in rest.iter_mut().filter(|r| !is_name(r) && targets.contains(&r.target.digest)) {
+            // A pin that is overridden does not keep the hash references either.
+            record.labels.remove(labels::PINNED);
+        }
+        let image = |target: &Digest| catalog.complete_image(target, &self.settings().platform);
+        let facts = Facts {
+            image: &image,
+            deleted: &|target| targets.contains(target),
+            now: Timestamp::now(),
+            grace_seconds: i64::MAX,
+        };
+        let mut names = doomed.names.clone();
+        for change in reconcile::changes(&rest, &facts) {
+            match change {
+                ImageChange::Delete { name } => drop(names.insert(name)),
+                ImageChange::Upsert { name, target, .. } if doomed.names.contains(&name) => {
+                    let reason = match rest.iter().find(|r| is_name(r) && r.target.digest == target.digest) {
+                        Some(by) => format!("{} needs it", by.name),
+                        None => "a name of the image needs it".to_owned(),
+                    };
+                    doomed.returns.push(Reason { name, reason });
+                }
+                ImageChange::Upsert { .. } => {}
+            }
+        }
+        doomed.names = names;
+        doomed.returns.sort();
+    }
+
+    async fn plan_snapshots(&self, scope: &Scope, with: &Report, before: &Report) -> Result<Vec<SnapshotRow>> {
+        let keys: Vec<_> = with.snapshots.difference(&before.snapshots).cloned().collect();
+        let scope = scope.clone();
+        self.blocking(move |store| {
+            let mut rows = Vec::new();
+            for (namespace, driver, key) in keys {
+                let scope = Scope { namespace, ..scope.clone() };
+                let usage = store.snapshots(&scope, &driver)?.usage(&key)?;
+                rows.push(SnapshotRow { chain_id: key, snapshotter: driver, bytes: usage.bytes, inodes: usage.inodes });
+            }
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// Images that lose their last record and came from no registry that is known.
+    async fn unpullable(&self, scope: &Scope, catalog: &Catalog, doomed: &Doomed) -> Result<Vec<Reason>> {
+        let lost: BTreeSet<Digest> = self.lost_targets(catalog, doomed);
+        let scope = scope.clone();
+        self.blocking(move |store| {
+            let content = store.content(&scope);
+            let mut reasons = Vec::new();
+            for digest in lost {
+                let known = match content.stat(&digest) {
+                    Ok(info) => info.labels.keys().any(|key| key.starts_with(labels::SOURCE)),
+                    Err(metadata::Error::NotFound { .. }) => true,
+                    Err(error) => return Err(error.into()),
+                };
+                if !known {
+                    let reason = "it was imported or made here: no registry is known to have it".to_owned();
+                    reasons.push(Reason { name: digest.to_string(), reason });
+                }
+            }
+            Ok(reasons)
+        })
+        .await
+    }
+
+    /// Targets that no record is left for.
+    fn lost_targets(&self, catalog: &Catalog, doomed: &Doomed) -> BTreeSet<Digest> {
+        let back: BTreeSet<&str> = doomed.returns.iter().map(|r| r.name.as_str()).collect();
+        let goes = |r: &&Image| doomed.names.contains(&r.name) && !back.contains(r.name.as_str());
+        let kept: BTreeSet<&Digest> = catalog.records.iter().filter(|r| !goes(r)).map(|r| &r.target.digest).collect();
+        let gone = catalog.records.iter().filter(goes).map(|r| r.target.digest.clone());
+        gone.filter(|digest| !kept.contains(digest)).collect()
+    }
+
+    /// Why blobs of the removed records stay.
+    fn in_use(&self, catalog: &Catalog, doomed: &Doomed, with: &Report) -> Vec<Reason> {
+        let gone: BTreeSet<&str> = with.content.iter().map(|(_, digest)| digest.as_str()).collect();
+        let (going, staying): (Vec<&Image>, Vec<&Image>) =
+            catalog.records.iter().partition(|r| doomed.names.contains(&r.name));
+        let targets: BTreeMap<&Digest, &Image> = going.iter().map(|r| (&r.target.digest, *r)).collect();
+        let mut reasons = Vec::new();
+        for (digest, record) in targets {
+            let there = |d: &Digest| catalog.content.contains_key(d) && !gone.contains(d.as_str());
+            let kept: BTreeSet<Digest> = catalog.blobs(&record.target).into_keys().filter(there).collect();
+            if kept.is_empty() {
+                continue;
+            }
+            let users = staying.iter().filter(|r| catalog.blobs(&r.target).keys().any(|d| kept.contains(d)));
+            let names: BTreeSet<&str> = users.map(|r| r.name.as_str()).collect();
+            let reason = match names.first() {
+                Some(first) if names.len() == 1 => format!("{} of its blobs stay: {first} uses them", kept.len()),
+                Some(first) => {
+                    format!("{} of its blobs stay: {first} and {} more records use them", kept.len(), names.len() - 1)
+                }
+                None => format!("{} of its blobs stay: a lease, a label or another namespace holds them", kept.len()),
+            };
+            reasons.push(Reason { name: digest.to_string(), reason });
+        }
+        reasons
+    }
+}
+
+impl Plan {
+    /// The digest of the plan's canonical JSON: fields in their order, lists sorted.
+    fn digest(&self) -> Result<String> {
+        let json = serde_json::to_vec(self)
+            .map_err(|error| Error::Stream { operation: "encode plan", source: error.into() })?;
+        Ok(Digest::of(&json).to_string())
+    }
+}
+
+fn deletions(names: &BTreeSet<String>) -> Vec<ImageChange> {
+    names.iter().map(|name| ImageChange::Delete { name: name.clone() }).collect()
+}
+
+/// Blobs that only this removal frees, each once.
+fn blobs(catalog: &Catalog, with: &Report, before: &Report) -> Vec<Descriptor> {
+    let gone: BTreeSet<&str> = with.content.difference(&before.content).map(|(_, digest)| digest.as_str()).collect();
+    let digests = gone.into_iter().filter_map(|text| text.parse::<Digest>().ok());
+    let describe = |digest: Digest| {
+        let media_type = catalog.summaries.get(&digest).map(|s| s.media_type.clone()).unwrap_or_default();
+        let size = catalog.content.get(&digest).copied().unwrap_or_default();
+        Descriptor::new(media_type, digest, size)
+    };
+    digests.map(describe).collect()
 }

@@ -1,10 +1,15 @@
 //! From what people type to what is meant; everything known of one image.
 
-use bytes::Bytes;
-use orlop_metadata::Scope;
-use orlop_oci::{Descriptor, ImageId, Platform};
+use std::collections::BTreeMap;
 
-use crate::{ImageRow, Images, Result, SnapshotRow};
+use bytes::Bytes;
+use orlop_metadata::{self as metadata, Image, Scope};
+use orlop_oci::{Descriptor, Digest, ImageId, Kind, Platform, Reference, classify};
+
+use crate::catalog::Catalog;
+use crate::pull::Stored;
+use crate::walk::{self, Select, Tree};
+use crate::{Error, ImageRow, Images, Result, SnapshotRow};
 
 /// What a text means.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,19 +47,168 @@ pub struct Inspection {
 }
 
 impl Images {
-    /// Finds what `text` means: a full name, a familiar name, a digest, an image ID, or a prefix of a digest that only
-    /// one image has.
+    /// Finds what `text` means: a full name, a familiar name, a digest, an image ID, a prefix of a digest that only
+    /// one image has, or `name@{N}`: what the name meant N changes ago.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound), or [`Error::Ambiguous`](crate::Error::Ambiguous) with all that match.
+    /// [`Error::NotFound`], or [`Error::Ambiguous`] with all that match.
     pub async fn resolve_name(&self, scope: &Scope, text: &str) -> Result<Found> {
-        let _ = (scope, text);
-        todo!()
+        if let Some((name, back)) = earlier(text) {
+            return self.resolve_earlier(scope, name, back).await;
+        }
+        if let Some(record) = self.named_record(scope, text).await? {
+            // A hash reference stands for its image, as every client of CRI means it; any other name for itself.
+            if classify(&record.name) != Kind::Id {
+                let catalog = self.partial_catalog(scope, vec![record]).await?;
+                return self.found(&catalog, &catalog.records.iter().collect::<Vec<_>>());
+            }
+        }
+        let catalog = self.catalog(scope).await?;
+        self.by_digest(&catalog, text)
+    }
+
+    /// The record whose name is `text`, as it stands or in normal form.
+    pub(crate) async fn named_record(&self, scope: &Scope, text: &str) -> Result<Option<Image>> {
+        let mut names = vec![text.to_owned()];
+        if let Ok(reference) = text.parse::<Reference>() {
+            names.push(reference.to_string());
+        }
+        let namespace = scope.namespace.clone();
+        self.blocking(move |store| {
+            for name in names {
+                match store.image(&namespace, &name) {
+                    Ok(image) => return Ok(Some(image)),
+                    Err(metadata::Error::NotFound { .. } | metadata::Error::Invalid { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    async fn resolve_earlier(&self, scope: &Scope, name: &str, back: usize) -> Result<Found> {
+        let full = name.parse::<Reference>().map_or_else(|_| name.to_owned(), |r| r.to_string());
+        let namespace = scope.namespace.clone();
+        let target = self.blocking(move |store| Ok(store.earlier_target(&namespace, &full, back)?)).await?;
+        Ok(Found { names: Vec::new(), target, image_id: None })
+    }
+
+    fn found(&self, catalog: &Catalog, records: &[&Image]) -> Result<Found> {
+        let first = records.first().ok_or_else(|| Error::NotFound(String::new()))?;
+        Ok(Found {
+            names: records.iter().map(|r| r.name.clone()).collect(),
+            target: first.target.clone(),
+            image_id: catalog.image_id(&first.target.digest, &self.settings().platform),
+        })
+    }
+
+    /// All records of the one image whose target, manifest or image ID starts like `text`.
+    fn by_digest(&self, catalog: &Catalog, text: &str) -> Result<Found> {
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        let exact = text.parse::<Digest>().ok();
+        let is_hex = !hex.is_empty() && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if exact.is_none() && !is_hex {
+            return Err(Error::NotFound(text.to_owned()));
+        }
+        let matches = |digest: &Digest| match &exact {
+            Some(exact) => digest == exact,
+            None => digest.hex().starts_with(hex),
+        };
+        let platform = &self.settings().platform;
+        let mut images: BTreeMap<Digest, Vec<&Image>> = BTreeMap::new();
+        for record in &catalog.records {
+            let target = &record.target.digest;
+            let id = catalog.image_id(target, platform);
+            let identity = id.as_ref().map_or_else(|| target.clone(), |id| id.digest().clone());
+            if matches(target) || id.as_ref().is_some_and(|id| matches(id.digest())) {
+                images.entry(identity).or_default().push(record);
+            }
+        }
+        if images.len() > 1 {
+            let candidates = images.into_keys().map(|d| d.to_string()).collect();
+            return Err(Error::Ambiguous { text: text.to_owned(), candidates });
+        }
+        match images.into_values().next() {
+            Some(records) => self.found(catalog, &records),
+            None => Err(Error::NotFound(text.to_owned())),
+        }
+    }
+
+    /// Every record of the image that `names` are records of.
+    pub(crate) fn siblings<'a>(&self, catalog: &'a Catalog, target: &Digest) -> Vec<&'a Image> {
+        let platform = &self.settings().platform;
+        let id = catalog.image_id(target, platform);
+        let same = |record: &&Image| {
+            record.target.digest == *target || id.is_some() && catalog.image_id(&record.target.digest, platform) == id
+        };
+        catalog.records.iter().filter(same).collect()
     }
 
     /// Everything known of one image.
     pub async fn inspect(&self, scope: &Scope, text: &str) -> Result<Inspection> {
-        let _ = (scope, text);
-        todo!()
+        let found = self.resolve_name(scope, text).await?;
+        let view = self.view(scope, false).await?;
+        let image = found.names.first().and_then(|name| view.image_of(name));
+        let row = image.map(|image| view.image_row(image)).ok_or_else(|| Error::NotFound(text.to_owned()))?;
+        let tree = walk::walk(&Stored(self.store().content(scope)), text, &found.target, &Select::Present).await?;
+        let snapshots = self.snapshot_rows(scope, &tree).await?;
+        Ok(Inspection { row, documents: documents(tree), snapshots })
     }
+
+    async fn snapshot_rows(&self, scope: &Scope, tree: &Tree) -> Result<Vec<SnapshotRow>> {
+        let chain = tree.image_for(&self.settings().platform).and_then(|n| n.image.as_ref());
+        let chain = chain.map(|i| i.chain.clone()).unwrap_or_default();
+        let scope = scope.clone();
+        self.blocking(move |store| {
+            let mut rows = Vec::new();
+            for driver in store.drivers() {
+                let snapshots = store.snapshots(&scope, driver.name())?;
+                for chain_id in &chain {
+                    let key = chain_id.to_string();
+                    match snapshots.usage(&key) {
+                        Ok(usage) => rows.push(SnapshotRow {
+                            chain_id: key,
+                            snapshotter: driver.name().to_owned(),
+                            bytes: usage.bytes,
+                            inodes: usage.inodes,
+                        }),
+                        Err(metadata::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            Ok(rows)
+        })
+        .await
+    }
+}
+
+/// Splits `name@{N}`.
+fn earlier(text: &str) -> Option<(&str, usize)> {
+    let (name, rest) = text.rsplit_once("@{")?;
+    Some((name, rest.strip_suffix('}')?.parse().ok()?))
+}
+
+fn documents(tree: Tree) -> Vec<DocumentRow> {
+    let mut rows = Vec::new();
+    for node in &tree.nodes {
+        let platform = node.image.as_ref().map(|i| i.platform.clone()).or(node.descriptor.platform.clone());
+        rows.push(DocumentRow {
+            descriptor: node.document.descriptor(),
+            raw: node.document.raw().clone(),
+            platform: platform.clone(),
+            missing: false,
+        });
+        if let (Some(raw), Some(manifest)) = (&node.config, node.document.manifest()) {
+            let descriptor = manifest.config.clone();
+            rows.push(DocumentRow { descriptor, raw: raw.clone(), platform, missing: false });
+        }
+    }
+    rows.extend(tree.missing.into_iter().map(|missing| {
+        let media_type = String::new();
+        let descriptor = Descriptor::new(media_type, missing.digest, 0);
+        DocumentRow { descriptor, raw: Bytes::new(), platform: missing.platform, missing: true }
+    }));
+    rows
 }

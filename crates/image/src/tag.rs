@@ -1,35 +1,104 @@
 //! Names: tag, untag, pin, undo.
 
-use orlop_metadata::{Scope, UndoReport};
+use orlop_metadata::{ImageChange, Labels, Scope, UndoReport};
+use orlop_oci::{Descriptor, ImageId, Reference};
 
-use crate::{Images, Result};
+use crate::pull::Naming;
+use crate::{Error, Images, Result, labels};
 
 impl Images {
     /// Writes further names for what `source` means (also `name@{N}`: what the name meant N changes ago), with the
     /// hash references that go with them. Returns the records written.
     ///
     /// # Errors
-    /// [`Error::Exists`](crate::Error::Exists) if a name points elsewhere already and `force` is false.
+    /// [`Error::Exists`] if a name points elsewhere already and `force` is false.
     pub async fn tag(&self, scope: &Scope, source: &str, names: &[String], force: bool) -> Result<Vec<String>> {
-        let _ = (scope, source, names, force);
-        todo!()
+        let target = self.resolve_name(scope, source).await?.target;
+        let managed = self.managed_id(scope, &target).await?;
+        let mut changes = Vec::new();
+        let mut tagged = Vec::new();
+        for name in names {
+            let reference = new_name(name, &target)?;
+            self.check_free(scope, &reference.to_string(), &target, force).await?;
+            let naming = Naming::new(&reference.to_string());
+            changes.extend(naming.changes(&target, managed.as_ref()));
+            tagged.push(naming.name);
+        }
+        let written = crate::pull::names(&changes);
+        let owned = scope.clone();
+        self.blocking(move |store| Ok(store.write_images(&owned, &changes)?)).await?;
+        for name in tagged {
+            self.reconcile_image(&scope.namespace, &name).await?;
+        }
+        Ok(written)
+    }
+
+    /// The image ID of a target, where CRI looks after the namespace and the image is complete.
+    pub(crate) async fn managed_id(&self, scope: &Scope, target: &Descriptor) -> Result<Option<ImageId>> {
+        if !self.settings().is_cri(&scope.namespace) {
+            return Ok(None);
+        }
+        let catalog = self.target_catalog(scope, target).await?;
+        Ok(catalog.complete_image(&target.digest, &self.settings().platform))
+    }
+
+    async fn check_free(&self, scope: &Scope, name: &str, target: &Descriptor, force: bool) -> Result<()> {
+        match self.named_record(scope, name).await? {
+            Some(existing) if !force && existing.target.digest != target.digest => Err(Error::Exists {
+                name: name.to_owned(),
+                found: existing.target.digest,
+                given: target.digest.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Deletes one record and nothing else; hash references that a name needs come back. Returns what came back.
     pub async fn untag(&self, scope: &Scope, name: &str) -> Result<Vec<String>> {
-        let _ = (scope, name);
-        todo!()
+        let record = self.named_record(scope, name).await?.ok_or_else(|| Error::NotFound(name.to_owned()))?;
+        let (owned, deleted) = (scope.clone(), record.name.clone());
+        self.blocking(move |store| Ok(store.delete_image(&owned, &deleted, None)?)).await?;
+        Ok(self.reconcile_image(&scope.namespace, &record.name).await?.created)
     }
 
     /// Sets or removes the pin on all records of an image. Returns them.
     pub async fn pin(&self, scope: &Scope, name: &str, pinned: bool) -> Result<Vec<String>> {
-        let _ = (scope, name, pinned);
-        todo!()
+        let found = self.resolve_name(scope, name).await?;
+        let catalog = self.catalog(scope).await?;
+        let value = if pinned { labels::PINNED_VALUE } else { "" };
+        let upsert = |record: &orlop_metadata::Image| ImageChange::Upsert {
+            name: record.name.clone(),
+            target: record.target.clone(),
+            labels: Labels::from([(labels::PINNED.to_owned(), value.to_owned())]),
+        };
+        let changes: Vec<_> = self.siblings(&catalog, &found.target.digest).into_iter().map(upsert).collect();
+        let names = crate::pull::names(&changes);
+        let owned = scope.clone();
+        self.blocking(move |store| Ok(store.write_images(&owned, &changes)?)).await?;
+        Ok(names)
     }
 
     /// Undoes one removal (`None`: the newest), then reconciles.
     pub async fn undo(&self, scope: &Scope, id: Option<&str>) -> Result<UndoReport> {
-        let _ = (scope, id);
-        todo!()
+        let (owned, id) = (scope.clone(), id.map(str::to_owned));
+        let report = self.blocking(move |store| Ok(store.undo(&owned, id.as_deref())?)).await?;
+        let mut namespaces: Vec<&String> = report.images.iter().map(|(namespace, _)| namespace).collect();
+        namespaces.dedup();
+        for namespace in namespaces {
+            self.reconcile(namespace).await?;
+        }
+        Ok(report)
+    }
+}
+
+/// A name that may be given to a target: a tag, or a digest reference that tells the truth.
+pub(crate) fn new_name(name: &str, target: &Descriptor) -> Result<Reference> {
+    let refuse = |reason| Error::Name { name: name.to_owned(), reason };
+    match name.parse::<Reference>()? {
+        Reference::Id(_) => Err(refuse("an image ID cannot be given as a name: it follows from the image")),
+        Reference::Digest { digest, .. } if digest != target.digest => {
+            Err(refuse("the digest is not that of the image; a name with a digest must tell the truth"))
+        }
+        reference => Ok(reference),
     }
 }

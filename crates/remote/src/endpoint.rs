@@ -208,17 +208,16 @@ impl Endpoint {
     pub(crate) fn base(&self) -> Url {
         let mut base = self.config.base.clone();
         if self.plain.load(Ordering::Relaxed) {
-            let port = base.port_or_known_default();
-            // Cannot fail: both are special schemes and the host is there.
-            let _ = base.set_scheme("http");
-            let _ = base.set_port(port);
+            to_plain(&mut base);
         }
         base
     }
 
-    /// Whether a URL is this very host.
+    /// Whether a URL is this very host: its name, its port, and its scheme or the one it may be asked by instead.
     pub(crate) fn is_own(&self, url: &Url) -> bool {
-        url.origin() == self.base().origin()
+        let base = &self.config.base;
+        let scheme = url.scheme() == base.scheme() || (self.config.http_fallback && url.scheme() == "http");
+        scheme && url.host() == base.host() && url.port_or_known_default() == base.port_or_known_default()
     }
 
     /// A request to any URL, with this host's headers and identity only if it is this host.
@@ -256,9 +255,10 @@ impl Endpoint {
         let mut scopes = self.learned(&request.scopes);
         let mut refused: Option<HeaderValue> = None;
         for _ in 1..MAX_AUTH_ROUNDS {
+            // Taken first: another request may learn the scheme while this one is on its way.
+            let known = self.scheme();
             let header = auth.header(self, &request.repository, &scopes, refused.as_ref()).await?;
             let answer = self.exchange(request, header.as_ref()).await?;
-            let known = self.scheme();
             let Some(wider) = self.challenged(&answer, &request.scopes, &scopes) else { return Ok(answer) };
             let nothing_new = wider == scopes && self.scheme() == known;
             if nothing_new && (header.is_none() || refused.is_some()) {
@@ -318,7 +318,7 @@ impl Endpoint {
             let answer = match self.exchange_at(request, &url, authorization).await? {
                 Some(answer) => answer,
                 None => {
-                    url = self.url(request);
+                    to_plain(&mut url);
                     continue;
                 }
             };
@@ -361,21 +361,23 @@ impl Endpoint {
         let sent = sent.map_err(|_| Error::Timeout { what: request.what.clone(), host: host.clone(), after: limit })?;
         match sent {
             Ok(response) => Ok(Some(Answer::new(response, url.clone(), self.tuning.idle_timeout))),
-            Err(error) if own && self.may_step_down(&error) => {
+            Err(error) if own && self.may_step_down(url, &error) => {
                 tracing::debug!(host = %self.host, "does not speak TLS, going on by HTTP");
                 self.plain.store(true, Ordering::Relaxed);
                 Ok(None)
             }
             Err(error) => {
-                // Perhaps it speaks TLS by now.
-                self.plain.store(false, Ordering::Relaxed);
+                if own {
+                    // Perhaps it speaks TLS by now.
+                    self.plain.store(false, Ordering::Relaxed);
+                }
                 Err(failure::of_exchange(error, &host, &request.what, limit))
             }
         }
     }
 
-    fn may_step_down(&self, error: &reqwest::Error) -> bool {
-        self.config.http_fallback && !self.plain.load(Ordering::Relaxed) && failure::is_not_tls(error)
+    fn may_step_down(&self, url: &Url, error: &reqwest::Error) -> bool {
+        self.config.http_fallback && url.scheme() == "https" && failure::is_not_tls(error)
     }
 
     fn url(&self, request: &Request) -> Url {
@@ -403,6 +405,14 @@ impl Endpoint {
     fn is_proxy(&self) -> bool {
         self.host != self.registry && !(self.registry == "docker.io" && self.host == "registry-1.docker.io")
     }
+}
+
+/// The same place by HTTP; the port stays what it was.
+fn to_plain(url: &mut Url) {
+    let port = url.port_or_known_default();
+    // Cannot fail: both are special schemes and the host is there.
+    let _ = url.set_scheme("http");
+    let _ = url.set_port(port);
 }
 
 fn is_retryable(status: StatusCode) -> bool {

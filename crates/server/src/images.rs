@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
 use crate::convert::{descriptor_from_wire, descriptor_to_wire, mask, required, timestamp};
+use crate::status::ToStatus;
 use crate::{Answer, Server, call};
 
 #[tonic::async_trait]
@@ -64,11 +65,11 @@ impl Images for Server {
     }
 }
 
-/// A mask that leaves the target alone may come without one.
+/// With a mask that leaves the target alone the request may come without one, or with an empty one.
 fn update(store: &Store, scope: &Scope, image: pb::Image, mask: &[String]) -> Result<Image, Status> {
-    use crate::status::ToStatus;
-    let keeps_target = !mask.is_empty() && !mask.iter().any(|path| path == "target" || path.starts_with("annotations"));
-    let old = if keeps_target && image.target.is_none() {
+    let of_target = |path: &String| path == "target" || path.starts_with("target.") || path.starts_with("annotations");
+    let given = image.target.as_ref().is_some_and(|target| !target.digest.is_empty());
+    let old = if !given && !mask.is_empty() && !mask.iter().any(of_target) {
         Some(store.image(&scope.namespace, &image.name).map_err(|e| e.to_status())?)
     } else {
         None

@@ -1,10 +1,34 @@
 //! Pulling: resolve, plan, one pipeline a layer, records.
+//!
+//! ```text
+//! origin ──▶ Pieces ──▶ ingest (hash) ──▶ commit blob
+//!                  └──▶ pipe ──▶ apply (inflate, hash, write files) ──▶ commit snapshot in order
+//! ```
+//! Nothing is read back from disk that was just in memory, unless a transfer was resumed or the driver needs the parent
+//! first; then the layer is unpacked from its blob.
 
-use orlop_metadata::Scope;
-use orlop_oci::Platform;
+mod blobs;
+mod origin;
+mod pipe;
+mod records;
+mod unpack;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::StreamExt;
+use orlop_metadata::{Scope, ScopedContent};
+use orlop_oci::{Descriptor, Digest, Platform, Reference};
 use orlop_remote::Client;
+use tokio::sync::oneshot;
 
-use crate::{Images, Outcome, Result, Sink};
+use crate::walk::{self, Node, Select, Tree};
+use crate::{Error, Event, Images, Outcome, Result, Sink};
+pub(crate) use blobs::Stored;
+pub(crate) use origin::{Nowhere, Origin, Registry};
+pub(crate) use records::{Naming, names, record_labels};
+use unpack::{Actives, Ready, Step, Unpacker};
 
 /// What to pull.
 #[derive(Debug, Clone, Default)]
@@ -25,13 +49,273 @@ pub struct PullRequest {
     pub concurrency: usize,
 }
 
+/// How documents become an image on this node.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) select: Select,
+    /// Platforms to unpack; none: content only.
+    pub(crate) unpack: Vec<Platform>,
+    pub(crate) snapshotter: String,
+    pub(crate) concurrency: usize,
+}
+
+/// One operation that brings content in, under one lease.
+pub(crate) struct Session<'a> {
+    pub(crate) images: &'a Images,
+    pub(crate) scope: Scope,
+    pub(crate) content: ScopedContent,
+    pub(crate) origin: &'a dyn Origin,
+    pub(crate) sink: Sink<'a>,
+    pub(crate) transferred: AtomicU64,
+    pub(crate) present: AtomicU64,
+}
+
 impl Images {
     /// Pulls one image.
     ///
     /// # Errors
-    /// Nothing becomes visible on an error; what was fetched stays under its lease and is used by the next try.
+    /// Nothing becomes visible on an error. Blobs that were complete stay until the next collection, parts of blobs
+    /// for a day, and the next try uses them.
     pub async fn pull(&self, scope: &Scope, client: &Client, request: &PullRequest, sink: Sink<'_>) -> Result<Outcome> {
-        let _ = (scope, client, request, sink);
-        todo!()
+        let reference: Reference = request.reference.parse()?;
+        let Some(repository) = reference.repository().cloned() else {
+            let reason = "an image ID names no repository: give the image's name, or name@digest";
+            return Err(Error::Name { name: request.reference.clone(), reason });
+        };
+        let resolved = client.resolve(&reference).await?;
+        sink(Event::Target(resolved.descriptor.clone()));
+        let plan = self.pull_plan(request);
+        let origin = Registry { client, repository };
+        let outcome = self
+            .under_lease(scope, async |scope| {
+                let session = self.session(scope, &origin, sink);
+                let name = reference.to_string();
+                let tree = session.bring(&name, &resolved.descriptor, &plan).await?;
+                let naming = Naming { reference: Some(reference.clone()), name, pin: request.pin };
+                let named = [(tree, vec![naming])];
+                let names = session.record(&named, &plan).await?;
+                Ok(session.outcome(names, &named[0].0))
+            })
+            .await?;
+        // The tag may have moved away from another image.
+        self.reconcile_image(&scope.namespace, &reference.to_string()).await?;
+        Ok(outcome)
     }
+
+    fn pull_plan(&self, request: &PullRequest) -> Plan {
+        let host = self.settings().platform.clone();
+        let platforms = if request.platforms.is_empty() { vec![host.clone()] } else { request.platforms.clone() };
+        let select = if request.all_platforms { Select::All } else { Select::Best(platforms.clone()) };
+        let unpack = match (request.no_unpack, request.all_platforms) {
+            (true, _) => Vec::new(),
+            (false, true) => vec![host],
+            (false, false) => platforms,
+        };
+        self.plan(select, unpack, &request.snapshotter, request.concurrency)
+    }
+
+    pub(crate) fn plan(&self, select: Select, unpack: Vec<Platform>, snapshotter: &str, concurrency: usize) -> Plan {
+        let settings = self.settings();
+        let snapshotter = if snapshotter.is_empty() { settings.snapshotter.clone() } else { snapshotter.to_owned() };
+        let concurrency = if concurrency == 0 { settings.concurrency } else { concurrency };
+        Plan { select, unpack, snapshotter, concurrency: concurrency.max(1) }
+    }
+
+    /// Runs `work` under the scope's lease, or under one of its own that ends with it.
+    pub(crate) async fn under_lease<T>(&self, scope: &Scope, work: impl AsyncFnOnce(Scope) -> Result<T>) -> Result<T> {
+        if scope.lease.is_some() {
+            return work(scope.clone()).await;
+        }
+        let (plain, seconds) = (scope.clone(), self.settings().lease_seconds);
+        let leased = self.blocking(move |store| Ok(store.scoped_lease(&plain, seconds)?)).await?;
+        let result = work(leased.clone()).await;
+        let ended = self
+            .blocking(move |store| match &leased.lease {
+                Some(lease) => Ok(store.delete_lease(&leased.namespace, lease)?),
+                None => Ok(()),
+            })
+            .await;
+        let value = result?;
+        ended.map(|()| value)
+    }
+
+    pub(crate) fn session<'a>(&'a self, scope: Scope, origin: &'a dyn Origin, sink: Sink<'a>) -> Session<'a> {
+        Session {
+            images: self,
+            content: self.store().content(&scope),
+            scope,
+            origin,
+            sink,
+            transferred: AtomicU64::new(0),
+            present: AtomicU64::new(0),
+        }
+    }
+}
+
+/// A blob to bring, and the steps of images that wait for it.
+struct Job {
+    blob: Descriptor,
+    waiting: Vec<(Step, oneshot::Sender<Ready>)>,
+}
+
+/// An image to unpack: its steps from `from` on are not there yet.
+struct Stack {
+    steps: Vec<Step>,
+    from: usize,
+    ready: Vec<oneshot::Receiver<Ready>>,
+}
+
+impl Session<'_> {
+    /// Brings everything that `plan` wants of `target`: documents, blobs, snapshots. Writes no record.
+    pub(crate) async fn bring(&self, name: &str, target: &Descriptor, plan: &Plan) -> Result<Tree> {
+        let tree = walk::walk(self, name, target, &plan.select).await?;
+        if let Some(missing) = tree.missing.first() {
+            return Err(Error::Incomplete { name: name.to_owned(), missing: vec![missing.clone()] });
+        }
+        let unpacker = self.unpacker(plan)?;
+        let result = self.bring_blobs(&tree, plan, &unpacker).await;
+        if result.is_err() {
+            self.images.blocking(move |_| Ok(unpacker.clean_up())).await?;
+        }
+        result.map(|()| tree)
+    }
+
+    fn unpacker(&self, plan: &Plan) -> Result<Unpacker> {
+        let snapshots = self.images.store().snapshots(&self.scope, &plan.snapshotter)?;
+        let squash_owners = !rustix::process::geteuid().is_root();
+        Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), squash_owners })
+    }
+
+    async fn bring_blobs(&self, tree: &Tree, plan: &Plan, unpacker: &Unpacker) -> Result<()> {
+        let (jobs, stacks) = self.jobs(tree, plan, unpacker).await?;
+        let blobs = async {
+            let mut running =
+                futures::stream::iter(jobs).map(|job| self.job(job, unpacker)).buffer_unordered(plan.concurrency);
+            while let Some(done) = running.next().await {
+                done?;
+            }
+            Ok(())
+        };
+        let commits = futures::future::try_join_all(
+            stacks.into_iter().map(async |s| self.commit_steps(unpacker, &s.steps, s.from, s.ready).await),
+        );
+        // A failed job drops its senders, and the commits that wait for them fail too; the jobs are polled first, so
+        // that the cause is reported.
+        futures::try_join!(blobs, commits).map(|_| ())
+    }
+
+    /// One job for each distinct blob of the wanted manifests, and one stack for each image to unpack.
+    async fn jobs(&self, tree: &Tree, plan: &Plan, unpacker: &Unpacker) -> Result<(Vec<Job>, Vec<Stack>)> {
+        let mut order = Vec::new();
+        let mut jobs: BTreeMap<Digest, Job> = BTreeMap::new();
+        let mut stacks = Vec::new();
+        let mut planned = BTreeSet::new();
+        for node in tree.manifests() {
+            let Some(manifest) = node.document.manifest() else { continue };
+            let blobs = node.image.is_none().then_some(&manifest.config).into_iter().chain(&manifest.layers);
+            for blob in blobs {
+                jobs.entry(blob.digest.clone()).or_insert_with(|| {
+                    order.push(blob.digest.clone());
+                    Job { blob: blob.clone(), waiting: Vec::new() }
+                });
+            }
+            let Some(steps) = steps(node).filter(|_| wants_unpack(node, tree, plan)) else { continue };
+            if !steps.last().is_some_and(|top| planned.insert(top.chain.clone())) {
+                continue;
+            }
+            let from = self.existing(unpacker, &steps).await?;
+            let mut ready = Vec::new();
+            for step in &steps[from..] {
+                let (sender, receiver) = oneshot::channel();
+                ready.push(receiver);
+                if let Some(job) = jobs.get_mut(&step.layer.digest) {
+                    job.waiting.push((step.clone(), sender));
+                }
+            }
+            stacks.push(Stack { steps, from, ready });
+        }
+        Ok((order.iter().filter_map(|digest| jobs.remove(digest)).collect(), stacks))
+    }
+
+    async fn existing(&self, unpacker: &Unpacker, steps: &[Step]) -> Result<usize> {
+        let (unpacker, scope, steps) = (unpacker.clone(), self.scope.clone(), steps.to_vec());
+        self.images.blocking(move |store| unpacker.existing(&scope, store, &steps)).await
+    }
+
+    async fn job(&self, job: Job, unpacker: &Unpacker) -> Result<()> {
+        if job.waiting.is_empty() || !unpacker.snapshots.supports_rebase() {
+            self.blob(&job.blob, &mut || None).await?;
+            job.waiting.into_iter().for_each(|(_, sender)| answer(sender, Ready::Stored));
+            return Ok(());
+        }
+        for (at, (step, sender)) in job.waiting.into_iter().enumerate() {
+            let key = match at {
+                0 => self.stream_and_apply(&job.blob, &step, unpacker).await?,
+                _ => self.apply_stored(unpacker, &step, "").await?,
+            };
+            answer(sender, Ready::Applied(key));
+        }
+        Ok(())
+    }
+
+    /// Brings a layer and applies it while it comes; from the store, if it is there or was resumed.
+    async fn stream_and_apply(&self, blob: &Descriptor, step: &Step, unpacker: &Unpacker) -> Result<String> {
+        let mut applying = None;
+        let brought = self
+            .blob(blob, &mut || {
+                let (writer, reader) = pipe::pipe();
+                let (step, unpacker) = (step.clone(), unpacker.clone());
+                applying = Some(self.images.blocking(move |_| unpacker.apply(&step, "", reader)));
+                Some(writer)
+            })
+            .await;
+        let applied = match applying {
+            // Awaited after an error too: it ends since its pipe has broken, and leaves nothing behind.
+            Some(applying) => Some(applying.await),
+            None => None,
+        };
+        brought?;
+        match applied {
+            Some(applied) => {
+                let (key, bytes) = applied?;
+                self.unpacked(blob, bytes);
+                Ok(key)
+            }
+            None => self.apply_stored(unpacker, step, "").await,
+        }
+    }
+
+    /// What the operation came to.
+    pub(crate) fn outcome(&self, names: Vec<String>, tree: &Tree) -> Outcome {
+        Outcome {
+            names,
+            target: tree.target.clone(),
+            image_ids: tree.manifests().filter_map(|n| n.image.as_ref().map(|i| i.id.clone())).collect(),
+            bytes_transferred: self.transferred.load(Ordering::Relaxed),
+            bytes_present: self.present.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Tells the commits that a layer is ready; they are gone only if the whole operation failed.
+fn answer(sender: oneshot::Sender<Ready>, ready: Ready) {
+    drop(sender.send(ready));
+}
+
+/// The steps of an image, lowest first.
+fn steps(node: &Node) -> Option<Vec<Step>> {
+    let (image, manifest) = (node.image.as_ref()?, node.document.manifest()?);
+    let parts = manifest.layers.iter().zip(&image.diff_ids).zip(&image.chain);
+    let step = |((layer, diff_id), chain): ((&Descriptor, _), _)| Step {
+        layer: layer.clone(),
+        diff_id: Clone::clone(diff_id),
+        chain: Clone::clone(chain),
+    };
+    Some(parts.map(step).collect())
+}
+
+/// Whether an image is the best one of a platform that is to be unpacked.
+pub(crate) fn wants_unpack(node: &Node, tree: &Tree, plan: &Plan) -> bool {
+    let digest = node.document.digest();
+    plan.unpack.iter().any(|p| tree.image_for(p).is_some_and(|best| best.document.digest() == digest))
 }

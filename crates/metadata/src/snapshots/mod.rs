@@ -165,6 +165,17 @@ impl ScopedSnapshots {
         }
     }
 
+    /// Committed snapshots with what each alone took on disk when it was committed, by age.
+    pub fn usages(&self) -> Result<Vec<(SnapshotInfo, Usage)>> {
+        let all: Vec<Found> = self.store.read(|conn| {
+            let mut query = conn.prepare_cached(&format!("{SELECT} ORDER BY s.id"))?;
+            let rows = query.query_map(params![self.scope.namespace, self.driver], found)?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        let committed = all.into_iter().filter(|f| f.info.kind == SnapshotKind::Committed);
+        Ok(committed.filter_map(|f| f.usage.map(|usage| (f.info, usage))).collect())
+    }
+
     /// Where a layer is applied to an active snapshot.
     pub fn apply_target(&self, key: &str) -> Result<ApplyTarget> {
         let found = self.store.read(|conn| self.require(conn, key))?;

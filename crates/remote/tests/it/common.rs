@@ -185,3 +185,41 @@ pub(crate) async fn pull_image(client: &Client, reference: &Reference) -> Result
         (_, Some(error)) => Err(error),
     }
 }
+
+/// A `certs.d` directory with a hosts.toml for each registry.
+pub(crate) fn hosts(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (registry, text) in files {
+        write_hosts(root.path(), registry, text);
+    }
+    root
+}
+
+pub(crate) fn write_hosts(root: &std::path::Path, registry: &str, text: &str) {
+    let name = match registry.split_once(':') {
+        Some((host, port)) => format!("{host}_{port}_"),
+        None => (*registry).to_owned(),
+    };
+    let directory = root.join(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("hosts.toml"), text).unwrap();
+}
+
+/// A client that looks into this directory.
+pub(crate) fn client_with_hosts(root: &tempfile::TempDir) -> Client {
+    let options = ClientOptions { hosts_dirs: vec![root.path().to_owned()], ..ClientOptions::default() };
+    Client::with_tuning(options, quick())
+}
+
+/// A client with a user and a password.
+pub(crate) fn client_with_user(user: &str, password: &str) -> Client {
+    let options =
+        ClientOptions { credentials: Some((user.to_owned(), password.to_owned())), ..ClientOptions::default() };
+    Client::with_tuning(options, quick())
+}
+
+/// What `Authorization` holds for a user.
+pub(crate) fn basic(user: &str, password: &str) -> String {
+    use base64::Engine as _;
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
+}

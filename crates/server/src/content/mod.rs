@@ -113,5 +113,5 @@ fn ingest(status: IngestStatus) -> pb::Status {
 }
 
 fn ingest_field<'a>(status: &'a IngestStatus, path: &[String]) -> Option<Cow<'a, str>> {
-    (path == ["ref"]).then(|| Cow::Borrowed(status.reference.as_str()))
+    (path == ["ref"]).then_some(Cow::Borrowed(status.reference.as_str()))
 }

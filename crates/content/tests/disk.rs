@@ -1,0 +1,164 @@
+//! A full disk and a file system that was mounted read-only, on a small ext4 of their own. Needs root.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use bytes::Bytes;
+use orlop_content::{
+    Error, IngestManager as _, IngestOptions, Ingester as _, LocalStore, Manager as _, Trash as _, read_verified,
+};
+use orlop_oci::Digest;
+
+/// A file system in a file, mounted until this is dropped.
+struct Disk {
+    directory: tempfile::TempDir,
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    match Command::new(program).args(arguments).output() {
+        Ok(Output { status, .. }) if status.success() => Ok(()),
+        Ok(Output { stderr, .. }) => Err(format!("{program}: {}", String::from_utf8_lossy(&stderr).trim())),
+        Err(error) => Err(format!("{program}: {error}")),
+    }
+}
+
+impl Disk {
+    /// Says why there is none.
+    fn new(mebibytes: u64) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a file system");
+            return None;
+        }
+        let disk = Self { directory: tempfile::tempdir().unwrap() };
+        let image = disk.directory.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        std::fs::create_dir(disk.path()).unwrap();
+        let (image, path) = (image.display().to_string(), disk.path().display().to_string());
+        let made = run("mkfs.ext4", &["-q", "-m", "0", &image]);
+        match made.and_then(|()| run("mount", &["-o", "loop", &image, &path])) {
+            Ok(()) => Some(disk),
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("mounted")
+    }
+
+    fn remount(&self, option: &str) {
+        run("mount", &["-o", &format!("remount,{option}"), &self.path().display().to_string()]).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a test that fails may still have files open.
+        let _ = run("umount", &["--lazy", &self.path().display().to_string()]);
+    }
+}
+
+fn named(reference: &str) -> IngestOptions {
+    IngestOptions { reference: reference.to_owned(), ..IngestOptions::default() }
+}
+
+fn check(error: &Error, kind: ErrorKind, path: &Path) {
+    assert_eq!(error.io_kind(), Some(kind), "{error}");
+    assert!(error.to_string().contains(&path.display().to_string()), "{error} should name {}", path.display());
+}
+
+async fn put(store: &LocalStore, reference: &str, bytes: Bytes) -> Digest {
+    let mut writer = store.writer(named(reference)).await.unwrap();
+    writer.write(bytes).await.unwrap();
+    writer.commit(0, None).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_what_was_written_and_the_write_goes_on_later() {
+    let Some(disk) = Disk::new(16) else { return };
+    let store = LocalStore::open(disk.path().join("content")).unwrap();
+    let ballast = put(&store, "ballast", Bytes::from(vec![7; 4 << 20])).await;
+    let whole: Bytes = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>().into();
+    let mut writer = store.writer(named("big")).await.unwrap();
+    let mut written = 0;
+    let error = loop {
+        assert!(written < whole.len(), "the disk is not full");
+        let piece = whole.slice(written..(written + (1 << 20)).min(whole.len()));
+        match writer.write(piece.clone()).await {
+            Ok(()) => written += piece.len(),
+            Err(error) => break error,
+        }
+    };
+    check(&error, ErrorKind::StorageFull, &disk.path());
+    assert_eq!(writer.status().offset, written as u64);
+    assert_eq!(writer.digest(), Digest::of(&whole[..written]));
+    drop(writer);
+    assert_eq!(store.status("big").await.unwrap().offset, written as u64, "nothing half-written stays");
+    assert_eq!(store.list().await.unwrap().len(), 1);
+
+    store.delete(&ballast).await.unwrap();
+    let mut writer = store.writer(named("big")).await.unwrap();
+    writer.write(whole.slice(written..)).await.unwrap();
+    let digest = writer.commit(whole.len() as u64, Some(&Digest::of(&whole))).await.unwrap();
+    assert_eq!(read_verified(&store, &digest, 1 << 30).await.unwrap(), whole);
+}
+
+/// With no space for even the smallest file a store still opens, reads, lists, aborts and deletes.
+#[tokio::test]
+async fn a_disk_without_a_byte_left_can_still_be_emptied() {
+    let Some(disk) = Disk::new(16) else { return };
+    let store = LocalStore::open(disk.path().join("content")).unwrap();
+    let kept = put(&store, "kept", Bytes::from_static(b"kept")).await;
+    let mut writer = store.writer(named("filler")).await.unwrap();
+    for size in [1 << 20, 4096, 1] {
+        while writer.write(Bytes::from(vec![1; size])).await.is_ok() {}
+    }
+    drop(writer);
+    let mut count = 0;
+    let error = loop {
+        match store.writer(named(&format!("another {count}"))).await {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+        assert!(count < 100_000, "the disk is not full");
+    };
+    check(&error, ErrorKind::StorageFull, &disk.path());
+    let store = LocalStore::open(disk.path().join("content")).unwrap();
+    assert_eq!(read_verified(&store, &kept, 10).await.unwrap(), "kept");
+    store.abort("filler").await.unwrap();
+    assert_eq!(put(&store, "after", Bytes::from_static(b"after")).await, Digest::of(b"after"));
+    store.delete(&kept).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_only_file_system_can_be_read() {
+    let Some(disk) = Disk::new(16) else { return };
+    let root = disk.path().join("content");
+    let store = LocalStore::open(&root).unwrap();
+    let digest = put(&store, "r", Bytes::from_static(b"readable")).await;
+    drop(store.writer(named("half")).await.unwrap());
+    disk.remount("ro");
+    let store = LocalStore::open(&root).unwrap();
+    assert_eq!(read_verified(&store, &digest, 100).await.unwrap(), "readable");
+    assert_eq!((store.list().await.unwrap().len(), store.statuses().await.unwrap().len()), (1, 1));
+    let exists = IngestOptions { expected: Some(digest.clone()), ..named("again") };
+    assert!(matches!(store.writer(exists).await, Err(Error::AlreadyExists(_))));
+    let failures = [
+        store.writer(named("new")).await.err().unwrap(),
+        store.writer(named("half")).await.err().unwrap(),
+        store.abort("half").await.unwrap_err(),
+        store.delete(&digest).await.unwrap_err(),
+        store.discard(&digest, &disk.path().join("trash")).await.unwrap_err(),
+        LocalStore::open(disk.path().join("other")).unwrap_err(),
+    ];
+    for error in failures {
+        check(&error, ErrorKind::ReadOnlyFilesystem, &disk.path());
+    }
+    disk.remount("rw");
+    let mut writer = store.writer(named("half")).await.unwrap();
+    writer.write(Bytes::from_static(b"whole")).await.unwrap();
+    assert_eq!(writer.commit(5, None).await.unwrap(), Digest::of(b"whole"));
+}

@@ -1,0 +1,211 @@
+//! Records with what their documents say, and which blobs are there.
+//!
+//! Manifests are read once: their gist is kept as a summary. Records that another program wrote have none yet; then the
+//! stored documents are walked, and what was learnt is remembered.
+
+use std::collections::{BTreeSet, HashMap};
+
+use orlop_metadata::{self as metadata, Image, ManifestSummary, Scope};
+use orlop_oci::{Descriptor, Digest, ImageId, Platform, PlatformMatcher};
+
+use crate::pull::Stored;
+use crate::walk::{self, Select};
+use crate::{Images, Result};
+
+/// Records of one namespace with what is known of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Catalog {
+    pub(crate) records: Vec<Image>,
+    pub(crate) summaries: HashMap<Digest, ManifestSummary>,
+    /// Blobs that are there, with their sizes; of a partial catalog: those that its records need.
+    pub(crate) content: HashMap<Digest, u64>,
+}
+
+/// A manifest that a target stands for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leaf<'a> {
+    pub(crate) digest: &'a Digest,
+    /// The platform, from the config or else from the index.
+    pub(crate) platform: Option<&'a Platform>,
+    /// `None` if the manifest was never here.
+    pub(crate) summary: Option<&'a ManifestSummary>,
+}
+
+impl Catalog {
+    /// The manifests of a target, in document order; nested indexes are followed.
+    pub(crate) fn leaves<'a>(&'a self, target: &'a Digest) -> Vec<Leaf<'a>> {
+        let mut leaves = Vec::new();
+        let mut visited = BTreeSet::new();
+        let mut open = vec![(target, None)];
+        while let Some((digest, platform)) = open.pop() {
+            if !visited.insert(digest) {
+                continue;
+            }
+            match self.summaries.get(digest) {
+                Some(summary) if is_index(summary) => {
+                    open.extend(summary.manifests.iter().rev().map(|(d, _, p)| (d, p.as_ref())));
+                }
+                summary => {
+                    let own = summary.and_then(|s| s.platform.as_ref());
+                    leaves.push(Leaf { digest, platform: own.or(platform), summary });
+                }
+            }
+        }
+        leaves
+    }
+
+    /// The best manifest of a target for a platform, there or not.
+    pub(crate) fn best<'a>(&'a self, target: &'a Digest, platform: &Platform) -> Option<Leaf<'a>> {
+        let matcher = PlatformMatcher::only(platform);
+        let rank = |leaf: &Leaf<'_>| leaf.platform.and_then(|p| matcher.rank(p));
+        self.leaves(target).into_iter().filter(|l| rank(l).is_some()).min_by_key(rank)
+    }
+
+    /// Whether a manifest with its config and all its layers is there.
+    pub(crate) fn is_complete(&self, leaf: &Leaf<'_>) -> bool {
+        let Some(summary) = leaf.summary else { return false };
+        let there = |digest: &Digest| self.content.contains_key(digest);
+        there(leaf.digest)
+            && summary.image_id.as_ref().is_none_or(|id| there(id.digest()))
+            && summary.layers.iter().all(|(digest, _)| there(digest))
+    }
+
+    /// The image ID of a target for a platform, if that image is complete.
+    pub(crate) fn complete_image(&self, target: &Digest, platform: &Platform) -> Option<ImageId> {
+        let leaf = self.best(target, platform).filter(|leaf| self.is_complete(leaf))?;
+        leaf.summary?.image_id.clone()
+    }
+
+    /// What people call the image of a target: its image ID for the platform, else that of the first image known.
+    pub(crate) fn image_id(&self, target: &Digest, platform: &Platform) -> Option<ImageId> {
+        let best = self.best(target, platform).and_then(|l| l.summary?.image_id.clone());
+        best.or_else(|| self.leaves(target).into_iter().find_map(|l| l.summary?.image_id.clone()))
+    }
+
+    /// Every blob that the target needs and that was ever known here: documents, configs, layers, with sizes.
+    pub(crate) fn blobs(&self, target: &Descriptor) -> HashMap<Digest, u64> {
+        let mut blobs = HashMap::from([(target.digest.clone(), target.size)]);
+        let mut open = vec![&target.digest];
+        let mut visited = BTreeSet::new();
+        while let Some(digest) = open.pop() {
+            let Some(summary) = self.summaries.get(digest).filter(|_| visited.insert(digest)) else { continue };
+            blobs.insert(digest.clone(), summary.size);
+            if let Some(id) = &summary.image_id {
+                blobs.insert(id.digest().clone(), summary.config_size);
+            }
+            blobs.extend(summary.layers.iter().cloned());
+            open.extend(summary.manifests.iter().map(|(d, _, _)| d));
+        }
+        blobs
+    }
+}
+
+pub(crate) fn is_index(summary: &ManifestSummary) -> bool {
+    orlop_oci::MediaKind::of(&summary.media_type) == orlop_oci::MediaKind::Index
+}
+
+impl Images {
+    /// Everything of a namespace.
+    pub(crate) async fn catalog(&self, scope: &Scope) -> Result<Catalog> {
+        let owned = scope.clone();
+        let mut catalog = self
+            .blocking(move |store| {
+                let content = store.content(&owned).find(&[])?;
+                Ok(Catalog {
+                    records: store.images(&owned.namespace, &[])?,
+                    summaries: store.summaries()?,
+                    content: content.into_iter().map(|info| (info.digest, info.size)).collect(),
+                })
+            })
+            .await?;
+        self.learn(scope, &mut catalog).await?;
+        Ok(catalog)
+    }
+
+    /// Only what these records need.
+    pub(crate) async fn partial_catalog(&self, scope: &Scope, records: Vec<Image>) -> Result<Catalog> {
+        let mut catalog = Catalog { records, ..Catalog::default() };
+        let (mut known, owned) = (catalog.clone(), scope.clone());
+        catalog = self
+            .blocking(move |store| {
+                known.fill(store, &owned)?;
+                Ok(known)
+            })
+            .await?;
+        if self.learn(scope, &mut catalog).await? {
+            let (mut known, owned) = (catalog, scope.clone());
+            catalog = self
+                .blocking(move |store| {
+                    known.fill(store, &owned)?;
+                    Ok(known)
+                })
+                .await?;
+        }
+        Ok(catalog)
+    }
+
+    /// Only what a target needs, whether or not a record names it.
+    pub(crate) async fn target_catalog(&self, scope: &Scope, target: &Descriptor) -> Result<Catalog> {
+        let now = jiff::Timestamp::now();
+        let (name, labels) = (String::new(), metadata::Labels::new());
+        let record = Image { name, target: target.clone(), labels, created_at: now, updated_at: now };
+        self.partial_catalog(scope, vec![record]).await
+    }
+
+    /// Walks the targets that have no summary and remembers what they say. Returns whether there were any.
+    async fn learn(&self, scope: &Scope, catalog: &mut Catalog) -> Result<bool> {
+        let mut unknown: HashMap<Digest, Descriptor> = HashMap::new();
+        for record in &catalog.records {
+            let known = |leaf: &Leaf<'_>| leaf.summary.is_some() || !catalog.content.contains_key(leaf.digest);
+            if !catalog.leaves(&record.target.digest).iter().all(known) {
+                unknown.insert(record.target.digest.clone(), record.target.clone());
+            }
+        }
+        let mut learnt = Vec::new();
+        for target in unknown.values() {
+            let documents = Stored(self.store().content(scope));
+            match walk::walk(&documents, target.digest.as_str(), target, &Select::Present).await {
+                Ok(tree) => learnt.extend(tree.summaries()),
+                // A document that makes no sense has no gist; `check` reports it.
+                Err(error) => tracing::debug!(%error, digest = %target.digest, "not an image"),
+            }
+        }
+        if learnt.is_empty() {
+            return Ok(false);
+        }
+        catalog.summaries.extend(learnt.iter().cloned());
+        if self.store().read_only_reason().is_none() {
+            self.blocking(move |store| Ok(store.put_summaries(&learnt)?)).await?;
+        }
+        Ok(true)
+    }
+}
+
+impl Catalog {
+    /// Looks up the summaries and blobs that the records need.
+    fn fill(&mut self, store: &metadata::Store, scope: &Scope) -> Result<()> {
+        let mut open: Vec<Digest> = self.records.iter().map(|r| r.target.digest.clone()).collect();
+        let mut visited = BTreeSet::new();
+        let mut needed: BTreeSet<Digest> = BTreeSet::new();
+        while let Some(digest) = open.pop() {
+            if !visited.insert(digest.clone()) {
+                continue;
+            }
+            needed.insert(digest.clone());
+            let Some(summary) = store.summary(&digest)? else { continue };
+            needed.extend(summary.image_id.iter().map(|id| id.digest().clone()));
+            needed.extend(summary.layers.iter().map(|(d, _)| d.clone()));
+            open.extend(summary.manifests.iter().map(|(d, _, _)| d.clone()));
+            self.summaries.insert(digest, summary);
+        }
+        let content = store.content(scope);
+        for digest in needed {
+            match content.stat(&digest) {
+                Ok(info) => drop(self.content.insert(digest, info.size)),
+                Err(metadata::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,360 @@
+//! Bringing blobs into the store: resume, verify, hand the bytes on while they pass.
+//!
+//! An ingest's name is `<kind>-<digest>`, as containerd's client writes it, so two pulls of one blob meet: the second
+//! waits until the first is done and finds the blob there.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Provider, Writer};
+use orlop_oci::{Descriptor, MAX_MANIFEST_BYTES, MediaKind};
+use orlop_remote::BlobStream;
+
+use super::Session;
+use super::pipe::{PIECE, PipeWriter};
+use crate::walk::{Documents, kind_word};
+use crate::{BlobEvent, Error, Event, Limit, Result, Stage};
+
+/// How long another writer of the same blob may stand still before it is given up.
+const PATIENCE: Duration = Duration::from_secs(600);
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+impl Session<'_> {
+    /// Opens a writer, waiting for another one of the same blob. `None`: the blob is there.
+    pub(crate) async fn writer(&self, descriptor: &Descriptor, kind: &str) -> Result<Option<Box<dyn Writer>>> {
+        let reference = ingest_name(descriptor, kind);
+        let options = IngestOptions {
+            reference: reference.clone(),
+            total: descriptor.size,
+            expected: Some(descriptor.digest.clone()),
+        };
+        let mut wait = FIRST_WAIT;
+        let mut seen = (None, Instant::now());
+        loop {
+            match self.content.writer(options.clone()).await {
+                Ok(writer) => return Ok(Some(writer)),
+                Err(content::Error::AlreadyExists(_)) => return Ok(None),
+                Err(content::Error::Locked(_)) => {
+                    let offset = self.content.status(&reference).await.ok().map(|s| s.offset);
+                    if offset != seen.0 {
+                        seen = (offset, Instant::now());
+                    } else if seen.1.elapsed() > PATIENCE {
+                        return Err(Error::Busy { what: reference, seconds: PATIENCE.as_secs() });
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes a blob be there. If all of it has to come, `tee` is asked for a pipe that it goes into as well.
+    pub(crate) async fn blob(&self, descriptor: &Descriptor, tee: &mut Tee<'_>) -> Result<()> {
+        match self.blob_once(descriptor, tee).await {
+            // What an earlier try left was wrong; it is dropped, and everything comes anew.
+            Err((true, Error::Content(content::Error::DigestMismatch { .. }))) => {
+                self.blob_once(descriptor, tee).await.map_err(|(_, error)| error)
+            }
+            other => other.map_err(|(_, error)| error),
+        }
+    }
+
+    /// One try; an error comes with whether the write had been resumed.
+    async fn blob_once(&self, descriptor: &Descriptor, tee: &mut Tee<'_>) -> Result<(), (bool, Error)> {
+        let kind = kind_word(descriptor);
+        let fresh = |error: Error| (false, error);
+        let Some(mut writer) = self.writer(descriptor, kind).await.map_err(fresh)? else {
+            self.present(descriptor, kind);
+            return Ok(());
+        };
+        let offset = self.resume_at(&mut *writer, descriptor).await.map_err(fresh)?;
+        let result = self.fill(&mut *writer, descriptor, offset, tee).await;
+        result.map_err(|error| (offset > 0, error))
+    }
+
+    async fn fill(
+        &self,
+        writer: &mut dyn Writer,
+        descriptor: &Descriptor,
+        offset: u64,
+        tee: &mut Tee<'_>,
+    ) -> Result<()> {
+        let kind = kind_word(descriptor);
+        if offset < descriptor.size || offset == 0 {
+            let stream = self.origin.blob(descriptor, offset).await?;
+            let tee = if offset == 0 { tee() } else { None };
+            let mut copy = Copy { session: self, descriptor, kind, offset, tee, waits: Waits::default() };
+            copy.run(stream, writer).await?;
+            if let Some(tee) = copy.tee.take() {
+                tee.finish().await;
+            }
+        }
+        self.tell(descriptor, kind, Stage::Verifying, descriptor.size);
+        self.commit(writer, descriptor, kind).await?;
+        self.transferred.fetch_add(descriptor.size - offset, Ordering::Relaxed);
+        self.present.fetch_add(offset, Ordering::Relaxed);
+        let stage = if offset == descriptor.size && offset > 0 { Stage::Present } else { Stage::Complete };
+        self.tell(descriptor, kind, stage, descriptor.size);
+        Ok(())
+    }
+
+    /// Where to go on; an ingest that has more than the whole starts again.
+    async fn resume_at(&self, writer: &mut dyn Writer, descriptor: &Descriptor) -> Result<u64> {
+        let offset = writer.status().offset;
+        if offset <= descriptor.size {
+            return Ok(offset);
+        }
+        writer.truncate(0).await?;
+        Ok(0)
+    }
+
+    /// Commits; bytes that are wrong are dropped, lest the next try resumes them.
+    pub(crate) async fn commit(&self, writer: &mut dyn Writer, descriptor: &Descriptor, kind: &str) -> Result<()> {
+        match writer.commit(descriptor.size, Some(&descriptor.digest)).await {
+            Ok(_) | Err(content::Error::AlreadyExists(_)) => Ok(()),
+            Err(error @ content::Error::DigestMismatch { .. }) => {
+                if let Err(second) = self.content.abort(&ingest_name(descriptor, kind)).await {
+                    tracing::warn!(error = %second, "wrong bytes could not be dropped");
+                }
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts bytes that are at hand into the store.
+    pub(crate) async fn put(&self, descriptor: &Descriptor, kind: &'static str, bytes: Bytes) -> Result<()> {
+        let Some(mut writer) = self.writer(descriptor, kind).await? else { return Ok(()) };
+        if writer.status().offset > 0 {
+            writer.truncate(0).await?;
+        }
+        writer.write(bytes).await?;
+        self.commit(&mut *writer, descriptor, kind).await
+    }
+
+    pub(crate) fn present(&self, descriptor: &Descriptor, kind: &'static str) {
+        self.present.fetch_add(descriptor.size, Ordering::Relaxed);
+        self.tell(descriptor, kind, Stage::Present, descriptor.size);
+    }
+
+    pub(crate) fn tell(&self, descriptor: &Descriptor, kind: &'static str, stage: Stage, offset: u64) {
+        self.tell_all(descriptor, kind, stage, offset, Limit::Unknown);
+    }
+
+    fn tell_all(&self, descriptor: &Descriptor, kind: &'static str, stage: Stage, offset: u64, limit: Limit) {
+        (self.sink)(Event::Blob(BlobEvent {
+            digest: descriptor.digest.clone(),
+            kind,
+            stage,
+            offset,
+            total: descriptor.size,
+            unpacked: 0,
+            limit,
+        }));
+    }
+
+    /// A small blob that is wanted in memory: documents and configs.
+    async fn small(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Bytes> {
+        let Some(mut writer) = self.writer(descriptor, kind).await? else {
+            let bytes = content::read_verified(&self.content, &descriptor.digest, MAX_MANIFEST_BYTES).await?;
+            self.present(descriptor, kind);
+            return Ok(bytes);
+        };
+        if writer.status().offset == descriptor.size && descriptor.size > 0 {
+            // Another namespace has it, or an earlier try was stopped before its last step.
+            match self.commit(&mut *writer, descriptor, kind).await {
+                Ok(()) => {
+                    self.present(descriptor, kind);
+                    return Ok(content::read_verified(&self.content, &descriptor.digest, MAX_MANIFEST_BYTES).await?);
+                }
+                Err(Error::Content(content::Error::DigestMismatch { .. })) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        drop(writer);
+        self.tell(descriptor, kind, Stage::Fetching, 0);
+        let bytes = match descriptor.kind() {
+            MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1 => {
+                self.origin.document(descriptor).await?.raw().clone()
+            }
+            _ => collect(self.origin.blob(descriptor, 0).await?, descriptor).await?,
+        };
+        self.put(descriptor, kind, bytes.clone()).await?;
+        self.transferred.fetch_add(descriptor.size, Ordering::Relaxed);
+        self.tell(descriptor, kind, Stage::Complete, descriptor.size);
+        Ok(bytes)
+    }
+}
+
+/// Makes a pipe for bytes that come from the first on; `None`: nobody wants them.
+pub(crate) type Tee<'a> = dyn FnMut() -> Option<PipeWriter> + Send + 'a;
+
+#[async_trait]
+impl Documents for Session<'_> {
+    async fn load(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
+        self.small(descriptor, kind).await.map(Some)
+    }
+}
+
+/// The documents that are in the store, and no others.
+pub(crate) struct Stored<P>(pub(crate) P);
+
+#[async_trait]
+impl<P: Provider> Documents for Stored<P> {
+    async fn load(&self, descriptor: &Descriptor, _kind: &'static str) -> Result<Option<Bytes>> {
+        match content::read_verified(&self.0, &descriptor.digest, MAX_MANIFEST_BYTES).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(content::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+pub(crate) fn ingest_name(descriptor: &Descriptor, kind: &str) -> String {
+    format!("{kind}-{}", descriptor.digest)
+}
+
+async fn collect(mut stream: BlobStream, descriptor: &Descriptor) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece?);
+        if bytes.len() as u64 > descriptor.size {
+            return Err(too_long(descriptor, bytes.len() as u64));
+        }
+    }
+    Ok(bytes.freeze())
+}
+
+fn too_long(descriptor: &Descriptor, actual: u64) -> Error {
+    let reference = descriptor.digest.to_string();
+    content::Error::SizeMismatch { reference, expected: descriptor.size, actual }.into()
+}
+
+/// Seconds spent waiting for each neighbour, halved now and then so that the recent past counts.
+#[derive(Debug, Default)]
+struct Waits {
+    network: Duration,
+    disk: Duration,
+    unpack: Duration,
+}
+
+impl Waits {
+    fn limit(&self) -> Limit {
+        let most = self.network.max(self.disk).max(self.unpack);
+        if most.is_zero() {
+            Limit::Unknown
+        } else if most == self.network {
+            Limit::Network
+        } else if most == self.unpack {
+            Limit::Inflate
+        } else {
+            Limit::Disk
+        }
+    }
+
+    fn fade(&mut self) {
+        self.network /= 2;
+        self.disk /= 2;
+        self.unpack /= 2;
+    }
+}
+
+/// One transfer: the next piece comes in while the last is written and handed on.
+struct Copy<'a, 'b> {
+    session: &'a Session<'b>,
+    descriptor: &'a Descriptor,
+    kind: &'static str,
+    offset: u64,
+    tee: Option<PipeWriter>,
+    waits: Waits,
+}
+
+impl Copy<'_, '_> {
+    async fn run(&mut self, stream: BlobStream, writer: &mut dyn Writer) -> Result<()> {
+        let mut source = Pieces { stream: Some(stream), rest: Bytes::new(), failed: None };
+        let mut piece = source.next().await?;
+        let mut count = 0u32;
+        while let Some(bytes) = piece {
+            let end = self.offset + bytes.len() as u64;
+            if end > self.descriptor.size {
+                return Err(too_long(self.descriptor, end));
+            }
+            let (written, handed, next) = futures::join!(
+                timed(writer.write(bytes.clone())),
+                timed(hand_on(self.tee.as_ref(), bytes)),
+                timed(source.next()),
+            );
+            self.waits.disk += written.1;
+            self.waits.unpack += handed.1;
+            self.waits.network += next.1;
+            written.0?;
+            if !handed.0 {
+                // Unpacking failed. The digest decides whose fault that is, so the rest is still fetched.
+                self.tee = None;
+            }
+            self.offset = end;
+            self.session.tell_all(self.descriptor, self.kind, Stage::Fetching, end, self.waits.limit());
+            count += 1;
+            if count.is_multiple_of(64) {
+                self.waits.fade();
+            }
+            piece = next.0?;
+        }
+        Ok(())
+    }
+}
+
+async fn hand_on(tee: Option<&PipeWriter>, bytes: Bytes) -> bool {
+    match tee {
+        Some(tee) => tee.send(bytes).await,
+        None => true,
+    }
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let start = Instant::now();
+    let result = work.await;
+    (result, start.elapsed())
+}
+
+/// Gathers what the network gives into pieces of a size worth writing. What came before a failure is given first.
+struct Pieces {
+    /// `None` after its end.
+    stream: Option<BlobStream>,
+    rest: Bytes,
+    failed: Option<Error>,
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        if self.rest.len() >= PIECE {
+            return Ok(Some(self.rest.split_to(PIECE)));
+        }
+        let mut gathered = BytesMut::with_capacity(PIECE);
+        gathered.extend_from_slice(&std::mem::take(&mut self.rest));
+        while gathered.len() < PIECE && self.failed.is_none() {
+            let Some(stream) = &mut self.stream else { break };
+            match stream.next().await {
+                Some(Ok(mut next)) => {
+                    let room = next.len().min(PIECE - gathered.len());
+                    gathered.extend_from_slice(&next.split_to(room));
+                    self.rest = next;
+                }
+                Some(Err(error)) => self.failed = Some(error.into()),
+                None => self.stream = None,
+            }
+        }
+        match self.failed.take() {
+            Some(error) if gathered.is_empty() => Err(error),
+            failed => {
+                self.failed = failed;
+                Ok((!gathered.is_empty()).then(|| gathered.freeze()))
+            }
+        }
+    }
+}

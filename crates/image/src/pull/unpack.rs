@@ -1,0 +1,202 @@
+//! From layers to committed snapshots.
+//!
+//! With a driver that can rebase, every layer is applied on its own while it comes in, and the snapshots are committed
+//! in order. Otherwise layers are applied one after the other from the stored blobs.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use orlop_content::{BlockingReader, Provider};
+use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
+use orlop_oci::{ChainId, Descriptor, DiffId};
+use orlop_snapshot::apply;
+use tokio::sync::oneshot;
+
+use super::Session;
+use crate::{BlobEvent, Error, Event, Limit, Result, Stage};
+
+/// A layer of an image that is to be unpacked.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) layer: Descriptor,
+    pub(crate) diff_id: DiffId,
+    pub(crate) chain: ChainId,
+}
+
+/// How a layer is ready for its turn.
+#[derive(Debug)]
+pub(crate) enum Ready {
+    /// Applied without its parent, in this active snapshot.
+    Applied(String),
+    /// Only stored.
+    Stored,
+}
+
+/// Snapshots that were prepared and not committed yet; those that are left when an operation fails are removed.
+#[derive(Debug, Default)]
+pub(crate) struct Actives {
+    state: Mutex<(BTreeSet<String>, bool)>,
+}
+
+impl Actives {
+    /// Remembers a key; false if the operation has failed already.
+    fn add(&self, key: &str) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0.insert(key.to_owned());
+        !state.1
+    }
+
+    fn done(&self, key: &str) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.remove(key);
+    }
+
+    /// Takes no more keys; gives those that are left.
+    fn close(&self) -> Vec<String> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1 = true;
+        std::mem::take(&mut state.0).into_iter().collect()
+    }
+}
+
+/// Unpacks into one driver on behalf of one operation.
+#[derive(Clone)]
+pub(crate) struct Unpacker {
+    pub(crate) snapshots: ScopedSnapshots,
+    pub(crate) actives: Arc<Actives>,
+    pub(crate) squash_owners: bool,
+}
+
+impl Unpacker {
+    /// How many of the lowest steps are there already. Those are leased, so that they stay.
+    pub(crate) fn existing(&self, scope: &metadata::Scope, store: &metadata::Store, steps: &[Step]) -> Result<usize> {
+        for (at, step) in steps.iter().enumerate().rev() {
+            let key = step.chain.to_string();
+            if let Some(lease) = &scope.lease {
+                let kind = ResourceKind::Snapshots(self.snapshots.driver_name().to_owned());
+                let resource = Resource { kind, name: key.clone() };
+                store.add_resource(&scope.namespace, lease, &resource)?;
+            }
+            match self.snapshots.stat(&key) {
+                Ok(info) if info.kind == SnapshotKind::Committed => return Ok(at + 1),
+                Ok(_) | Err(metadata::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(0)
+    }
+
+    /// Applies a layer to a new active snapshot, compares the diff ID, and returns the snapshot's key.
+    pub(crate) fn apply(&self, step: &Step, parent: &str, reader: impl Read + Send) -> Result<(String, u64)> {
+        let key = active_key(&step.chain);
+        self.snapshots.prepare(&key, parent, Labels::new())?;
+        let open = self.actives.add(&key);
+        let applied = self.apply_to(step, &key, reader);
+        if !open || applied.is_err() {
+            self.discard(&key);
+        }
+        match applied {
+            Ok(_) if !open => Err(Error::Interrupted),
+            Ok(bytes) => Ok((key, bytes)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn apply_to(&self, step: &Step, key: &str, reader: impl Read + Send) -> Result<u64> {
+        let target = self.snapshots.apply_target(key)?;
+        let options = apply::Options { squash_owners: self.squash_owners, ..apply::Options::default() };
+        let layer = step.layer.digest.clone();
+        let applied = apply::apply(reader, &target, &options).map_err(|source| Error::Layer { layer, source })?;
+        if applied.diff_id != step.diff_id {
+            return Err(Error::DiffId {
+                layer: step.layer.digest.clone(),
+                expected: step.diff_id.digest().clone(),
+                actual: applied.diff_id.into_digest(),
+            });
+        }
+        Ok(applied.tar_bytes)
+    }
+
+    /// Commits an active snapshot under its chain ID. Somebody else's equal one is as good.
+    fn commit(&self, step: &Step, key: &str, parent: &str) -> Result<()> {
+        let name = step.chain.to_string();
+        match self.snapshots.commit(&name, key, Some(parent), Labels::new()) {
+            Ok(()) => self.actives.done(key),
+            Err(metadata::Error::AlreadyExists { .. }) => self.discard(key),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Removes an active snapshot; what cannot be removed now goes with its lease.
+    fn discard(&self, key: &str) {
+        self.actives.done(key);
+        if let Err(error) = self.snapshots.remove(key) {
+            tracing::warn!(%error, key, "an unfinished snapshot could not be removed");
+        }
+    }
+
+    /// Removes what a failed operation left.
+    pub(crate) fn clean_up(&self) {
+        for key in self.actives.close() {
+            self.discard(&key);
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Commits the steps from `from` on, in order, as they become ready.
+    pub(crate) async fn commit_steps(
+        &self,
+        unpacker: &Unpacker,
+        steps: &[Step],
+        from: usize,
+        ready: Vec<oneshot::Receiver<Ready>>,
+    ) -> Result<()> {
+        for (at, receiver) in (from..).zip(ready) {
+            // A sender that is gone has failed; its own error is reported.
+            let Ok(state) = receiver.await else { return Err(Error::Interrupted) };
+            let parent = at.checked_sub(1).map(|below| steps[below].chain.to_string()).unwrap_or_default();
+            let (step, unpacker) = (steps[at].clone(), unpacker.clone());
+            let key = match state {
+                Ready::Applied(key) => key,
+                Ready::Stored => self.apply_stored(&unpacker, &step, &parent).await?,
+            };
+            self.images.blocking(move |_| unpacker.commit(&step, &key, &parent)).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies a layer from the store.
+    pub(crate) async fn apply_stored(&self, unpacker: &Unpacker, step: &Step, parent: &str) -> Result<String> {
+        let reader = self.content.open(&step.layer.digest).await?;
+        let reader = BlockingReader::new(tokio::runtime::Handle::current(), reader, 0);
+        self.tell(&step.layer, "layer", Stage::Unpacking, step.layer.size);
+        let (job, unpack, below) = (step.clone(), unpacker.clone(), parent.to_owned());
+        let (key, bytes) = self.images.blocking(move |_| unpack.apply(&job, &below, reader)).await?;
+        self.unpacked(&step.layer, bytes);
+        Ok(key)
+    }
+
+    pub(crate) fn unpacked(&self, layer: &Descriptor, bytes: u64) {
+        (self.sink)(Event::Blob(BlobEvent {
+            digest: layer.digest.clone(),
+            kind: "layer",
+            stage: Stage::Complete,
+            offset: layer.size,
+            total: layer.size,
+            unpacked: bytes,
+            limit: Limit::Unknown,
+        }));
+    }
+}
+
+/// A key that no other unpacking has: containerd's shape, with time, process and a count before the chain ID.
+fn active_key(chain: &ChainId) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let nanoseconds = Timestamp::now().subsec_nanosecond();
+    format!("extract-{nanoseconds}-{:x}{count:x} {chain}", std::process::id())
+}

@@ -1,0 +1,157 @@
+//! Names and hash references: tagging, removing by plan, what comes back.
+
+mod common;
+
+use common::{Made, Node, Shelf, layers};
+use orlop_image::{Error, ListRequest, RemoveRequest};
+use orlop_metadata::{ImageChange, Labels};
+
+/// A node with one image pulled; its name, image ID and digest reference.
+async fn pulled() -> (Node, Shelf, String, String, String) {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    shelf.push(&made, "team/app:v1", &image).await;
+    let name = shelf.name("team/app:v1");
+    node.pull(&name).await.unwrap();
+    let digest_name = shelf.name(&format!("team/app@{}", image.digest));
+    (node, shelf, name, made.image_id(&image), digest_name)
+}
+
+fn removal(name: &str) -> RemoveRequest {
+    RemoveRequest { names: vec![name.to_owned()], ..RemoveRequest::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_the_last_name_takes_everything_and_undo_brings_it_back() {
+    let (node, _shelf, name, id, digest_name) = pulled().await;
+    let plan = node.images.plan_remove(&node.scope, &removal(&name)).await.unwrap();
+    let mut all = vec![name.clone(), id, digest_name];
+    all.sort();
+    assert_eq!(plan.records, all);
+    assert!(plan.returns.is_empty() && plan.in_use.is_empty() && plan.unpullable.is_empty(), "{plan:?}");
+    assert_eq!((plan.blobs.len(), plan.snapshots.len()), (5, 3));
+    assert_eq!(plan.freed_now, 0);
+    assert!(plan.freed_when_trash_empties > 700_000);
+
+    let execute = RemoveRequest { plan: Some(plan.hash.clone()), ..removal(&name) };
+    let removed = node.images.remove(&node.scope, &execute).await.unwrap();
+    assert_eq!(removed.plan, plan);
+    assert!(node.names().is_empty());
+    assert!(node.store().content(&node.scope).find(&[]).unwrap().is_empty());
+
+    node.images.undo(&node.scope, removed.trash.as_deref()).await.unwrap();
+    assert_eq!(node.names(), all);
+    assert_eq!(node.store().content(&node.scope).find(&[]).unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hash_reference_deleted_by_hand_comes_back_and_the_plan_says_so() {
+    let (node, _shelf, name, id, digest_name) = pulled().await;
+    let before = node.names();
+    for hash in [id, digest_name] {
+        let plan = node.images.plan_remove(&node.scope, &removal(&hash)).await.unwrap();
+        assert_eq!(plan.returns.len(), 1);
+        assert_eq!(plan.returns[0].name, hash);
+        assert_eq!(plan.returns[0].reason, format!("{name} needs it"));
+        assert_eq!((plan.freed_when_trash_empties, plan.blobs.len()), (0, 0));
+        let removed = node.images.remove(&node.scope, &removal(&hash)).await.unwrap();
+        assert_eq!(removed.returned, [hash]);
+        assert_eq!(node.names(), before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_plan_is_refused() {
+    let (node, _shelf, name, ..) = pulled().await;
+    let plan = node.images.plan_remove(&node.scope, &removal(&name)).await.unwrap();
+    node.images.tag(&node.scope, &name, &["example.com/other:1".to_owned()], false).await.unwrap();
+    let execute = RemoveRequest { plan: Some(plan.hash.clone()), ..removal(&name) };
+    let error = node.images.remove(&node.scope, &execute).await.unwrap_err();
+    assert!(matches!(&error, Error::StalePlan { given, .. } if *given == plan.hash), "{error}");
+    assert!(node.names().contains(&name));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_brings_its_digest_reference_and_removing_one_name_leaves_the_image() {
+    let (node, _shelf, name, id, digest_name) = pulled().await;
+    let written = node.images.tag(&node.scope, &name, &["example.com/other:1".to_owned()], false).await.unwrap();
+    assert_eq!(written.len(), 3);
+    assert_eq!(written[0], id);
+    let plan = node.images.plan_remove(&node.scope, &removal(&name)).await.unwrap();
+    assert_eq!(plan.records, [name.clone(), digest_name.clone()]);
+    assert_eq!(plan.freed_when_trash_empties, 0);
+    assert!(plan.in_use[0].reason.contains("5 of its blobs stay"), "{plan:?}");
+    node.images.remove(&node.scope, &removal(&name)).await.unwrap();
+    assert!(node.names().contains(&id));
+    assert!(!node.names().contains(&digest_name));
+    assert_eq!(node.names().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pinned_images_go_only_by_force() {
+    let (node, _shelf, name, ..) = pulled().await;
+    assert_eq!(node.images.pin(&node.scope, &name, true).await.unwrap().len(), 3);
+    let error = node.images.remove(&node.scope, &removal(&name)).await.unwrap_err();
+    assert!(matches!(error, Error::Pinned(_)), "{error}");
+    let forced = RemoveRequest { force: true, no_trash: true, ..removal(&name) };
+    node.images.remove(&node.scope, &forced).await.unwrap();
+    assert!(node.names().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_row_an_image_and_any_identifier_finds_it() {
+    let (node, _shelf, name, id, digest_name) = pulled().await;
+    let rows = node.images.images(&node.scope, &ListRequest::default()).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].names, [name.clone()]);
+    assert_eq!(rows[0].hash_references.len(), 2);
+    assert!(rows[0].size.compressed > 0 && rows[0].size.unpacked > 0);
+    assert_eq!(rows[0].size.unique, rows[0].size.compressed + rows[0].size.unpacked);
+    let records = node.images.records(&node.scope, &ListRequest::default()).await.unwrap();
+    assert_eq!(records.len(), 3);
+    assert!(records.iter().all(|r| r.size == records[0].size && r.image_id == rows[0].image_id));
+    let hex = id.strip_prefix("sha256:").unwrap();
+    for text in [&name, &id, &digest_name, hex, &hex[..12], &id[..20]] {
+        let found = node.images.resolve_name(&node.scope, text).await.unwrap();
+        assert_eq!(found.image_id.unwrap().to_string(), id, "{text}");
+    }
+    let error = node.images.resolve_name(&node.scope, "nothing:here").await.unwrap_err();
+    assert!(matches!(error, Error::NotFound(_)), "{error}");
+    let inspection = node.images.inspect(&node.scope, &name).await.unwrap();
+    assert_eq!((inspection.documents.len(), inspection.snapshots.len()), (2, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moves_strands_the_old_hash_references_and_history_finds_it() {
+    let (node, shelf, name, id, _) = pulled().await;
+    let mut made = Made::default();
+    let second = made.image("amd64", &layers()[..1]);
+    shelf.push(&made, "team/app:v1", &second).await;
+    node.pull(&name).await.unwrap();
+    assert_eq!(node.names().len(), 5, "the old ones stay for the grace period");
+    let old = node.store().image("k8s.io", &id).unwrap();
+    assert!(old.labels.contains_key("io.orlop.stranded-since"), "{old:?}");
+    node.images.tag(&node.scope, &format!("{name}@{{1}}"), &["example.com/old:1".to_owned()], false).await.unwrap();
+    let old = node.store().image("k8s.io", &id).unwrap();
+    assert!(!old.labels.contains_key("io.orlop.stranded-since"), "{old:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_others_write_converge() {
+    let (node, _shelf, name, id, digest_name) = pulled().await;
+    let target = node.store().image("k8s.io", &name).unwrap().target;
+    let create =
+        |name: &str| ImageChange::Upsert { name: name.to_owned(), target: target.clone(), labels: Labels::new() };
+    // As `ctr tag` and `ctr rm` would.
+    node.store().write_images(&node.scope, &[create("example.com/b:1"), create("odd name")]).unwrap();
+    let done = node.images.reconcile_image("k8s.io", "example.com/b:1").await.unwrap();
+    assert_eq!(done.created, [format!("example.com/b@{}", target.digest)]);
+    node.store().write_images(&node.scope, &[ImageChange::Delete { name: id.clone() }]).unwrap();
+    assert_eq!(node.images.reconcile_image("k8s.io", &id).await.unwrap().created, [id.clone()]);
+    for gone in [&name, "example.com/b:1", "odd name"] {
+        node.store().write_images(&node.scope, &[ImageChange::Delete { name: gone.to_owned() }]).unwrap();
+        node.images.reconcile_image("k8s.io", gone).await.unwrap();
+    }
+    assert!(!node.names().contains(&digest_name));
+    assert!(node.names().is_empty(), "{:?}", node.names());
+}

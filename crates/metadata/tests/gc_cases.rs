@@ -1,0 +1,274 @@
+//! One rule of garbage collection per test, on a real root.
+
+mod rig;
+
+use std::os::unix::fs::PermissionsExt;
+
+use orlop_content::{IngestOptions, Ingester};
+use orlop_metadata::gc::{Disposal, Report};
+use orlop_metadata::{Resource, ResourceKind};
+use rig::{DRIVER, Rig, at, digest, image, labels};
+
+const REF: &str = "containerd.io/gc.ref.content";
+const NS: &str = "default";
+
+fn collect(rig: &Rig) -> Report {
+    rig.store.collect(Disposal::Reclaim).expect("a collection")
+}
+
+fn content(name: &orlop_oci::Digest) -> Resource {
+    Resource { kind: ResourceKind::Content, name: name.to_string() }
+}
+
+#[test]
+fn an_image_keeps_what_it_reaches_and_no_more() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let layer = rig.put(&scope, b"layer", &[]).expect("a blob");
+    let manifest = rig.put(&scope, b"manifest", &[(&format!("{REF}.l.0"), layer.as_str())]).expect("a blob");
+    let other = rig.put(&scope, b"other", &[]).expect("a blob");
+    rig.image(NS, "a", &manifest);
+    let report = collect(&rig);
+    assert_eq!(report.content, [(NS.to_owned(), other.to_string())].into());
+    assert_eq!(report.blob_bytes, 5);
+    assert_eq!(rig.blobs_on_disk(), [layer.to_string(), manifest.to_string()].into());
+    rig.store.delete_image(&scope, "a", None).expect("it is there");
+    assert_eq!(collect(&rig).content.len(), 2);
+    assert!(rig.blobs_on_disk().is_empty());
+}
+
+#[test]
+fn a_cycle_of_labels_dies_together() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let (a, b) = (digest(b"a"), digest(b"b"));
+    rig.put(&scope, b"a", &[(REF, b.as_str())]).expect("a blob");
+    rig.put(&scope, b"b", &[(REF, a.as_str())]).expect("a blob");
+    rig.image(NS, "holds", &a);
+    assert_eq!(collect(&rig).content.len(), 0);
+    rig.store.delete_image(&scope, "holds", None).expect("it is there");
+    assert_eq!(collect(&rig).content.len(), 2);
+}
+
+#[test]
+fn what_does_not_exist_passes_life_on() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let absent = digest(b"never written");
+    let attached =
+        rig.put(&scope, b"signature", &[("containerd.io/gc.bref.content", absent.as_str())]).expect("a blob");
+    rig.image(NS, "a", &absent);
+    assert!(collect(&rig).content.is_empty());
+    assert!(rig.store.collect_full(Disposal::Reclaim).expect("a collection").content.is_empty());
+    rig.store.delete_image(&scope, "a", None).expect("it is there");
+    assert_eq!(collect(&rig).content, [(NS.to_owned(), attached.to_string())].into());
+}
+
+#[test]
+fn a_flat_lease_holds_blobs_alone_but_snapshots_with_their_parents() {
+    let rig = Rig::new();
+    rig.store.create_lease(NS, "flat", labels(&[("containerd.io/gc.flat", "true")])).expect("a lease");
+    let scope = rig.scope(NS, None);
+    let child = rig.put(&scope, b"child", &[]).expect("a blob");
+    let parent = rig.put(&scope, b"parent", &[(REF, child.as_str())]).expect("a blob");
+    let snapshots = rig.snapshots(NS, None);
+    snapshots.prepare("a", "", labels(&[])).expect("a snapshot");
+    snapshots.commit("base", "a", None, labels(&[(REF, child.as_str())])).expect("committed");
+    snapshots.prepare("top", "base", labels(&[])).expect("a snapshot");
+    let kind = ResourceKind::Snapshots(DRIVER.to_owned());
+    rig.store.add_resource(NS, "flat", &content(&parent)).expect("leased");
+    rig.store.add_resource(NS, "flat", &Resource { kind, name: "top".to_owned() }).expect("leased");
+    assert_eq!(collect(&rig).content, [(NS.to_owned(), child.to_string())].into());
+    assert_eq!(rig.keys(NS), ["base".to_owned(), "top".to_owned()].into());
+    assert_eq!(rig.blobs(NS), [parent].into());
+}
+
+#[test]
+fn leases_and_images_expire() {
+    let rig = Rig::new();
+    let end = at(rig.seconds() + 60);
+    let expires = [("containerd.io/gc.expire", end.as_str())];
+    rig.store.create_lease(NS, "l", labels(&expires)).expect("a lease");
+    let leased = rig.put(&rig.scope(NS, Some("l")), b"leased", &[]).expect("a blob");
+    let target = rig.put(&rig.scope(NS, None), b"target", &[]).expect("a blob");
+    rig.store.create_image(&rig.scope(NS, None), image("i", &target, &expires)).expect("a record");
+    rig.advance(60);
+    let nothing = collect(&rig);
+    assert_eq!(nothing, Report { visited: nothing.visited, ..Report::default() });
+    rig.advance(1);
+    let report = collect(&rig);
+    assert_eq!(report.content, [leased, target].map(|d| (NS.to_owned(), d.to_string())).into());
+    assert_eq!(report.leases, [(NS.to_owned(), "l".to_owned())].into());
+    assert_eq!(report.images, [(NS.to_owned(), "i".to_owned())].into());
+    let last = rig.store.history(NS, Some("i"), 1).expect("history").remove(0);
+    assert_eq!((last.actor.as_str(), last.new), ("gc", None));
+    assert_eq!(collect(&rig), Report::default());
+}
+
+#[test]
+fn a_write_holds_what_it_expects_for_a_day() {
+    let rig = Rig::new();
+    let content = rig.store.content(&rig.scope(NS, None));
+    let options = IngestOptions { reference: "w".to_owned(), total: 0, expected: Some(digest(b"later")) };
+    drop(rig.runtime.block_on(content.writer(options)).expect("a writer"));
+    assert!(collect(&rig).ingests.is_empty());
+    rig.advance(24 * 3600 + 1);
+    assert_eq!(collect(&rig).ingests, [(NS.to_owned(), "w".to_owned())].into());
+    assert_eq!(rig.writes_on_disk(), 0);
+}
+
+#[test]
+fn bytes_stay_as_long_as_one_namespace_has_them() {
+    let rig = Rig::new();
+    let blob = rig.put(&rig.scope("one", None), b"shared", &[]).expect("a blob");
+    rig.put(&rig.scope("two", None), b"shared", &[]).expect("a blob");
+    rig.image("two", "keeps", &blob);
+    let report = collect(&rig);
+    assert_eq!((report.content.len(), report.blob_bytes), (1, 0));
+    assert!(rig.reads(&blob));
+    rig.store.delete_image(&rig.scope("two", None), "keeps", None).expect("it is there");
+    assert_eq!(collect(&rig).blob_bytes, 6);
+    assert!(!rig.reads(&blob));
+}
+
+#[test]
+fn a_plan_changes_nothing_and_comes_true() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let shared = rig.put(&scope, b"base layer", &[]).expect("a blob");
+    for name in ["a", "b"] {
+        let target = rig.put(&scope, name.as_bytes(), &[(REF, shared.as_str())]).expect("a blob");
+        rig.image(NS, name, &target);
+        let snapshots = rig.snapshots(NS, None);
+        let back = [("containerd.io/gc.bref.image", name)];
+        snapshots.prepare(&format!("on {name}"), "", labels(&back)).expect("a snapshot");
+    }
+    collect(&rig);
+    let before = rig::tree(rig.directory.path());
+    let plan = rig.store.plan_collection(&[(NS.to_owned(), "a".to_owned())]).expect("a plan");
+    assert_eq!((plan.content.len(), plan.snapshots.len()), (1, 1));
+    assert_eq!(rig.store.plan_collection(&[]).expect("a plan").content.len(), 0);
+    assert_eq!(before, rig::tree(rig.directory.path()), "planning wrote something");
+    rig.store.delete_image(&scope, "a", None).expect("it is there");
+    let done = collect(&rig);
+    assert_eq!(plan, Report { visited: plan.visited, ..done });
+    let both = [(NS.to_owned(), "b".to_owned())];
+    assert_eq!(rig.store.plan_collection(&both).expect("a plan").content.len(), 2);
+}
+
+/// Removing one image of many must not look at the others, though all share a layer.
+#[test]
+fn the_cost_follows_what_changed() {
+    const IMAGES: usize = 2_000;
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let shared = rig.put(&scope, b"base layer", &[]).expect("a blob");
+    let mut labelled = Vec::new();
+    let mut changes = Vec::new();
+    for number in 0..IMAGES {
+        let bytes = format!("manifest {number}");
+        rig.put(&scope, bytes.as_bytes(), &[]).expect("a blob");
+        let target = digest(bytes.as_bytes());
+        labelled.push((target.clone(), labels(&[(&format!("{REF}.l.0"), shared.as_str())])));
+        let target = image("x", &target, &[]).target;
+        changes.push(orlop_metadata::ImageChange::Upsert {
+            name: format!("image {number}"),
+            target,
+            labels: labels(&[]),
+        });
+    }
+    rig.store.content(&scope).label_all(&labelled).expect("labelled");
+    rig.store.write_images(&scope, &changes).expect("written");
+    assert!(collect(&rig).content.is_empty());
+    rig.store.delete_image(&scope, "image 1234", None).expect("it is there");
+    let report = collect(&rig);
+    assert_eq!(report.content.len(), 1);
+    // Record, manifest and layer; the edge between the two; and of the edges into the layer those up to the first that
+    // counts.
+    assert!(report.visited <= 8, "looked at {} objects and edges", report.visited);
+    let full = rig.store.collect_full(Disposal::Reclaim).expect("a collection");
+    assert!(full.content.is_empty() && full.visited > IMAGES as u64);
+}
+
+#[test]
+fn a_full_collection_finds_what_a_crash_left_on_disk() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let kept = rig.put(&scope, b"kept", &[]).expect("a blob");
+    rig.image(NS, "keeps", &kept);
+    // Around the metadata, as a process that died between the bytes and the row.
+    let stray = digest(b"stray");
+    let raw = rig.store.raw_content().clone();
+    rig.runtime.block_on(async {
+        let options = IngestOptions { reference: "stray".to_owned(), total: 0, expected: None };
+        let mut writer = raw.writer(options).await.expect("a writer");
+        writer.write(b"stray".as_slice().into()).await.expect("written");
+        writer.commit(5, Some(&stray)).await.expect("committed");
+        let options = IngestOptions { reference: "half".to_owned(), total: 0, expected: None };
+        drop(raw.writer(options).await.expect("a writer"));
+    });
+    std::fs::create_dir_all(rig.directory.path().join("snapshots/plain/999/fs")).expect("a tree");
+    std::fs::create_dir_all(rig.directory.path().join("trash/gone/blobs")).expect("a bin");
+    // The clock of these tests is far ahead of the files' times: all of this is old.
+    assert!(collect(&rig).content.is_empty());
+    assert!(rig.reads(&stray), "an incremental collection does not walk the disk");
+    let report = rig.store.collect_full(Disposal::Reclaim).expect("a collection");
+    let orphans = [
+        format!("content {stray}"),
+        "ingest half".to_owned(),
+        "snapshots/plain 999".to_owned(),
+        "trash gone".to_owned(),
+    ];
+    assert_eq!(report.orphans, orphans.into());
+    assert_eq!((rig.reads(&stray), rig.reads(&kept)), (false, true));
+    assert_eq!((rig.writes_on_disk(), rig.trees_on_disk()), (0, 0));
+    assert!(!rig.directory.path().join("trash/gone").exists());
+}
+
+#[test]
+fn what_was_just_made_is_not_taken_for_forgotten() {
+    let rig = Rig::new();
+    rig.clock.store(jiff::Timestamp::now().as_second(), std::sync::atomic::Ordering::SeqCst);
+    std::fs::create_dir_all(rig.directory.path().join("snapshots/plain/999")).expect("a tree");
+    assert!(rig.store.collect_full(Disposal::Reclaim).expect("a collection").orphans.is_empty());
+    assert_eq!(rig.trees_on_disk(), 1);
+}
+
+/// A collection that dies between the rows and the bytes is finished by the next one.
+#[test]
+fn a_killed_collection_is_finished() {
+    let mut rig = Rig::new();
+    let blob = rig.put(&rig.scope(NS, None), b"doomed", &[]).expect("a blob");
+    rig.snapshots(NS, None).prepare("key", "", labels(&[])).expect("a snapshot");
+    // A directory in the way of the deletion stands for the kill.
+    let path = rig.directory.path().join("content/blobs/sha256").join(blob.hex());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("mode");
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir_all(path.join("in the way")).expect("a directory");
+    rig.store.collect(Disposal::Reclaim).expect_err("the file cannot be unlinked");
+    assert!(rig.blobs(NS).is_empty(), "the rows are gone");
+    std::fs::remove_dir_all(&path).expect("removed");
+    std::fs::write(&path, b"doomed").expect("written");
+    rig.reopen();
+    assert!(rig.reads(&blob));
+    assert_eq!(collect(&rig), Report::default());
+    assert!(!rig.reads(&blob));
+    assert_eq!(rig.trees_on_disk(), 0);
+}
+
+#[test]
+fn a_blob_that_is_wanted_again_survives_its_own_doom() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let blob = rig.put(&scope, b"wanted", &[]).expect("a blob");
+    rig.store.content(&scope).forget(&blob).expect("it is there");
+    let content = rig.store.content(&scope);
+    let options = IngestOptions { reference: "again".to_owned(), total: 0, expected: Some(blob.clone()) };
+    let mut writer = rig.runtime.block_on(content.writer(options)).expect("a writer");
+    collect(&rig);
+    assert!(rig.reads(&blob), "a write expects it");
+    rig.runtime.block_on(writer.commit(6, Some(&blob))).expect("committed");
+    rig.image(NS, "keeps", &blob);
+    collect(&rig);
+    assert!(rig.reads(&blob));
+}

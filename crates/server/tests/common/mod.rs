@@ -1,0 +1,66 @@
+//! A root with its services, for tests.
+#![allow(dead_code, reason = "every test file uses a part of this")]
+
+pub mod image;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use orlop_api::{LEASE_HEADER, NAMESPACE_HEADER};
+use orlop_content::LocalStore;
+use orlop_image::{Images, Settings};
+use orlop_metadata::{OpenOptions, Store};
+use orlop_server::Server;
+use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
+use tempfile::TempDir;
+use tonic::Request;
+use tonic::transport::Channel;
+
+/// A root in a temporary directory, served in memory.
+pub struct Node {
+    pub directory: TempDir,
+    pub store: Store,
+    pub server: Server,
+    pub channel: Channel,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&directory.path().join("root"));
+        let server = Server::new(Images::new(store.clone(), Settings::default()));
+        let channel = server.in_process();
+        Self { directory, store, server, channel }
+    }
+}
+
+pub fn open(root: &Path) -> Store {
+    let content = Arc::new(LocalStore::open(root.join("content")).unwrap());
+    let drivers: Vec<Arc<dyn Driver>> = vec![
+        Arc::new(OverlayDriver::open(root.join("snapshots/overlayfs")).unwrap()),
+        Arc::new(NativeDriver::open(root.join("snapshots/native")).unwrap()),
+    ];
+    Store::open(root, OpenOptions { content, drivers, read_only: false }).unwrap()
+}
+
+/// A request in the namespace `test`.
+pub fn request<T>(message: T) -> Request<T> {
+    request_in("test", message)
+}
+
+pub fn request_in<T>(namespace: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(NAMESPACE_HEADER, namespace.parse().unwrap());
+    request
+}
+
+pub fn leased<T>(lease: &str, message: T) -> Request<T> {
+    let mut request = request(message);
+    request.metadata_mut().insert(LEASE_HEADER, lease.parse().unwrap());
+    request
+}
+
+/// A map of labels.
+pub fn labels(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}

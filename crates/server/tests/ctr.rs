@@ -1,0 +1,200 @@
+//! The real `ctr` against the services on a Unix socket.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use common::Node;
+use common::image::Image;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+
+/// Debian's, of containerd 1.6.
+const CTR: &str = "/usr/bin/ctr";
+
+/// The services on a socket, until dropped.
+struct Daemon {
+    node: Node,
+    socket: PathBuf,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Daemon {
+    /// None, with the reason printed, where there is no `ctr`.
+    fn start() -> Option<Self> {
+        if !Path::new(CTR).exists() {
+            eprintln!("skipped: {CTR} is not installed (apt-get install containerd)");
+            return None;
+        }
+        let node = Node::new();
+        let socket = node.directory.path().join("sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = node.server.clone();
+        tokio::spawn(async move {
+            let stopped = async { drop(stopped.await) };
+            server.serve_unix(listener, stopped).await.unwrap();
+        });
+        Some(Self { node, socket, _stop: stop })
+    }
+
+    async fn run(&self, arguments: &[&str], input: Option<Vec<u8>>) -> Output {
+        let (socket, arguments) = (self.socket.clone(), arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
+        let run = move || {
+            let mut child = Command::new(CTR)
+                .arg("--address")
+                .arg(socket)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            std::io::Write::write_all(&mut stdin, &input.unwrap_or_default()).unwrap();
+            drop(stdin);
+            child.wait_with_output().unwrap()
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
+    }
+
+    /// Standard output of a command that succeeds.
+    async fn ok(&self, arguments: &[&str]) -> String {
+        self.ok_with(arguments, None).await
+    }
+
+    async fn ok_with(&self, arguments: &[&str], input: Option<Vec<u8>>) -> String {
+        let output = self.run(arguments, input).await;
+        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "ctr {arguments:?}: {out}{err}");
+        out
+    }
+
+    /// Standard error of a command that fails.
+    async fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments, None).await;
+        assert!(!output.status.success(), "ctr {arguments:?} succeeded: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+/// Lines of a table without its head, in columns.
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    table.lines().skip(1).map(|line| line.split_whitespace().collect()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_imported_unpacked_exported_and_collected() {
+    let Some(daemon) = Daemon::start() else { return };
+    let image = Image::new("example.org/hello:1.0");
+    let archive = daemon.node.directory.path().join("image.tar");
+    std::fs::write(&archive, image.archive()).unwrap();
+    let imported = daemon.ok(&["images", "import", archive.to_str().unwrap()]).await;
+    assert!(imported.contains("example.org/hello:1.0") && imported.contains("done"), "{imported}");
+
+    let listed = daemon.ok(&["images", "ls"]).await;
+    assert_eq!(
+        rows(&listed)[0][..3],
+        ["example.org/hello:1.0", "application/vnd.oci.image.manifest.v1+json", image.digest().as_str()]
+    );
+    let checked = daemon.ok(&["images", "check"]).await;
+    assert!(checked.contains("complete (3/3)") && checked.trim_end().ends_with("true"), "{checked}");
+    assert_eq!(rows(&daemon.ok(&["content", "ls"]).await).len(), 4);
+    let snapshots = daemon.ok(&["snapshots", "ls"]).await;
+    assert_eq!(rows(&snapshots).len(), 2);
+    assert!(rows(&daemon.ok(&["leases", "ls"]).await).is_empty(), "the import's lease is gone");
+
+    let exported = daemon.node.directory.path().join("exported.tar");
+    daemon.ok(&["images", "export", exported.to_str().unwrap(), "example.org/hello:1.0"]).await;
+    assert!(std::fs::metadata(&exported).unwrap().len() > 1000);
+
+    daemon.ok(&["images", "tag", "example.org/hello:1.0", "example.org/hello:2.0"]).await;
+    daemon.ok(&["images", "label", "example.org/hello:2.0", "a.b/c=d"]).await;
+    let filtered = daemon.ok(&["images", "ls", "-q", "labels.\"a.b/c\"==d"]).await;
+    assert_eq!(filtered, "example.org/hello:2.0\n");
+    daemon.ok(&["images", "rm", "example.org/hello:1.0"]).await;
+    assert_eq!(daemon.ok(&["images", "ls", "-q"]).await, "example.org/hello:2.0\n");
+    assert_eq!(rows(&daemon.ok(&["content", "ls"]).await).len(), 4, "the other name keeps everything");
+    daemon.ok(&["images", "rm", "--sync", "example.org/hello:2.0"]).await;
+    assert_eq!(daemon.ok(&["content", "ls", "-q"]).await, "");
+    assert!(rows(&daemon.ok(&["snapshots", "ls"]).await).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_is_ingested_read_labelled_and_deleted() {
+    let Some(daemon) = Daemon::start() else { return };
+    let digest = orlop_oci::Digest::of(b"some bytes");
+    let ingest = ["content", "ingest", "--expected-digest", digest.as_str(), "--expected-size", "10", "the-ref"];
+    daemon.ok_with(&ingest, Some(b"some bytes".to_vec())).await;
+    assert_eq!(daemon.ok(&["content", "get", digest.as_str()]).await, "some bytes");
+    daemon.ok(&["content", "label", digest.as_str(), "containerd.io/gc.root=yes"]).await;
+    assert!(daemon.ok(&["content", "ls"]).await.contains("containerd.io/gc.root=yes"));
+
+    let other = orlop_oci::Digest::of(b"other");
+    let wrong = ["content", "ingest", "--expected-digest", other.as_str(), "--expected-size", "5", "wrong"];
+    let output = daemon.run(&wrong, Some(b"bytes".to_vec())).await;
+    assert!(!output.status.success());
+    let active = daemon.ok(&["content", "active"]).await;
+    assert!(active.contains("wrong"), "the ingest survives a wrong digest: {active}");
+
+    daemon.ok(&["content", "rm", digest.as_str()]).await;
+    let error = daemon.fails(&["content", "get", digest.as_str()]).await;
+    assert!(error.contains("not found"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_prepared_committed_viewed_and_removed() {
+    let Some(daemon) = Daemon::start() else { return };
+    for snapshotter in ["overlayfs", "native"] {
+        let ctr = |arguments: &[&'static str]| {
+            let arguments: Vec<&str> =
+                ["snapshots", "--snapshotter", snapshotter].into_iter().chain(arguments.iter().copied()).collect();
+            let daemon = &daemon;
+            async move { daemon.ok(&arguments).await }
+        };
+        daemon.ok(&["leases", "create", "--id", snapshotter]).await;
+        ctr(&["prepare", "one"]).await;
+        ctr(&["commit", "base", "one"]).await;
+        ctr(&["prepare", "two", "base"]).await;
+        ctr(&["view", "three", "base"]).await;
+        let listed = ctr(&["ls"]).await;
+        let mut kinds: Vec<_> = rows(&listed).into_iter().map(|row| (row[0], *row.last().unwrap())).collect();
+        kinds.sort_unstable();
+        assert_eq!(kinds, [("base", "Committed"), ("three", "View"), ("two", "Active")]);
+        assert!(ctr(&["mounts", "/target", "two"]).await.starts_with("mount "));
+        assert!(ctr(&["info", "base"]).await.contains("\"Committed\""));
+        ctr(&["usage", "base"]).await;
+        ctr(&["label", "two", "a=b"]).await;
+        let error = daemon.fails(&["snapshots", "--snapshotter", snapshotter, "rm", "base"]).await;
+        assert!(error.contains("failed precondition"), "{error}");
+        for key in ["three", "two", "base"] {
+            daemon.ok(&["snapshots", "--snapshotter", snapshotter, "rm", key]).await;
+        }
+        daemon.ok(&["leases", "rm", "--sync", snapshotter]).await;
+    }
+    let error = daemon.fails(&["snapshots", "--snapshotter", "zfs", "ls"]).await;
+    assert!(error.contains("invalid argument"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespaces_are_made_labelled_and_removed() {
+    let Some(daemon) = Daemon::start() else { return };
+    daemon.ok(&["namespaces", "create", "mine", "a=b"]).await;
+    daemon.ok(&["namespaces", "label", "mine", "c=d"]).await;
+    let listed = daemon.ok(&["namespaces", "ls"]).await;
+    assert!(listed.contains("mine") && listed.contains("a=b,c=d"), "{listed}");
+    let error = daemon.fails(&["namespaces", "create", "mine"]).await;
+    assert!(error.contains("already exists"), "{error}");
+    daemon.ok(&["namespaces", "rm", "mine"]).await;
+    assert!(!daemon.ok(&["namespaces", "ls", "-q"]).await.contains("mine"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_serves_is_told() {
+    let Some(daemon) = Daemon::start() else { return };
+    let plugins = daemon.ok(&["plugins", "ls", "type==io.containerd.snapshotter.v1"]).await;
+    let ids: Vec<_> = rows(&plugins).into_iter().map(|row| (row[1], *row.last().unwrap())).collect();
+    assert_eq!(ids, [("overlayfs", "ok"), ("native", "ok")]);
+    assert!(daemon.ok(&["version"]).await.contains("+orlop."));
+}
