@@ -86,7 +86,8 @@ async fn a_full_disk_keeps_what_was_written_and_the_write_goes_on_later() {
     let mut written = 0;
     let error = loop {
         assert!(written < whole.len(), "the disk is not full");
-        let piece = whole.slice(written..(written + (1 << 20)).min(whole.len()));
+        // No divisor of the space there is, so that the last write fits in part.
+        let piece = whole.slice(written..(written + 700_001).min(whole.len()));
         match writer.write(piece.clone()).await {
             Ok(()) => written += piece.len(),
             Err(error) => break error,
