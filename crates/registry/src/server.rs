@@ -20,8 +20,9 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::Registry;
 
-/// Connections at once; further ones wait in the listener's queue.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections at once; further ones wait in the listener's queue. With the blobs and uploads they have open they stay
+/// below the 1,024 file descriptors that a process usually may have.
+const MAX_CONNECTIONS: usize = 384;
 
 /// How long a client may take to send its request line and headers, or to shake hands.
 const HEADER_TIME: Duration = Duration::from_secs(30);

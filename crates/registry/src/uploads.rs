@@ -16,9 +16,9 @@ use crate::error::{Code, Failure};
 use crate::route::{digest as parse_digest, query, repository};
 use crate::{Inner, empty, text};
 
-/// Uploads whose writers stay open between requests. More are closed, the longest idle first, and opened again when
-/// their next request comes, at the price of hashing what is there once more.
-const OPEN_UPLOADS: usize = 256;
+/// Uploads whose writers stay open between requests, each with two file descriptors. More are closed, the longest idle
+/// first, and opened again when their next request comes, at the price of hashing what is there once more.
+const OPEN_UPLOADS: usize = 64;
 
 /// How long a body may pause. Longer is a client that is gone; its upload can be resumed.
 const BODY_PAUSE: Duration = Duration::from_secs(60);
