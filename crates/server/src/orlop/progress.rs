@@ -148,3 +148,84 @@ fn blob(event: BlobEvent) -> pb::BlobProgress {
         limit: limit.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use orlop_oci::Digest;
+
+    use super::*;
+
+    fn of_blob(text: &str, offset: u64) -> Event {
+        Event::Blob(BlobEvent {
+            digest: Digest::of(text.as_bytes()),
+            kind: "layer",
+            stage: Stage::Fetching,
+            offset,
+            total: 10,
+            unpacked: 0,
+            limit: Limit::Network,
+        })
+    }
+
+    fn outcome() -> Outcome {
+        Outcome {
+            names: vec!["name".into()],
+            target: Descriptor::new("type", Digest::of(b"target"), 6),
+            image_ids: Vec::new(),
+            bytes_transferred: 10,
+            bytes_present: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_latest_state_of_each_blob_and_the_end_always_arrive() {
+        let mut stream = stream(|events| async move {
+            for offset in 0..=1_000_000 {
+                events.push(of_blob("a", offset));
+            }
+            events.push(of_blob("b", 3));
+            events.push(Event::Message("almost".into()));
+            Ok(outcome())
+        });
+        let mut last = std::collections::BTreeMap::new();
+        let (mut count, mut messages, mut done) = (0, Vec::new(), None);
+        while let Some(progress) = stream.next().await {
+            let progress = progress.unwrap();
+            assert!(done.is_none(), "nothing comes after the end");
+            count += 1;
+            if let Some(blob) = progress.blob {
+                last.insert(blob.digest, blob.offset);
+            }
+            if !progress.message.is_empty() {
+                messages.push(progress.message);
+            }
+            done = progress.done;
+        }
+        assert_eq!(last.into_values().collect::<std::collections::BTreeSet<_>>(), [3, 1_000_000].into());
+        assert_eq!((messages, done.unwrap().names), (vec!["almost".to_owned()], vec!["name".to_owned()]));
+        assert!(count < 1000, "{count} events: states that are overtaken are not sent");
+    }
+
+    #[tokio::test]
+    async fn an_error_ends_the_stream_with_its_status() {
+        let stream = stream(|_| async { Err(orlop_image::Error::NotFound("x".into())) });
+        let answers: Vec<_> = stream.collect().await;
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0].as_ref().unwrap_err().code(), tonic::Code::NotFound);
+    }
+
+    #[tokio::test]
+    async fn the_operation_is_dropped_with_the_stream() {
+        let (held, mut dropped) = mpsc::channel::<()>(1);
+        let (started, mut running) = mpsc::channel::<()>(1);
+        let stream = stream(move |_| async move {
+            let _held = held;
+            started.send(()).await.unwrap();
+            std::future::pending().await
+        });
+        running.recv().await.unwrap();
+        drop(stream);
+        assert!(dropped.recv().await.is_none(), "its last value is gone");
+    }
+}

@@ -1,7 +1,8 @@
 //! A root with its services, for tests.
-#![allow(dead_code, reason = "every test file uses a part of this")]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses a part of this")]
 
 pub mod image;
+pub mod remote;
 
 use std::path::Path;
 use std::sync::Arc;
