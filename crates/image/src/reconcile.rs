@@ -36,9 +36,9 @@ pub struct Reconciled {
 /// What [`changes`] must know besides the records.
 pub(crate) struct Facts<'a> {
     /// The image ID of a target for the host, if that image is complete.
-    pub(crate) image: &'a dyn Fn(&Digest) -> Option<ImageId>,
+    pub(crate) image: &'a (dyn Fn(&Digest) -> Option<ImageId> + Sync),
     /// Whether the last name of a target was deleted, not moved.
-    pub(crate) deleted: &'a dyn Fn(&Digest) -> bool,
+    pub(crate) deleted: &'a (dyn Fn(&Digest) -> bool + Sync),
     pub(crate) now: Timestamp,
     pub(crate) grace_seconds: i64,
 }
