@@ -1,8 +1,14 @@
 //! Looking for damage and contradictions.
 
-use orlop_metadata::Scope;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Images, Result};
+use orlop_content as content;
+use orlop_metadata::{self as metadata, ImageChange, MetadataProblem, Scope, Store};
+use orlop_oci::{Descriptor, Digest, Digester};
+
+use crate::pull::Stored;
+use crate::walk::{self, Node, Select};
+use crate::{Error, Images, Result};
 
 /// What to check.
 #[derive(Debug, Clone, Default)]
@@ -28,9 +34,220 @@ pub struct Problem {
 }
 
 impl Images {
-    /// Looks for damage; finds nothing in a sound store.
+    /// Looks for damage; finds nothing in a sound store. Without a name every namespace is looked at.
     pub async fn check(&self, scope: &Scope, request: &CheckRequest) -> Result<Vec<Problem>> {
-        let _ = (scope, request);
-        todo!()
+        let mut problems = Vec::new();
+        match &request.name {
+            Some(name) => {
+                let found = self.resolve_name(scope, name).await?;
+                let catalog = self.target_catalog(scope, &found.target).await?;
+                let name = found.names.first().cloned().unwrap_or_else(|| found.target.digest.to_string());
+                self.check_target(scope, &name, &found.target, &mut problems).await?;
+                self.check_blobs(catalog.content.into_iter().collect(), request.deep, &mut problems).await?;
+            }
+            None => {
+                for namespace in self.blocking(|store| Ok(store.namespaces()?)).await? {
+                    self.check_namespace(&Scope { namespace: namespace.name, ..scope.clone() }, &mut problems).await?;
+                }
+                let blobs = self.blocking(all_blobs).await?;
+                self.check_blobs(blobs, request.deep, &mut problems).await?;
+                problems.extend(self.blocking(check_snapshots).await?);
+                problems.extend(self.blocking(check_metadata).await?);
+            }
+        }
+        problems.sort();
+        problems.dedup();
+        Ok(problems)
     }
+
+    async fn check_namespace(&self, scope: &Scope, problems: &mut Vec<Problem>) -> Result<()> {
+        let catalog = self.catalog(scope).await?;
+        let mut targets: BTreeMap<Digest, (&str, &Descriptor)> = BTreeMap::new();
+        for record in &catalog.records {
+            targets.entry(record.target.digest.clone()).or_insert((&record.name, &record.target));
+        }
+        for (name, target) in targets.into_values() {
+            self.check_target(scope, name, target, problems).await?;
+        }
+        if self.settings().is_cri(&scope.namespace) {
+            let changes = self.wanted_changes(&scope.namespace, &catalog).await?;
+            let existing: BTreeSet<&str> = catalog.records.iter().map(|r| r.name.as_str()).collect();
+            problems.extend(changes.iter().filter_map(|change| unreconciled(change, &existing)));
+        }
+        Ok(())
+    }
+
+    /// Whether the documents of a target make sense, and whether an image of it is complete.
+    async fn check_target(
+        &self,
+        scope: &Scope,
+        name: &str,
+        target: &Descriptor,
+        problems: &mut Vec<Problem>,
+    ) -> Result<()> {
+        let pull = format!("orlop pull {name}");
+        let content = self.store().content(scope);
+        let tree = match walk::walk(&Stored(content), name, target, &Select::Present).await {
+            Ok(tree) => tree,
+            // Damaged bytes are a finding of their own, made when blobs are checked.
+            Err(Error::Content(content::Error::Damaged { digest, actual })) => {
+                problems.push(damaged(&digest, &actual, pull));
+                return Ok(());
+            }
+            Err(error @ (Error::Document { .. } | Error::Inconsistent { .. } | Error::TooDeep { .. })) => {
+                let detail = format!("{name}: {error}");
+                problems.push(Problem {
+                    class: "document-invalid",
+                    subject: target.digest.to_string(),
+                    detail,
+                    fix: pull,
+                });
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let catalog = self.target_catalog(scope, target).await?;
+        if tree.nodes.is_empty() {
+            let detail = format!("{name}: its target is not in this store");
+            problems.push(Problem { class: "image-incomplete", subject: name.to_owned(), detail, fix: pull });
+            return Ok(());
+        }
+        let lacking = |node: &Node| -> Vec<String> {
+            let children = node.document.children().into_iter();
+            let absent = children.filter(|d| d.urls.is_empty() && !catalog.content.contains_key(&d.digest));
+            absent.map(|d| format!("{} {}", walk::kind_word(d), d.digest)).collect()
+        };
+        let images: Vec<&Node> = tree.manifests().collect();
+        let best = tree.image_for(&self.settings().platform);
+        // An index of other platforms only is complete as soon as one of them is.
+        let judged: Vec<Vec<String>> = match best {
+            Some(node) => vec![lacking(node)],
+            None => images.iter().map(|node| lacking(node)).collect(),
+        };
+        if judged.iter().all(|missing| !missing.is_empty()) {
+            let missing = judged.into_iter().next().unwrap_or_else(|| vec!["every manifest of its index".to_owned()]);
+            let detail = format!("{name}: missing {}", missing.join(", "));
+            problems.push(Problem { class: "image-incomplete", subject: name.to_owned(), detail, fix: pull });
+        }
+        Ok(())
+    }
+
+    /// Whether blobs that rows name are there, as large as the rows say, and (deep) hash to their names.
+    async fn check_blobs(&self, blobs: Vec<(Digest, u64)>, deep: bool, problems: &mut Vec<Problem>) -> Result<()> {
+        let raw = self.store().raw_content();
+        for (digest, size) in blobs {
+            let fix = "orlop pull the image again, or import it".to_owned();
+            let subject = digest.to_string();
+            match raw.info(&digest).await {
+                Err(content::Error::NotFound { .. }) => {
+                    let detail = format!("expected {size} bytes, the file is gone");
+                    problems.push(Problem { class: "blob-missing", subject, detail, fix });
+                }
+                Err(error) => return Err(error.into()),
+                Ok(info) if info.size != size => {
+                    let detail = format!("expected {size} bytes, found {}", info.size);
+                    problems.push(Problem { class: "blob-size", subject, detail, fix });
+                }
+                Ok(_) if deep => {
+                    let actual = hash(&**raw, &digest).await?;
+                    if actual != digest {
+                        problems.push(damaged(&digest, &actual, fix));
+                    }
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn hash(raw: &dyn content::Store, digest: &Digest) -> Result<Digest> {
+    const PIECE: usize = 1 << 20;
+    let reader = raw.open(digest).await?;
+    let mut digester = Digester::new(digest.algorithm());
+    let mut offset = 0;
+    loop {
+        let piece = reader.read_at(offset, PIECE).await?;
+        if piece.is_empty() {
+            return Ok(digester.finish());
+        }
+        offset += piece.len() as u64;
+        // A megabyte takes under a millisecond; worth no thread of its own.
+        digester.update(&piece);
+    }
+}
+
+fn damaged(digest: &Digest, actual: &Digest, fix: String) -> Problem {
+    let detail = format!("its bytes hash to {actual}");
+    Problem { class: "blob-damaged", subject: digest.to_string(), detail, fix }
+}
+
+/// A record that the reconciler would change.
+fn unreconciled(change: &ImageChange, existing: &BTreeSet<&str>) -> Option<Problem> {
+    let fix = "orlop gc".to_owned();
+    match change {
+        ImageChange::Delete { name } => {
+            let detail = "no name needs it any more".to_owned();
+            Some(Problem { class: "hash-reference-stranded", subject: name.clone(), detail, fix })
+        }
+        ImageChange::Upsert { name, .. } if !existing.contains(name.as_str()) => {
+            let detail = "a name of its image exists, it does not".to_owned();
+            Some(Problem { class: "hash-reference-missing", subject: name.clone(), detail, fix })
+        }
+        // Labels and times of what exists are no damage.
+        ImageChange::Upsert { .. } => None,
+    }
+}
+
+fn all_blobs(store: &Store) -> Result<Vec<(Digest, u64)>> {
+    let mut blobs = BTreeMap::new();
+    for namespace in store.namespaces()? {
+        let scope = Scope::new(namespace.name, "check");
+        blobs.extend(store.content(&scope).find(&[])?.into_iter().map(|info| (info.digest, info.size)));
+    }
+    Ok(blobs.into_iter().collect())
+}
+
+/// Whether every snapshot's tree is there.
+fn check_snapshots(store: &Store) -> Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for driver in store.drivers() {
+        let there: BTreeSet<u64> =
+            driver.list().map_err(metadata::Error::from)?.into_iter().map(|(id, _)| id.0).collect();
+        for namespace in store.namespaces()? {
+            let scope = Scope::new(namespace.name.clone(), "check");
+            for (id, info) in store.snapshots(&scope, driver.name())?.ids()? {
+                if !there.contains(&id.0) {
+                    let subject = format!("{}/{}/{}", namespace.name, driver.name(), info.name);
+                    let detail = format!("its tree {} is gone", driver.root().join(id.0.to_string()).display());
+                    let fix = "remove the image and pull it again".to_owned();
+                    problems.push(Problem { class: "snapshot-missing", subject, detail, fix });
+                }
+            }
+        }
+    }
+    Ok(problems)
+}
+
+fn check_metadata(store: &Store) -> Result<Vec<Problem>> {
+    let problems = store.check_metadata()?.into_iter().map(|problem| {
+        let (class, subject, detail) = match problem {
+            MetadataProblem::Damaged { detail } => ("metadata-damaged", "meta.db".to_owned(), detail),
+            MetadataProblem::Edges { namespace, kind, name } => {
+                let detail = "what collection knows of it is not what it states".to_owned();
+                ("metadata-edges", format!("{namespace}/{kind}/{name}"), detail)
+            }
+            MetadataProblem::LogLine { line } => {
+                ("history-damaged", "history.log".to_owned(), format!("line {line} does not check"))
+            }
+            MetadataProblem::LogMissing { seq } => (
+                "history-missing",
+                "history.log".to_owned(),
+                format!("change {seq} is not in it as the database has it"),
+            ),
+            other => ("metadata", "meta.db".to_owned(), format!("{other:?}")),
+        };
+        Problem { class, subject, detail, fix: "keep a copy of the root and report it".to_owned() }
+    });
+    Ok(problems.collect())
 }

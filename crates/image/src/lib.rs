@@ -33,6 +33,7 @@ mod resolve;
 mod rows;
 mod settings;
 mod tag;
+mod transfer;
 mod usage;
 mod walk;
 

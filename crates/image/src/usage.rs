@@ -1,8 +1,15 @@
 //! What takes how much disk, measured from the file system; and giving it back.
 
-use orlop_metadata::Scope;
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::{fs, io};
 
-use crate::{ImageRow, Images, Result};
+use orlop_metadata::gc::{self, Disposal};
+use orlop_metadata::{Image, Scope, Store};
+use orlop_oci::classify;
+
+use crate::{Error, ImageRow, Images, ListRequest, Result};
 
 /// What to collect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,14 +75,133 @@ pub struct DiskUsage {
 
 impl Images {
     /// Reconciles every CRI-managed namespace, then collects garbage.
-    pub async fn gc(&self, scope: &Scope, request: GcRequest) -> Result<GcOutcome> {
-        let _ = (scope, request);
-        todo!()
+    pub async fn gc(&self, _scope: &Scope, request: GcRequest) -> Result<GcOutcome> {
+        if request.dry_run {
+            return self.blocking(move |store| dry_run(store, request)).await;
+        }
+        for namespace in self.blocking(|store| Ok(store.namespaces()?)).await? {
+            if self.settings().is_cri(&namespace.name) {
+                self.reconcile(&namespace.name).await?;
+            }
+        }
+        self.blocking(move |store| {
+            let report = match request.full {
+                true => store.collect_full(Disposal::Reclaim)?,
+                false => store.collect(Disposal::Reclaim)?,
+            };
+            let trash_bytes = if request.trash { store.empty_trash(0, 0)? } else { 0 };
+            Ok(GcOutcome { trash_bytes, ..outcome(&report) })
+        })
+        .await
     }
 
-    /// Measures the root.
+    /// Measures the root. Allocated blocks are counted, hard links once.
     pub async fn disk_usage(&self, scope: &Scope) -> Result<DiskUsage> {
-        let _ = scope;
-        todo!()
+        let request = ListRequest { filters: Vec::new(), all_namespaces: true };
+        let images = self.images(scope, &request).await?;
+        let measured = self.blocking(measure).await?;
+        Ok(DiskUsage { images, ..measured })
     }
+}
+
+fn outcome(report: &gc::Report) -> GcOutcome {
+    GcOutcome {
+        blobs: distinct(report) as u64,
+        blob_bytes: report.blob_bytes,
+        snapshots: report.snapshots.len() as u64,
+        snapshot_bytes: report.snapshot_bytes,
+        trash_bytes: 0,
+        leases: report.leases.len() as u64,
+        ingests: report.ingests.len() as u64,
+    }
+}
+
+/// Blobs, however many namespaces dropped them.
+fn distinct(report: &gc::Report) -> usize {
+    report.content.iter().map(|(_, digest)| digest).collect::<BTreeSet<_>>().len()
+}
+
+fn dry_run(store: &Store, request: GcRequest) -> Result<GcOutcome> {
+    let report = store.plan_collection(&[])?;
+    let in_trash = if request.trash { store.trash()?.iter().map(|entry| entry.bytes).sum() } else { 0 };
+    Ok(GcOutcome { trash_bytes: in_trash, ..outcome(&report) })
+}
+
+fn measure(store: &Store) -> Result<DiskUsage> {
+    let root = store.root();
+    let mut seen = HashSet::new();
+    let mut below = |path: &str| allocated(&root.join(path), &mut seen);
+    let mut usage = DiskUsage {
+        content: below("content/blobs")?,
+        ingests: below("content/ingest")?,
+        snapshots: below("snapshots")?,
+        trash: below("trash")?,
+        ..DiskUsage::default()
+    };
+    // Whatever else is in the root: database, history, locks, the directories between.
+    let rest = below("")?;
+    usage.metadata = rest;
+    usage.total = usage.content + usage.ingests + usage.snapshots + usage.trash + rest;
+    usage.hash_references = hash_references(store)?;
+    Ok(usage)
+}
+
+/// What would go if only the hash references went: planned, less what would go anyway.
+fn hash_references(store: &Store) -> Result<HashReferenceUsage> {
+    let mut usage = HashReferenceUsage::default();
+    let mut records = Vec::new();
+    for namespace in store.namespaces()? {
+        for image in store.images(&namespace.name, &[])? {
+            if classify(&image.name).is_hash_reference() {
+                usage.records += 1;
+                usage.metadata_bytes += row_bytes(&namespace.name, &image);
+                records.push((namespace.name.clone(), image.name));
+            }
+        }
+    }
+    let freed = |report: gc::Report| report.blob_bytes + report.snapshot_bytes;
+    let with = freed(store.plan_collection(&records)?);
+    usage.content_bytes = with.saturating_sub(freed(store.plan_collection(&[])?));
+    Ok(usage)
+}
+
+/// The bytes of a record's columns, as text.
+fn row_bytes(namespace: &str, image: &Image) -> u64 {
+    let labels: usize = image.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
+    let target = image.target.digest.as_str().len() + image.target.media_type.len();
+    // Size and the two times are integers of eight bytes.
+    (namespace.len() + image.name.len() + target + labels + 3 * 8) as u64
+}
+
+/// Allocated bytes below a directory that were not counted before. Symbolic links are not followed.
+fn allocated(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<u64> {
+    let mut total = 0;
+    let mut open = vec![path.to_owned()];
+    while let Some(path) = open.pop() {
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            // Others work on the root at the same time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(Error::Io { operation: "stat", path, source }),
+        };
+        if !seen.insert((metadata.dev(), metadata.ino())) {
+            continue;
+        }
+        total += metadata.blocks() * 512;
+        if !metadata.is_dir() {
+            continue;
+        }
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(Error::Io { operation: "list", path, source }),
+        };
+        for entry in entries {
+            match entry {
+                Ok(entry) => open.push(entry.path()),
+                Err(source) => return Err(Error::Io { operation: "list", path, source }),
+            }
+        }
+    }
+    Ok(total)
 }

@@ -167,13 +167,21 @@ impl ScopedSnapshots {
 
     /// Committed snapshots with what each alone took on disk when it was committed, by age.
     pub fn usages(&self) -> Result<Vec<(SnapshotInfo, Usage)>> {
-        let all: Vec<Found> = self.store.read(|conn| {
+        let committed = self.all()?.into_iter().filter(|f| f.info.kind == SnapshotKind::Committed);
+        Ok(committed.filter_map(|f| f.usage.map(|usage| (f.info, usage))).collect())
+    }
+
+    /// Every snapshot with the driver's number for it, by age.
+    pub fn ids(&self) -> Result<Vec<(SnapshotId, SnapshotInfo)>> {
+        Ok(self.all()?.into_iter().map(|found| (found.id, found.info)).collect())
+    }
+
+    fn all(&self) -> Result<Vec<Found>> {
+        self.store.read(|conn| {
             let mut query = conn.prepare_cached(&format!("{SELECT} ORDER BY s.id"))?;
             let rows = query.query_map(params![self.scope.namespace, self.driver], found)?;
             Ok(rows.collect::<Result<_, _>>()?)
-        })?;
-        let committed = all.into_iter().filter(|f| f.info.kind == SnapshotKind::Committed);
-        Ok(committed.filter_map(|f| f.usage.map(|usage| (f.info, usage))).collect())
+        })
     }
 
     /// Where a layer is applied to an active snapshot.
