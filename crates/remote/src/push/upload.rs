@@ -3,6 +3,9 @@
 //! A blob up to [`crate::Tuning::upload_chunk_bytes`] is sent by one PUT. A larger one, and whatever is left after a broken
 //! connection, goes by PATCH in chunks and is closed by an empty PUT. After a failure the host is asked how far it is; a
 //! session that it no longer knows is begun anew, and one that takes no chunks is sent again by one PUT.
+//!
+//! docker-registry (2.8) forgets a session of which it has got a part of a chunk: its `Location` carries the offset,
+//! and it gives the session up when that is not what it has. There a broken chunk means to begin anew.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -76,6 +79,7 @@ impl<'a> Upload<'a> {
             tracing::debug!(offset = session.offset, failures, ?pause, %error, "resuming an upload");
             tokio::time::sleep(pause).await;
             session = self.resume(session).await?;
+            (self.progress)(session.offset);
         }
     }
 
@@ -223,7 +227,6 @@ impl<'a> Upload<'a> {
         };
         next.chunk_min = next.chunk_min.max(session.chunk_min);
         answer.drain().await;
-        (self.progress)(offset);
         Ok(next)
     }
 }

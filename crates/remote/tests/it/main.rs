@@ -3,6 +3,10 @@
 mod common;
 mod fake;
 mod mirrors;
+mod pki;
 mod pulling;
+mod pushing;
 mod registry;
+mod secured;
+mod tls;
 mod tokens;

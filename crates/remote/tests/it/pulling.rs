@@ -155,7 +155,7 @@ async fn a_stalled_connection_is_replaced() {
         let served = bytes.clone();
         let calls = AtomicUsize::new(0);
         let fake = Fake::start(move |seen| {
-            let stalls = calls.fetch_add(1, Ordering::SeqCst) % 3 == 0;
+            let stalls = calls.fetch_add(1, Ordering::SeqCst).is_multiple_of(3);
             serve_blob(seen, &served, if stalls { 20_000 } else { usize::MAX }, Then::Stall)
         })
         .await;
