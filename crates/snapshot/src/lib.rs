@@ -23,6 +23,7 @@
 
 pub mod apply;
 mod copy;
+pub mod diff;
 mod error;
 mod fs;
 mod layout;

@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Meta as FileMeta, Tar, describe, is_root, mode};
+use common::{Meta as FileMeta, Tar, cases, describe, is_root, mode};
 use orlop_snapshot::apply::{Options, apply};
 use orlop_snapshot::{Driver, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
 use proptest::prelude::*;
@@ -207,6 +207,8 @@ fn build(ops: &[Op], layer: u64) -> Tar {
 }
 
 proptest! {
+    #![proptest_config(cases(100))]
+
     #[test]
     fn any_stack_comes_out_as_in_serial(stack in prop::collection::vec(prop::collection::vec(op(), 1..7), 2..5)) {
         if rustix::process::geteuid().is_root() {

@@ -173,3 +173,9 @@ pub fn is_root(test: &str) -> bool {
     }
     root
 }
+
+/// How many cases a property test tries: `few`, unless `PROPTEST_CASES` says otherwise.
+pub fn cases(few: u32) -> proptest::test_runner::Config {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(few);
+    proptest::test_runner::Config { cases, ..Default::default() }
+}
