@@ -59,9 +59,10 @@ impl Puller {
                 1 => {
                     let report = self.store.delete_to_trash(&scope, &delete, "test").expect("deleted");
                     let undone = self.store.undo(&scope, report.trash.as_deref()).expect("undone");
-                    assert_eq!(undone.missing, []);
                     assert_eq!(undone.images.len(), 1);
-                    self.verify(&held, "after the undo");
+                    // What another puller reclaimed meanwhile, after this one let go of it, is nowhere.
+                    let back: Vec<_> = held.into_iter().filter(|d| !undone.missing.contains(d)).collect();
+                    self.verify(&back, "after the undo");
                     self.store.write_images(&scope, &delete).expect("deleted");
                 }
                 2 => {
