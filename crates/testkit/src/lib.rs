@@ -4,13 +4,21 @@
 //! - [`tar`] writes tar streams entry by entry, the broken ones too; [`compress`] packs them.
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
+//! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
+//! - [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
 //! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
 
 pub mod archive;
 pub mod compress;
+pub mod containerd;
 pub mod corpus;
 pub mod fingerprint;
 pub mod from_dir;
 pub mod image;
+pub mod process;
+pub mod proxy;
+pub mod registry;
 pub mod tar;
+pub mod tls;
+pub mod token;

@@ -1,0 +1,154 @@
+//! A containerd of its own for one test: own root, state and socket.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process::{Daemon, Output, output};
+
+/// Which containerd is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// `containerd`.
+    pub containerd: PathBuf,
+    /// The `ctr` that belongs to it.
+    pub ctr: PathBuf,
+}
+
+impl Programs {
+    /// Debian's containerd, or says that the test is skipped.
+    pub fn debian() -> Option<Self> {
+        let found = Self { containerd: "/usr/bin/containerd".into(), ctr: "/usr/bin/ctr".into() };
+        found.or_skip("apt-get install containerd")
+    }
+
+    /// A containerd 2.x that was built from source into `~/go/bin`, or says that the test is skipped.
+    pub fn current() -> Option<Self> {
+        let bin = PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join("go/bin");
+        let found = Self { containerd: bin.join("containerd"), ctr: bin.join("ctr") };
+        found.or_skip("go install github.com/containerd/containerd/v2/cmd/...@latest")
+    }
+
+    fn or_skip(self, how: &str) -> Option<Self> {
+        let found = self.containerd.exists() && self.ctr.exists();
+        if !found {
+            eprintln!("skipped: {} is not installed ({how})", self.containerd.display());
+        }
+        found.then_some(self)
+    }
+
+    /// `containerd --version`.
+    pub fn version(&self) -> String {
+        output(Command::new(&self.containerd).arg("--version")).ok().stdout.trim().to_owned()
+    }
+
+    fn is_version_1(&self) -> bool {
+        self.version().split_whitespace().any(|word| word.trim_start_matches('v').starts_with("1."))
+    }
+}
+
+/// What a containerd is to be.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Load the CRI plugin, which writes hash references in `k8s.io`.
+    pub cri: bool,
+    /// Lines to add to the configuration.
+    pub config: String,
+}
+
+/// A running containerd; it and its directories go when it is dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    // Ended before its directory is removed.
+    daemon: Daemon,
+    programs: Programs,
+    dir: tempfile::TempDir,
+}
+
+impl Containerd {
+    /// Starts one. Needs root.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start(programs: &Programs, options: &Options) -> Self {
+        // A socket's path must be short.
+        let dir = tempfile::Builder::new().prefix("ctrd").tempdir_in("/tmp").expect("a temporary directory");
+        let config = dir.path().join("config.toml");
+        std::fs::write(&config, configuration(programs, options, dir.path())).expect("a writable directory");
+        let mut command = Command::new(&programs.containerd);
+        command.arg("--config").arg(&config);
+        let daemon = Daemon::start(&mut command, &dir.path().join("log"));
+        let daemon = daemon.unwrap_or_else(|e| panic!("{}: {e}", programs.containerd.display()));
+        let mut running = Self { daemon, programs: programs.clone(), dir };
+        let probe = running.command("default", &["version"]);
+        running.daemon.wait_for(|_| rerun(&probe).status.success().then_some(()));
+        running
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    /// Its root directory: content in `io.containerd.content.v1.content`.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    /// Runs `ctr` against it in a namespace.
+    pub fn ctr(&self, namespace: &str, args: &[&str]) -> Output {
+        rerun(&self.command(namespace, args))
+    }
+
+    fn command(&self, namespace: &str, args: &[&str]) -> Vec<String> {
+        let socket = self.socket();
+        let ctr = [self.programs.ctr.as_path(), Path::new("-a"), &socket].map(|p| p.display().to_string());
+        let rest = ["-n", namespace].into_iter().chain(args.iter().copied());
+        ctr.into_iter().chain(rest.map(str::to_owned)).collect()
+    }
+}
+
+fn rerun(command: &[String]) -> Output {
+    output(Command::new(&command[0]).args(&command[1..]))
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.daemon.stop();
+        // containerd leaves mounts of its sandboxes' shared memory, and of trees it was looking at.
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let below = |line: &str| {
+            line.split(' ').nth(1).filter(|p| Path::new(p).starts_with(self.dir.path())).map(str::to_owned)
+        };
+        for path in mounts.lines().rev().filter_map(below) {
+            // One that cannot be unmounted makes the directory stay, which is seen.
+            let _ = rustix::mount::unmount(path.as_str(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn configuration(programs: &Programs, options: &Options, dir: &Path) -> String {
+    let old = programs.is_version_1();
+    let version = if old { 2 } else { 3 };
+    let mut disabled = vec!["io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp"];
+    if !options.cri {
+        disabled.push("io.containerd.grpc.v1.cri");
+        disabled.push("io.containerd.cri.v1.images");
+        disabled.push("io.containerd.cri.v1.runtime");
+    }
+    let cri = match (options.cri, old) {
+        (false, _) => "",
+        (true, true) => "[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n",
+        (true, false) => "[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n",
+    };
+    let dir = dir.display();
+    format!(
+        "version = {version}\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
+         [grpc]\naddress = \"{dir}/s\"\n[ttrpc]\naddress = \"{dir}/t\"\n[debug]\naddress = \"{dir}/d\"\n{cri}{}\n",
+        options.config
+    )
+}

@@ -1,0 +1,180 @@
+//! Running other programs: once with their output, or in the background until dropped.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a program may take to become ready, and to end when it is asked to.
+const PATIENCE: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_millis(20);
+
+/// What a program that has ended said.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The command line, for messages.
+    pub command: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Panics with all that was said if the program failed.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        let Self { command, status, stdout, stderr } = &self;
+        assert!(status.success(), "{command}: {status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
+        self
+    }
+
+    /// Panics with all that was said unless the program ended with this exit code.
+    #[track_caller]
+    pub fn code(self, expected: i32) -> Self {
+        let Self { command, status, stdout, stderr } = &self;
+        assert_eq!(
+            status.code(),
+            Some(expected),
+            "{command}: {status}, expected exit code {expected}\n--- stdout\n{stdout}\n--- stderr\n{stderr}"
+        );
+        self
+    }
+}
+
+/// Runs a program to its end.
+///
+/// # Panics
+/// If it cannot be started.
+#[track_caller]
+pub fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Output {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null());
+    output(&mut command)
+}
+
+/// Runs a prepared command to its end.
+///
+/// # Panics
+/// If it cannot be started.
+#[track_caller]
+pub fn output(command: &mut Command) -> Output {
+    let shown = format!("{command:?}");
+    let out = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
+    Output {
+        command: shown,
+        status: out.status,
+        stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+    }
+}
+
+/// Finds a program on `PATH`.
+pub fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|p| p.is_file())
+}
+
+/// Finds a program, or says on standard error that the test is skipped and how to get it.
+pub fn need(program: &str, package: &str) -> Option<PathBuf> {
+    let found = which(program);
+    if found.is_none() {
+        eprintln!("skipped: {program} is not installed (apt-get install {package})");
+    }
+    found
+}
+
+/// Whether this process may do what root may; if not, says that the test is skipped.
+pub fn need_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+/// A program in the background; ended when dropped: SIGTERM first, SIGKILL if it does not listen.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts a command with standard output and error into `log`.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn start(command: &mut Command, log: &Path) -> io::Result<Self> {
+        let out = File::create(log)?;
+        let child = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn()?;
+        let name = command.get_program().to_string_lossy().into_owned();
+        Ok(Self { name, child, log: log.to_owned() })
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until `ready` says something.
+    ///
+    /// # Panics
+    /// With the log, if the program ends before, or after a minute.
+    #[track_caller]
+    pub fn wait_for<T>(&mut self, mut ready: impl FnMut(&Self) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = ready(self) {
+                return found;
+            }
+            let ended = self.child.try_wait().ok().flatten();
+            assert!(ended.is_none(), "{} ended: {ended:?}\n{}", self.name, self.log());
+            assert!(Instant::now() < deadline, "{} is not ready after {PATIENCE:?}\n{}", self.name, self.log());
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// Ends it at once, as a power cut would, and waits for the end.
+    pub fn kill(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end, and ends it if it does not.
+    pub fn stop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(STEP);
+        }
+        self.kill();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
