@@ -162,12 +162,40 @@ fn undos_in_any_order_find_what_they_share() {
     let second = remove(&rig, &["b"]).trash.expect("an entry");
     assert_eq!(rig.blobs_on_disk().len(), 0);
     let undone = rig.store.undo(&rig.scope(NS, None), Some(&first)).expect("undone");
-    assert_eq!((undone.blobs, undone.snapshots), (2, 0), "its base snapshot is not back yet");
-    assert!(rig.reads(&a) && !rig.reads(&b));
-    rig.store.undo(&rig.scope(NS, None), Some(&second)).expect("undone");
-    assert!(rig.reads(&a) && rig.reads(&b) && rig.reads(&rig::digest(b"base")));
-    assert_ne!(state(&rig), before, "the tree on top of the base is to be unpacked again");
-    assert_eq!(rig.store.images(NS, &[]).expect("a list").len(), 2);
+    assert_eq!((undone.blobs, undone.snapshots), (3, 2), "with the base that went with b");
+    assert!(rig.reads(&a) && rig.reads(&rig::digest(b"base")) && !rig.reads(&b));
+    assert!(nothing(&rig.store.collect(Disposal::Reclaim).expect("a collection")));
+    let undone = rig.store.undo(&rig.scope(NS, None), Some(&second)).expect("undone");
+    assert_eq!((undone.blobs, undone.snapshots, undone.missing.len()), (2, 1, 0));
+    assert_eq!(state(&rig), before);
+}
+
+#[test]
+fn labels_that_changed_meanwhile_on_what_was_shared_stay() {
+    let rig = Rig::new();
+    make(&rig, "a");
+    make(&rig, "b");
+    remove(&rig, &["a"]);
+    let content = rig.store.content(&rig.scope(NS, None));
+    let base = rig::digest(b"base");
+    content.update(&base, labels(&[("new", "label")]), &[]).expect("labelled");
+    rig.store.undo(&rig.scope(NS, None), None).expect("undone");
+    assert_eq!(content.stat(&base).expect("a blob").labels, labels(&[("new", "label")]));
+}
+
+#[test]
+fn what_is_nowhere_any_more_is_told() {
+    let rig = Rig::new();
+    make(&rig, "a");
+    make(&rig, "b");
+    let first = remove(&rig, &["a"]).trash;
+    rig.store.delete_image(&rig.scope(NS, None), "b", None).expect("deleted");
+    rig.store.collect(Disposal::Reclaim).expect("a collection");
+    let undone = rig.store.undo(&rig.scope(NS, None), first.as_deref()).expect("undone");
+    assert_eq!(undone.missing, [rig::digest(b"base")]);
+    assert_eq!((undone.images.len(), undone.blobs, undone.snapshots), (1, 2, 0));
+    assert!(rig.store.collect_full(Disposal::Reclaim).expect("a collection").orphans.is_empty());
+    assert_eq!(rig.trees_on_disk(), 0);
 }
 
 #[test]

@@ -68,9 +68,9 @@ pub(crate) fn directory(store: &Store, id: &str) -> PathBuf {
     store.root().join("trash").join(id)
 }
 
-/// Where the trees of one driver are in a trash entry.
-pub(crate) fn tree_directory(store: &Store, id: &str, driver: &str) -> PathBuf {
-    directory(store, id).join("snapshots").join(driver)
+/// Where the trees of one driver are in the directory of a trash entry.
+pub(crate) fn tree_directory(bin: &Path, driver: &str) -> PathBuf {
+    bin.join("snapshots").join(driver)
 }
 
 fn due(conn: &Connection, now: i64) -> Result<Vec<Doomed>> {
@@ -146,9 +146,9 @@ fn remove_trees(store: &Store, trees: &[Doomed], unknown: &HashSet<i64>) -> Resu
 
 fn remove_tree(store: &Store, driver: &dyn Driver, id: SnapshotId, trash: Option<&str>) -> Result<()> {
     let Some(entry) = trash else { return Ok(driver.remove(id, None)?) };
-    let directory = tree_directory(store, entry, driver.name());
-    std::fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
-    Ok(driver.remove(id, Some(&directory))?)
+    let bin = tree_directory(&directory(store, entry), driver.name());
+    std::fs::create_dir_all(&bin).map_err(io_error("create", &bin))?;
+    Ok(driver.remove(id, Some(&bin))?)
 }
 
 /// Removes everything a trash entry has on disk.

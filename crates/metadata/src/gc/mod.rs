@@ -27,13 +27,15 @@ mod mark;
 mod orphans;
 mod removal;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 
 pub(crate) use bytes::{TRASH, block_on, directory, finish, tree_directory};
 use graph::Rows;
 pub(crate) use mark::Node;
-pub(crate) use removal::{BlobRow, ImageRow, Removal, SnapshotRow, image, json};
+use mark::{Found, Graph};
+pub(crate) use removal::{BlobRow, ImageRow, Removal, SnapshotRow, children_first, image, json};
+use rusqlite::Connection;
 use rustix::fs::FlockOperation;
 
 use crate::db::Tx;
@@ -131,7 +133,7 @@ impl Store {
     fn sweep(&self, marking: Marking, disposal: &Disposal) -> Result<Report> {
         let trash = match disposal {
             Disposal::Reclaim => None,
-            Disposal::Trash { reason } => Some(Bin { reason, deleted: Vec::new() }),
+            Disposal::Trash { reason } => Some(Bin { reason, deleted: Vec::new(), reached: Removal::default() }),
         };
         let (removal, mut report) = self.write("collect", |tx| remove_garbage(tx, marking, trash))?;
         report.snapshot_bytes += finish(self, &removal.snapshots)?;
@@ -145,6 +147,8 @@ pub(crate) struct Bin<'a> {
     pub(crate) reason: &'a str,
     /// Records deleted in the same transaction, which come back with what is collected.
     pub(crate) deleted: Vec<ImageRow>,
+    /// What they reached when they were deleted, whether or not anything else keeps it.
+    pub(crate) reached: Removal,
 }
 
 /// Removes the rows of everything that is garbage now, and the suspicions.
@@ -162,6 +166,18 @@ pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_
     removal.apply(tx, report.trash.as_deref())?;
     tx.execute("DELETE FROM suspect", [])?;
     Ok((removal, report))
+}
+
+/// The rows of everything that image records have a path to.
+pub(crate) fn reached(conn: &Connection, images: &[ImageRow]) -> Result<Removal> {
+    let graph = Rows { conn, now: 0, without: &BTreeSet::new() };
+    let mut open: Vec<Node> = images.iter().map(|i| Node::new(&i.namespace, crate::edges::IMAGES, &i.name)).collect();
+    let mut seen = HashSet::new();
+    while let Some(node) = open.pop() {
+        open.extend(graph.links(&node)?.into_iter().map(|link| link.to).filter(|to| !seen.contains(to)));
+        seen.insert(node);
+    }
+    Removal::load(conn, Found { garbage: seen, visited: 0 }, BTreeSet::new())
 }
 
 /// Waits until no other collection runs, and keeps others from running.

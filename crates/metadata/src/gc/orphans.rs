@@ -97,8 +97,8 @@ fn in_trash(conn: &Connection) -> Result<HashSet<Found>> {
     let mut names = HashSet::new();
     while let Some(row) = rows.next()? {
         let saved = SavedRows::from_json(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?;
-        names.extend(saved.blobs.into_iter().map(|blob| (CONTENT.to_owned(), blob.digest)));
-        names.extend(saved.snapshots.into_iter().map(|s| (edges::snapshots(&s.driver), s.id.to_string())));
+        names.extend(saved.all_blobs().map(|blob| (CONTENT.to_owned(), blob.digest.clone())));
+        names.extend(saved.all_snapshots().map(|s| (edges::snapshots(&s.driver), s.id.to_string())));
     }
     Ok(names)
 }

@@ -284,7 +284,7 @@ fn one<T>(
 }
 
 /// Orders by depth, deepest first. A child's number may be below its parent's: it may have been made first.
-fn children_first(snapshots: &mut [SnapshotRow]) {
+pub(crate) fn children_first(snapshots: &mut [SnapshotRow]) {
     let parents: HashMap<i64, Option<i64>> = snapshots.iter().map(|s| (s.id, s.parent)).collect();
     let depth = |id: i64| {
         let mut seen = HashSet::new();

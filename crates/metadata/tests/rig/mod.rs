@@ -111,6 +111,13 @@ impl Rig {
         Self { directory, store, clock, runtime: Arc::new(runtime) }
     }
 
+    /// A new root with the system's clock.
+    pub fn at_real_time() -> Self {
+        let mut rig = Self::new();
+        rig.store = open_at_real_time(rig.directory.path());
+        rig
+    }
+
     /// What a new process would see.
     pub fn reopen(&mut self) {
         self.store = open(self.directory.path(), &self.clock);
@@ -193,17 +200,25 @@ impl Rig {
     }
 }
 
-fn open(directory: &Path, clock: &Arc<AtomicI64>) -> Store {
+fn options(directory: &Path) -> OpenOptions {
     let trees = directory.join("snapshots").join(DRIVER);
     std::fs::create_dir_all(&trees).expect("a directory");
-    let options = OpenOptions {
+    OpenOptions {
         content: Arc::new(LocalStore::open(directory.join("content")).expect("a content store")),
         drivers: vec![Arc::new(PlainDriver { root: trees })],
         read_only: false,
-    };
+    }
+}
+
+fn open(directory: &Path, clock: &Arc<AtomicI64>) -> Store {
     let clock = clock.clone();
     let now = move || Timestamp::from_second(clock.load(Ordering::SeqCst)).expect("a time");
-    Store::open_with_clock(directory, options, Arc::new(now)).expect("a root")
+    Store::open_with_clock(directory, options(directory), Arc::new(now)).expect("a root")
+}
+
+/// A root as any process opens it.
+pub fn open_at_real_time(directory: &Path) -> Store {
+    Store::open(directory, options(directory)).expect("a root")
 }
 
 /// Writes and commits one blob; that it is there already is fine.

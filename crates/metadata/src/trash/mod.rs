@@ -12,22 +12,22 @@
 //! # Concurrency
 //! Everything that touches an entry holds the collector's lock.
 
-use std::collections::{BTreeSet, HashMap};
+mod undo;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use orlop_content as content;
 use orlop_oci::Digest;
-use orlop_snapshot::SnapshotId;
 use rand::RngExt;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
+use undo::Undo;
 
 use crate::db::{Tx, from_nanos};
-use crate::edges::{self, CONTENT, Edges, IMAGES};
 use crate::gc::{self, Bin, BlobRow, ImageRow, Marking, Removal, SnapshotRow};
-use crate::history::{self, State};
-use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, images, labels, namespaces};
+use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, images};
 
 /// One deletion that can be undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,11 +66,27 @@ pub struct UndoReport {
 pub(crate) struct SavedRows {
     pub(crate) images: Vec<ImageRow>,
     pub(crate) blobs: Vec<BlobRow>,
-    /// Children before their parents.
     pub(crate) snapshots: Vec<SnapshotRow>,
+    /// What the deleted records reached and something else kept. By the time of the undo that may be gone, too.
+    shared: Shared,
+}
+
+/// Rows that a deletion left where they were.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Shared {
+    blobs: Vec<BlobRow>,
+    snapshots: Vec<SnapshotRow>,
 }
 
 impl SavedRows {
+    pub(crate) fn all_blobs(&self) -> impl Iterator<Item = &BlobRow> {
+        self.blobs.iter().chain(&self.shared.blobs)
+    }
+
+    pub(crate) fn all_snapshots(&self) -> impl Iterator<Item = &SnapshotRow> {
+        self.snapshots.iter().chain(&self.shared.snapshots)
+    }
+
     pub(crate) fn from_json(json: &str) -> Result<Self> {
         serde_json::from_str(json).map_err(|e| Error::Invalid { what: "trash row in meta.db", reason: e.to_string() })
     }
@@ -89,8 +105,10 @@ impl Store {
                     deleted.extend(gc::image(tx, &scope.namespace, name)?);
                 }
             }
+            let reached = gc::reached(tx, &deleted)?;
             images::apply(tx, scope, changes)?;
-            let (removal, report) = gc::remove_garbage(tx, Marking::Incremental, Some(Bin { reason, deleted }))?;
+            let bin = Bin { reason, deleted, reached };
+            let (removal, report) = gc::remove_garbage(tx, Marking::Incremental, Some(bin))?;
             let mut trees = removal.snapshots;
             trees.extend(before.snapshots);
             Ok((trees, report))
@@ -114,15 +132,16 @@ impl Store {
     }
 
     /// Brings back rows, blobs and trees of one entry; `None`: of the newest. Records and snapshots that exist again are
-    /// left as they are.
+    /// left as they are. What the records shared with others, and went to the trash with those, comes back too.
     pub fn undo(&self, scope: &Scope, id: Option<&str>) -> Result<UndoReport> {
         let _lock = gc::lock(self)?;
         gc::finish(self, &[])?;
         let (id, saved) = self.read(|conn| find(conn, id))?;
         let mut report = UndoReport { id: id.clone(), ..UndoReport::default() };
-        self.restore_blobs(&id, &saved, &mut report)?;
+        let bins = self.bins(&id)?;
+        self.restore_blobs(&bins, &saved, &mut report)?;
         self.write("undo", |tx| {
-            let mut undo = Undo { store: self, tx, id: &id, report: &mut report };
+            let mut undo = Undo { store: self, tx, bins: &bins, report: &mut report };
             undo.blobs(&saved)?;
             undo.snapshots(&saved)?;
             undo.images(scope, &saved)?;
@@ -159,17 +178,21 @@ impl Store {
     }
 
     /// Moves the blobs of an entry back, and notes which cannot be.
-    fn restore_blobs(&self, id: &str, saved: &SavedRows, report: &mut UndoReport) -> Result<()> {
-        let mut bins = vec![gc::directory(self, id)];
-        // A blob that another namespace still had went to the trash, if at all, with a later deletion.
-        bins.extend(self.trash()?.iter().filter(|e| e.id != id).map(|e| gc::directory(self, &e.id)));
-        let digests: BTreeSet<&str> = saved.blobs.iter().map(|b| b.digest.as_str()).collect();
+    fn restore_blobs(&self, bins: &[PathBuf], saved: &SavedRows, report: &mut UndoReport) -> Result<()> {
+        let digests: BTreeSet<&str> = saved.all_blobs().map(|b| b.digest.as_str()).collect();
         for digest in digests.into_iter().filter_map(|d| d.parse::<Digest>().ok()) {
-            if !self.restore_blob(&digest, &bins)? {
+            if !self.restore_blob(&digest, bins)? {
                 report.missing.push(digest);
             }
         }
         Ok(())
+    }
+
+    /// Directories where an entry's bytes may be: its own, and those of entries that took later what it shared.
+    fn bins(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let mut bins = vec![gc::directory(self, id)];
+        bins.extend(self.trash()?.iter().filter(|e| e.id != id).map(|e| gc::directory(self, &e.id)));
+        Ok(bins)
     }
 
     fn restore_blob(&self, digest: &Digest, bins: &[PathBuf]) -> Result<bool> {
@@ -191,6 +214,10 @@ pub(crate) fn put(tx: &Tx<'_>, bin: &Bin<'_>, removal: &Removal, report: &gc::Re
         images: bin.deleted.iter().chain(&removal.images).cloned().collect(),
         blobs: removal.blobs.clone(),
         snapshots: removal.snapshots.clone(),
+        shared: Shared {
+            blobs: bin.reached.blobs.iter().filter(|blob| !removal.blobs.contains(blob)).cloned().collect(),
+            snapshots: bin.reached.snapshots.iter().filter(|s| !removal.snapshots.contains(s)).cloned().collect(),
+        },
     };
     if rows == SavedRows::default() {
         return Ok(None);
@@ -240,177 +267,4 @@ fn entry(row: &Row<'_>) -> Result<TrashEntry> {
 
 fn nanos(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000_000)
-}
-
-/// The transaction of an undo.
-struct Undo<'a, 'c> {
-    store: &'a Store,
-    tx: &'a Tx<'c>,
-    id: &'a str,
-    report: &'a mut UndoReport,
-}
-
-impl Undo<'_, '_> {
-    fn blobs(&mut self, saved: &SavedRows) -> Result<()> {
-        for blob in &saved.blobs {
-            if self.report.missing.iter().any(|digest| digest.as_str() == blob.digest) {
-                continue;
-            }
-            namespaces::ensure(self.tx, &blob.namespace)?;
-            let mut all = gc::json(&blob.labels)?;
-            let again = current_labels(self.tx, blob)?;
-            self.report.blobs += usize::from(again.is_none());
-            all.extend(again.unwrap_or_default());
-            self.tx
-                .prepare_cached(
-                    "INSERT INTO blob (namespace, digest, size, labels, root, created, updated)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                     ON CONFLICT (namespace, digest) DO UPDATE
-                     SET labels = excluded.labels, root = excluded.root, updated = excluded.updated",
-                )?
-                .execute(params![
-                    blob.namespace,
-                    blob.digest,
-                    blob.size,
-                    labels::to_json(&all),
-                    all.contains_key(edges::ROOT),
-                    blob.created,
-                    self.tx.now()
-                ])?;
-            edges::put(self.tx, &blob.namespace, CONTENT, &blob.digest, &Edges::of_labels(&all))?;
-            edges::suspect(self.tx, &blob.namespace, CONTENT, &blob.digest)?;
-        }
-        Ok(())
-    }
-
-    /// Parents first. What stood on a snapshot that is gone for good stays gone: unpacking makes it again.
-    fn snapshots(&mut self, saved: &SavedRows) -> Result<()> {
-        let mut ids = HashMap::new();
-        for snapshot in saved.snapshots.iter().rev() {
-            if let Some((id, _)) = snapshot_id(self.tx, snapshot, &snapshot.name)? {
-                ids.insert(snapshot.id, id);
-                continue;
-            }
-            let parent = match self.parent(snapshot, &ids)? {
-                Parent::Gone => continue,
-                Parent::None => None,
-                Parent::Is(id) => Some(id),
-            };
-            let Ok(driver) = self.store.driver(&snapshot.driver) else { continue };
-            let bin = gc::tree_directory(self.store, self.id, driver.name());
-            match driver.restore(SnapshotId(snapshot.id.unsigned_abs()), &bin) {
-                Err(orlop_snapshot::Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                    continue;
-                }
-                other => other?,
-            }
-            self.insert_snapshot(snapshot, parent)?;
-            ids.insert(snapshot.id, snapshot.id);
-            self.report.snapshots += 1;
-        }
-        Ok(())
-    }
-
-    fn parent(&self, snapshot: &SnapshotRow, ids: &HashMap<i64, i64>) -> Result<Parent> {
-        let (Some(old), Some(name)) = (snapshot.parent, &snapshot.parent_name) else { return Ok(Parent::None) };
-        if let Some(&id) = ids.get(&old) {
-            return Ok(Parent::Is(id));
-        }
-        // The same key is the same tree only if it is a chain ID that was committed again.
-        Ok(match snapshot_id(self.tx, snapshot, name)? {
-            Some((id, kind)) if id == old || kind == "committed" => Parent::Is(id),
-            _ => Parent::Gone,
-        })
-    }
-
-    fn insert_snapshot(&self, snapshot: &SnapshotRow, parent: Option<i64>) -> Result<()> {
-        let stated = gc::json(&snapshot.labels)?;
-        namespaces::ensure(self.tx, &snapshot.namespace)?;
-        self.tx
-            .prepare_cached(
-                "INSERT INTO snapshot (id, namespace, driver, name, parent, kind, labels, root, bytes, inodes, created, updated)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-            )?
-            .execute(params![
-                snapshot.id,
-                snapshot.namespace,
-                snapshot.driver,
-                snapshot.name,
-                parent,
-                snapshot.kind,
-                snapshot.labels,
-                stated.contains_key(edges::ROOT),
-                snapshot.bytes,
-                snapshot.inodes,
-                snapshot.created,
-                self.tx.now()
-            ])?;
-        let kind = edges::snapshots(&snapshot.driver);
-        let mut stated = Edges::of_labels(&stated);
-        if let Some(name) = &snapshot.parent_name {
-            stated = stated.to(&kind, name);
-        }
-        edges::put(self.tx, &snapshot.namespace, &kind, &snapshot.name, &stated)?;
-        edges::suspect(self.tx, &snapshot.namespace, &kind, &snapshot.name)
-    }
-
-    fn images(&mut self, scope: &Scope, saved: &SavedRows) -> Result<()> {
-        for image in &saved.images {
-            let name = (image.namespace.clone(), image.name.clone());
-            if images::get(self.tx, &image.namespace, &image.name)?.is_some() {
-                self.report.kept.push(name);
-                continue;
-            }
-            self.insert_image(scope, image)?;
-            self.report.images.push(name);
-        }
-        Ok(())
-    }
-
-    fn insert_image(&self, scope: &Scope, image: &ImageRow) -> Result<()> {
-        let (target, stated) = (image.target()?, gc::json(&image.labels)?);
-        namespaces::ensure(self.tx, &image.namespace)?;
-        self.tx
-            .prepare_cached(
-                "INSERT INTO image (namespace, name, digest, media_type, size, annotations, labels, expires, created, updated)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )?
-            .execute(params![
-                image.namespace,
-                image.name,
-                image.digest,
-                image.media_type,
-                image.size,
-                image.annotations,
-                image.labels,
-                labels::expiry(&stated),
-                image.created,
-                self.tx.now()
-            ])?;
-        let edges = Edges::of_labels(&stated).to(CONTENT, &image.digest);
-        edges::put(self.tx, &image.namespace, IMAGES, &image.name, &edges)?;
-        edges::suspect(self.tx, &image.namespace, IMAGES, &image.name)?;
-        let state = State { target: &target, labels: &stated };
-        history::record(self.tx, &scope.actor, &image.namespace, &image.name, None, Some(state))
-    }
-}
-
-/// What a restored snapshot stands on.
-enum Parent {
-    None,
-    Is(i64),
-    Gone,
-}
-
-/// Number and kind of the snapshot that has this key now.
-fn snapshot_id(tx: &Connection, like: &SnapshotRow, name: &str) -> Result<Option<(i64, String)>> {
-    let mut query =
-        tx.prepare_cached("SELECT id, kind FROM snapshot WHERE namespace = ?1 AND driver = ?2 AND name = ?3")?;
-    Ok(query.query_row(params![like.namespace, like.driver, name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
-}
-
-/// Labels of a blob that is there again.
-fn current_labels(tx: &Connection, blob: &BlobRow) -> Result<Option<crate::Labels>> {
-    let mut query = tx.prepare_cached("SELECT labels FROM blob WHERE namespace = ?1 AND digest = ?2")?;
-    Ok(query.query_row(params![blob.namespace, blob.digest], |row| labels::column(row, 0)).optional()?)
 }
