@@ -225,8 +225,11 @@ pub enum ArchiveError {
     /// It ends too early.
     #[error("it is truncated: {0}")]
     Truncated(String),
+    /// Its bytes make no sense.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
     /// It is neither an OCI layout nor a docker-archive.
-    #[error("it has neither index.json nor manifest.json")]
+    #[error("it has neither index.json nor manifest.json: it is no OCI layout and no docker-archive")]
     Unknown,
     /// An entry may not be there.
     #[error("entry {name:?}: {reason}")]
@@ -235,6 +238,15 @@ pub enum ArchiveError {
         name: String,
         /// Which rule it breaks.
         reason: String,
+    },
+    /// It has no images.
+    #[error("it holds no image")]
+    Empty,
+    /// It has no end.
+    #[error("it has more than {limit} entries")]
+    Entries {
+        /// The bound.
+        limit: u64,
     },
     /// A file that another file of the archive needs.
     #[error("{needed_by} names {name:?}, which is not in it")]

@@ -10,10 +10,11 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Provider, Writer};
-use orlop_oci::{Descriptor, MAX_MANIFEST_BYTES, MediaKind};
+use orlop_oci::{Descriptor, MAX_MANIFEST_BYTES};
 use orlop_remote::BlobStream;
 
 use super::Session;
+use super::origin::too_long;
 use super::pipe::{PIECE, PipeWriter};
 use crate::walk::{Documents, kind_word};
 use crate::{BlobEvent, Error, Event, Limit, Result, Stage};
@@ -159,18 +160,19 @@ impl Session<'_> {
     }
 
     /// A small blob that is wanted in memory: documents and configs.
-    async fn small(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Bytes> {
+    async fn small(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
         let Some(mut writer) = self.writer(descriptor, kind).await? else {
             let bytes = content::read_verified(&self.content, &descriptor.digest, MAX_MANIFEST_BYTES).await?;
             self.present(descriptor, kind);
-            return Ok(bytes);
+            return Ok(Some(bytes));
         };
         if writer.status().offset == descriptor.size && descriptor.size > 0 {
             // Another namespace has it, or an earlier try was stopped before its last step.
             match self.commit(&mut *writer, descriptor, kind).await {
                 Ok(()) => {
                     self.present(descriptor, kind);
-                    return Ok(content::read_verified(&self.content, &descriptor.digest, MAX_MANIFEST_BYTES).await?);
+                    let bytes = content::read_verified(&self.content, &descriptor.digest, MAX_MANIFEST_BYTES).await?;
+                    return Ok(Some(bytes));
                 }
                 Err(Error::Content(content::Error::DigestMismatch { .. })) => {}
                 Err(error) => return Err(error),
@@ -178,16 +180,17 @@ impl Session<'_> {
         }
         drop(writer);
         self.tell(descriptor, kind, Stage::Fetching, 0);
-        let bytes = match descriptor.kind() {
-            MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1 => {
-                self.origin.document(descriptor).await?.raw().clone()
+        let Some(bytes) = self.origin.small(descriptor).await? else {
+            // Nothing was written; an empty write in progress is of no use.
+            match self.content.abort(&ingest_name(descriptor, kind)).await {
+                Ok(()) | Err(content::Error::NotFound { .. } | content::Error::Locked(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
-            _ => collect(self.origin.blob(descriptor, 0).await?, descriptor).await?,
         };
         self.put(descriptor, kind, bytes.clone()).await?;
         self.transferred.fetch_add(descriptor.size, Ordering::Relaxed);
         self.tell(descriptor, kind, Stage::Complete, descriptor.size);
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 }
 
@@ -197,7 +200,7 @@ pub(crate) type Tee<'a> = dyn FnMut() -> Option<PipeWriter> + Send + 'a;
 #[async_trait]
 impl Documents for Session<'_> {
     async fn load(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
-        self.small(descriptor, kind).await.map(Some)
+        self.small(descriptor, kind).await
     }
 }
 
@@ -217,22 +220,6 @@ impl<P: Provider> Documents for Stored<P> {
 
 pub(crate) fn ingest_name(descriptor: &Descriptor, kind: &str) -> String {
     format!("{kind}-{}", descriptor.digest)
-}
-
-async fn collect(mut stream: BlobStream, descriptor: &Descriptor) -> Result<Bytes> {
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = stream.next().await {
-        bytes.extend_from_slice(&piece?);
-        if bytes.len() as u64 > descriptor.size {
-            return Err(too_long(descriptor, bytes.len() as u64));
-        }
-    }
-    Ok(bytes.freeze())
-}
-
-fn too_long(descriptor: &Descriptor, actual: u64) -> Error {
-    let reference = descriptor.digest.to_string();
-    content::Error::SizeMismatch { reference, expected: descriptor.size, actual }.into()
 }
 
 /// Seconds spent waiting for each neighbour, halved now and then so that the recent past counts.

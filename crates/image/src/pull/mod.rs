@@ -26,7 +26,9 @@ use tokio::sync::oneshot;
 use crate::walk::{self, Node, Select, Tree};
 use crate::{Error, Event, Images, Outcome, Result, Sink};
 pub(crate) use blobs::Stored;
-pub(crate) use origin::{Nowhere, Origin, Registry};
+use origin::Registry;
+pub(crate) use origin::{Nowhere, Origin, lacking};
+pub(crate) use pipe::{PIECE, PipeWriter, pipe};
 pub(crate) use records::{Naming, names, record_labels};
 use unpack::{Actives, Ready, Step, Unpacker};
 
@@ -172,12 +174,18 @@ impl Session<'_> {
         if let Some(missing) = tree.missing.first() {
             return Err(Error::Incomplete { name: name.to_owned(), missing: vec![missing.clone()] });
         }
+        self.bring_tree(&tree, plan).await?;
+        Ok(tree)
+    }
+
+    /// Brings the blobs and snapshots of what was walked.
+    pub(crate) async fn bring_tree(&self, tree: &Tree, plan: &Plan) -> Result<()> {
         let unpacker = self.unpacker(plan)?;
-        let result = self.bring_blobs(&tree, plan, &unpacker).await;
+        let result = self.bring_blobs(tree, plan, &unpacker).await;
         if result.is_err() {
             self.images.blocking(move |_| Ok(unpacker.clean_up())).await?;
         }
-        result.map(|()| tree)
+        result
     }
 
     fn unpacker(&self, plan: &Plan) -> Result<Unpacker> {
@@ -263,7 +271,7 @@ impl Session<'_> {
         let mut applying = None;
         let brought = self
             .blob(blob, &mut || {
-                let (writer, reader) = pipe::pipe();
+                let (writer, reader) = pipe();
                 let (step, unpacker) = (step.clone(), unpacker.clone());
                 applying = Some(self.images.blocking(move |_| unpacker.apply(&step, "", reader)));
                 Some(writer)

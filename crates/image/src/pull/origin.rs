@@ -1,7 +1,10 @@
 //! Where what is missing comes from.
 
 use async_trait::async_trait;
-use orlop_oci::{Descriptor, Document, RepositoryName};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use orlop_content as content;
+use orlop_oci::{Descriptor, MediaKind, RepositoryName};
 use orlop_remote::{BlobStream, Client};
 
 use crate::{Error, Missing, Result, walk};
@@ -9,11 +12,14 @@ use crate::{Error, Missing, Result, walk};
 /// Gives what the store does not have.
 #[async_trait]
 pub(crate) trait Origin: Send + Sync {
-    /// A manifest or index.
-    async fn document(&self, descriptor: &Descriptor) -> Result<Document>;
+    /// A document or config; `None` if there is none.
+    async fn small(&self, descriptor: &Descriptor) -> Result<Option<Bytes>>;
 
     /// A blob's bytes from `offset` on.
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream>;
+
+    /// Whether a blob can be had; asked only where it costs nothing.
+    fn may_have(&self, descriptor: &Descriptor) -> bool;
 
     /// The repository, for `containerd.io/distribution.source` labels.
     fn repository(&self) -> Option<&RepositoryName>;
@@ -27,12 +33,21 @@ pub(crate) struct Registry<'a> {
 
 #[async_trait]
 impl Origin for Registry<'_> {
-    async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
-        Ok(self.client.document(&self.repository, descriptor).await?)
+    async fn small(&self, descriptor: &Descriptor) -> Result<Option<Bytes>> {
+        match descriptor.kind() {
+            MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1 => {
+                Ok(Some(self.client.document(&self.repository, descriptor).await?.raw().clone()))
+            }
+            _ => collect(self.blob(descriptor, 0).await?, descriptor).await.map(Some),
+        }
     }
 
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
         Ok(self.client.blob(&self.repository, descriptor, offset).await?)
+    }
+
+    fn may_have(&self, _descriptor: &Descriptor) -> bool {
+        true
     }
 
     fn repository(&self) -> Option<&RepositoryName> {
@@ -41,33 +56,50 @@ impl Origin for Registry<'_> {
 }
 
 /// Nowhere: everything must be in the store already, as after an import.
-pub(crate) struct Nowhere {
-    /// What is worked on, for errors.
-    pub(crate) name: String,
-}
-
-impl Nowhere {
-    fn missing(&self, descriptor: &Descriptor) -> Error {
-        let missing = Missing {
-            digest: descriptor.digest.clone(),
-            kind: walk::kind_word(descriptor),
-            platform: descriptor.platform.clone(),
-        };
-        Error::Incomplete { name: self.name.clone(), missing: vec![missing] }
-    }
-}
+pub(crate) struct Nowhere;
 
 #[async_trait]
 impl Origin for Nowhere {
-    async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
-        Err(self.missing(descriptor))
+    async fn small(&self, _descriptor: &Descriptor) -> Result<Option<Bytes>> {
+        Ok(None)
     }
 
     async fn blob(&self, descriptor: &Descriptor, _offset: u64) -> Result<BlobStream> {
-        Err(self.missing(descriptor))
+        Err(lacking(descriptor))
+    }
+
+    fn may_have(&self, _descriptor: &Descriptor) -> bool {
+        false
     }
 
     fn repository(&self) -> Option<&RepositoryName> {
         None
     }
+}
+
+/// An origin lacks a blob that it should have.
+pub(crate) fn lacking(descriptor: &Descriptor) -> Error {
+    let missing = Missing {
+        digest: descriptor.digest.clone(),
+        kind: walk::kind_word(descriptor),
+        platform: descriptor.platform.clone(),
+    };
+    Error::Incomplete { name: "the image".to_owned(), missing: vec![missing] }
+}
+
+async fn collect(mut stream: BlobStream, descriptor: &Descriptor) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece?);
+        if bytes.len() as u64 > descriptor.size {
+            return Err(too_long(descriptor, bytes.len() as u64));
+        }
+    }
+    Ok(bytes.freeze())
+}
+
+/// More bytes came than the descriptor says.
+pub(crate) fn too_long(descriptor: &Descriptor, actual: u64) -> Error {
+    let reference = descriptor.digest.to_string();
+    content::Error::SizeMismatch { reference, expected: descriptor.size, actual }.into()
 }

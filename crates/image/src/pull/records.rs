@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orlop_metadata::{self as metadata, ImageChange, Labels, Scope};
+use orlop_metadata::{self as metadata, ImageChange, Labels};
 use orlop_oci::{Descriptor, Digest, Document, ImageId, MediaKind, Reference, RepositoryName};
 
 use super::{Plan, Session, wants_unpack};
@@ -184,9 +184,4 @@ fn add_source(
         }
     }
     Ok(())
-}
-
-/// Writes records in one transaction.
-pub(crate) fn write(store: &metadata::Store, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
-    if changes.is_empty() { Ok(()) } else { Ok(store.write_images(scope, changes)?) }
 }

@@ -1,0 +1,198 @@
+//! Takes the files of an archive in, in whatever order they come: documents with fixed names into memory, everything
+//! else into the content store, hashed.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Writer};
+use orlop_metadata::ScopedContent;
+use orlop_oci::{Digest, MAX_MANIFEST_BYTES};
+use tokio::runtime::Handle;
+
+use super::tarball::{Kind, Tarball};
+use crate::error::ArchiveError;
+use crate::{Error, Result};
+
+/// Files that say what the others are.
+const DOCUMENTS: [&str; 4] = ["index.json", "oci-layout", "manifest.json", "repositories"];
+/// How deep links may lead to links.
+const MAX_LINKS: usize = 8;
+/// Tries to open a write that somebody else has open, and how long to wait between them.
+const TRIES: u32 = 1200;
+const WAIT: Duration = Duration::from_millis(50);
+
+/// A file that became a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    /// Its first bytes, which tell how it is packed.
+    pub(super) magic: Bytes,
+}
+
+/// What an archive holds.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub(super) documents: BTreeMap<String, Bytes>,
+    files: BTreeMap<String, File>,
+    links: BTreeMap<String, String>,
+    /// Bytes written to the store.
+    pub(super) written: u64,
+    /// Bytes of blobs that were there.
+    pub(super) present: u64,
+}
+
+impl Files {
+    /// The blob at a path, links followed.
+    pub(super) fn blob(&self, path: &str) -> Option<&File> {
+        let mut path = super::tarball::normal(path)?;
+        for _ in 0..MAX_LINKS {
+            match (self.files.get(&path), self.links.get(&path)) {
+                (Some(file), _) => return Some(file),
+                (None, Some(next)) => path = next.clone(),
+                (None, None) => return None,
+            }
+        }
+        None
+    }
+}
+
+/// Reads an archive to its end. Blocks.
+pub(super) fn read(source: impl Read + 'static, content: &ScopedContent, handle: &Handle) -> Result<Files> {
+    let mut tar = Tarball::new(super::tarball::unpacked(source)?);
+    let mut files = Files::default();
+    while let Some((path, kind)) = tar.next_entry()? {
+        match kind {
+            Kind::Other => {}
+            Kind::Link(target) => drop(files.links.insert(path, target)),
+            Kind::File(size) if DOCUMENTS.contains(&path.as_str()) => {
+                let bytes = document(&mut tar, &path, size)?;
+                if files.documents.get(&path).is_some_and(|before| *before != bytes) {
+                    return Err(twice(&path));
+                }
+                files.documents.insert(path, bytes);
+            }
+            Kind::File(size) => {
+                let expected = blob_digest(&path)?;
+                let (file, written) = Intake { content, handle, path: &path, size, expected }.take(&mut tar)?;
+                *(if written { &mut files.written } else { &mut files.present }) += size;
+                if files.files.get(&path).is_some_and(|before| *before != file) {
+                    return Err(twice(&path));
+                }
+                files.files.insert(path, file);
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn refused(path: &str, reason: String) -> Error {
+    Error::Archive(ArchiveError::Entry { name: path.to_owned(), reason })
+}
+
+fn twice(path: &str) -> Error {
+    refused(path, "it occurs twice with different content".to_owned())
+}
+
+fn document<R: Read>(tar: &mut Tarball<R>, path: &str, size: u64) -> Result<Bytes> {
+    if size > MAX_MANIFEST_BYTES {
+        return Err(refused(path, format!("it has {size} bytes, more than the {MAX_MANIFEST_BYTES} allowed")));
+    }
+    let mut bytes = BytesMut::new();
+    loop {
+        let piece = tar.piece()?;
+        if piece.is_empty() {
+            return Ok(bytes.freeze());
+        }
+        bytes.extend_from_slice(&piece);
+    }
+}
+
+/// The digest that a path under `blobs/` promises.
+fn blob_digest(path: &str) -> Result<Option<Digest>> {
+    let Some(rest) = path.strip_prefix("blobs/") else { return Ok(None) };
+    let name = rest.replacen('/', ":", 1);
+    name.parse().map(Some).map_err(|error| refused(path, format!("blobs are named by digests: {error}")))
+}
+
+/// One file on its way into the store.
+struct Intake<'a> {
+    content: &'a ScopedContent,
+    handle: &'a Handle,
+    path: &'a str,
+    size: u64,
+    expected: Option<Digest>,
+}
+
+impl Intake<'_> {
+    /// Takes the file; says whether its bytes were written.
+    fn take<R: Read>(&self, tar: &mut Tarball<R>) -> Result<(File, bool)> {
+        let reference = self.reference();
+        let mut first = tar.piece()?;
+        let magic = first.slice(..first.len().min(6));
+        let file = |digest| File { digest, size: self.size, magic: magic.clone() };
+        let mut writer = match (self.open(&reference)?, &self.expected) {
+            (Some(writer), _) => writer,
+            (None, Some(digest)) => return Ok((file(digest.clone()), false)),
+            (None, None) => return Err(refused(self.path, "its place in the store is taken".to_owned())),
+        };
+        let status = writer.status();
+        if status.offset == self.size && self.size > 0 && self.expected.is_some() {
+            // Another namespace has it, or an earlier import was stopped just before its end.
+            if let Ok(digest) = self.commit(&mut *writer, &reference) {
+                return Ok((file(digest), false));
+            }
+            writer = self.open(&reference)?.ok_or_else(|| refused(self.path, "it came and went".to_owned()))?;
+        }
+        if writer.status().offset > 0 {
+            self.handle.block_on(writer.truncate(0))?;
+        }
+        while !first.is_empty() {
+            self.handle.block_on(writer.write(first))?;
+            first = tar.piece()?;
+        }
+        self.commit(&mut *writer, &reference).map(|digest| (file(digest), true))
+    }
+
+    fn reference(&self) -> String {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        match &self.expected {
+            Some(digest) => format!("import-{digest}"),
+            None => {
+                let (count, now) = (COUNT.fetch_add(1, Ordering::Relaxed), jiff::Timestamp::now().as_nanosecond());
+                format!("import-{}-{now}-{count}", std::process::id())
+            }
+        }
+    }
+
+    /// Opens the write, waiting for another import of the same blob; `None`: the blob is there.
+    fn open(&self, reference: &str) -> Result<Option<Box<dyn Writer>>> {
+        let options =
+            IngestOptions { reference: reference.to_owned(), total: self.size, expected: self.expected.clone() };
+        for _ in 0..TRIES {
+            match self.handle.block_on(self.content.writer(options.clone())) {
+                Ok(writer) => return Ok(Some(writer)),
+                Err(content::Error::AlreadyExists(_)) => return Ok(None),
+                Err(content::Error::Locked(_)) => std::thread::sleep(WAIT),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::Busy { what: reference.to_owned(), seconds: (WAIT * TRIES).as_secs() })
+    }
+
+    fn commit(&self, writer: &mut dyn Writer, reference: &str) -> Result<Digest> {
+        match self.handle.block_on(writer.commit(self.size, self.expected.as_ref())) {
+            Ok(digest) | Err(content::Error::AlreadyExists(digest)) => Ok(digest),
+            Err(content::Error::DigestMismatch { expected, actual, .. }) => {
+                if let Err(error) = self.handle.block_on(self.content.abort(reference)) {
+                    tracing::warn!(%error, "wrong bytes could not be dropped");
+                }
+                Err(refused(self.path, format!("expected {expected}, its bytes hash to {actual}")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
