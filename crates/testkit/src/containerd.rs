@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use orlop_oci::ChainId;
+
 use crate::process::{Daemon, Output, output};
 
 /// Which containerd is to run.
@@ -102,6 +104,46 @@ impl Containerd {
     /// Runs `ctr` against it in a namespace.
     pub fn ctr(&self, namespace: &str, args: &[&str]) -> Output {
         rerun(&self.command(namespace, args))
+    }
+
+    /// Unpacks an image if it is not yet, mounts it read-only and looks at its tree; the mount goes again.
+    ///
+    /// # Errors
+    /// What `ctr` said if it cannot unpack and mount it.
+    pub fn mounted<T>(&self, namespace: &str, image: &str, look: impl FnOnce(&Path) -> T) -> Result<T, Output> {
+        let dir = tempfile::tempdir_in(self.dir.path()).expect("a temporary directory");
+        let path = dir.path().to_str().expect("a plain path");
+        let mounted = self.ctr(namespace, &["images", "mount", image, path]);
+        if !mounted.status.success() {
+            return Err(mounted);
+        }
+        let seen = look(dir.path());
+        self.ctr(namespace, &["images", "unmount", "--rm", path]).ok();
+        Ok(seen)
+    }
+
+    /// Imports an archive and unpacks it with a snapshotter, in the way that lets one be chosen.
+    pub fn import(&self, namespace: &str, archive: &Path, snapshotter: &str) -> Output {
+        let archive = archive.to_str().expect("a plain path");
+        let local: &[&str] = if self.programs.is_version_1() { &[] } else { &["--local"] };
+        self.ctr(namespace, &[&["images", "import"], local, &["--snapshotter", snapshotter, archive]].concat())
+    }
+
+    /// The directory of a tree that the `native` snapshotter has; it is complete, and there until containerd ends.
+    ///
+    /// # Panics
+    /// If there is no such snapshot.
+    pub fn native_tree(&self, namespace: &str, chain: &ChainId) -> PathBuf {
+        let (key, chain) = (format!("look at {chain}"), chain.to_string());
+        let snapshots = ["snapshots", "--snapshotter", "native"];
+        let prepared = self.ctr(namespace, &[&snapshots[..], &["prepare", &key, &chain]].concat());
+        if !prepared.stderr.contains("already exists") {
+            prepared.ok();
+        }
+        // `mount -t bind SOURCE TARGET -o …`
+        let said = self.ctr(namespace, &[&snapshots[..], &["mounts", "/nowhere", &key]].concat()).ok().stdout;
+        let source = said.split_whitespace().nth(3).unwrap_or_else(|| panic!("unexpected: {said}"));
+        PathBuf::from(source)
     }
 
     fn command(&self, namespace: &str, args: &[&str]) -> Vec<String> {

@@ -35,6 +35,8 @@ pub struct Layer {
     tar: Vec<u8>,
     compression: Compression,
     urls: Vec<String>,
+    /// Packed bytes that are not what packing the tar gives.
+    packed: Option<Vec<u8>>,
 }
 
 impl Layer {
@@ -45,7 +47,12 @@ impl Layer {
 
     /// A gzip layer of tar bytes as they are.
     pub fn of_tar(tar: Vec<u8>) -> Self {
-        Self { tar, compression: Compression::Gzip, urls: Vec::new() }
+        Self { tar, compression: Compression::Gzip, urls: Vec::new(), packed: None }
+    }
+
+    /// A layer of packed bytes as they are, broken ones too; `tar` is what the config says they unpack to.
+    pub fn of_packed(packed: Vec<u8>, compression: Compression, tar: Vec<u8>) -> Self {
+        Self { tar, compression, urls: Vec::new(), packed: Some(packed) }
     }
 
     /// A gzip layer of one file of `size` bytes that do not compress; `seed` tells files apart.
@@ -74,7 +81,7 @@ impl Layer {
 
     /// The packed bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        pack(&self.tar, self.compression)
+        self.packed.clone().unwrap_or_else(|| pack(&self.tar, self.compression))
     }
 
     /// The tar.

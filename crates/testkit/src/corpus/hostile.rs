@@ -3,7 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Case;
+use orlop_oci::{Compression, DiffId, Digest};
+
+use super::{Case, Layer};
+use crate::compress;
 use crate::tar::{Entry, Kind, TarBuilder};
 
 /// A directory outside the root that hostile layers aim at, with files that must stay as they are.
@@ -68,7 +71,8 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 /// Every hostile case, aimed at `hideout`.
 pub fn hostile(hideout: &Hideout) -> Vec<Case> {
     let outside = hideout.path.to_str().expect("a temporary directory's name is UTF-8");
-    [paths(outside), symlinks(outside), hardlinks(outside), whiteouts(outside), overlay(), limits()].concat()
+    [paths(outside), symlinks(outside), hardlinks(outside), whiteouts(outside), overlay(), limits(), media_types()]
+        .concat()
 }
 
 fn paths(outside: &str) -> Vec<Case> {
@@ -258,6 +262,21 @@ fn limits() -> Vec<Case> {
         Case::contained("a time beyond the file system's").layer(&[Entry::file("f", "x").mtime(1 << 60, 0)]),
         Case::contained("a sparse file of eight exbibytes")
             .layer(&[Entry::new("f", Kind::Sparse { size: i64::MAX as u64, extents: vec![] })]),
+    ]
+}
+
+/// Bytes that are packed otherwise than the media type says. containerd looks at the bytes.
+fn media_types() -> Vec<Case> {
+    let bytes = crate::tar::tar(&[Entry::file("f", "x")]);
+    let case = |name, packed, said| {
+        let diff_id = Some(DiffId::new(Digest::of(&bytes)));
+        Case::contained(name).packed(Layer { compression: said, bytes: packed, diff_id })
+    };
+    vec![
+        case("gzip that is plain tar", bytes.clone(), Compression::Gzip),
+        case("zstd that is gzip", compress::gzip(&bytes), Compression::Zstd),
+        case("gzip that is zstd", compress::zstd(&bytes), Compression::Gzip),
+        Case::contained("gzip of no bytes at all").packed(Layer::broken(Vec::new(), Compression::Gzip)),
     ]
 }
 

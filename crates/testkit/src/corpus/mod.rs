@@ -11,6 +11,8 @@ mod broken;
 mod hostile;
 pub mod stream;
 
+use std::io::Read;
+
 use orlop_oci::{Compression, DiffId, Digest};
 
 pub use awkward::{CAPABILITY, awkward};
@@ -18,6 +20,7 @@ pub use broken::broken;
 pub use hostile::{Hideout, hostile};
 
 use crate::compress;
+use crate::image::{self, Content, Image};
 use crate::tar::{Entry, tar};
 
 /// What applying a case must come to.
@@ -49,6 +52,17 @@ impl Layer {
         Self { compression, bytes: compress::pack(tar, compression), diff_id }
     }
 
+    /// The tar; empty where the bytes cannot be unpacked.
+    pub fn tar(&self) -> Vec<u8> {
+        let mut tar = Vec::new();
+        let unpacked = match self.compression {
+            Compression::None => self.bytes.as_slice().read_to_end(&mut tar),
+            Compression::Gzip => flate2::read::MultiGzDecoder::new(&self.bytes[..]).read_to_end(&mut tar),
+            Compression::Zstd => zstd::Decoder::new(&self.bytes[..]).and_then(|mut d| d.read_to_end(&mut tar)),
+        };
+        if unpacked.is_ok() { tar } else { Vec::new() }
+    }
+
     /// A layer of bytes that cannot be unpacked.
     pub fn broken(bytes: Vec<u8>, compression: Compression) -> Self {
         Self { compression, bytes, diff_id: None }
@@ -76,6 +90,16 @@ pub struct Case {
 }
 
 impl Case {
+    /// An image of this machine's platform with these layers.
+    pub fn image(&self) -> Content {
+        // Bytes that cannot be unpacked have no diff ID: any will do that no other case has.
+        let tar = |l: &Layer| if l.diff_id.is_some() { l.tar() } else { self.name.as_bytes().to_vec() };
+        let layer = |l: &Layer| image::Layer::of_packed(l.bytes.clone(), l.compression, tar(l));
+        // The name keeps the images of equal stacks apart.
+        let start = Image::host().config("Cmd", serde_json::json!([self.name]));
+        Content::image(&self.layers.iter().map(layer).fold(start, Image::layer))
+    }
+
     fn new(name: &'static str, expect: Expect) -> Self {
         Self { name, layers: Vec::new(), expect, present: Vec::new(), absent: Vec::new() }
     }
