@@ -135,11 +135,9 @@ impl<G: Graph> Marking<'_, G> {
         }
         // Only now is it known which sources were judged: their edges are needed too.
         for node in &self.judged {
-            if !self.links.contains_key(node) {
-                let links = self.graph.links(node)?;
-                self.visited += links.len() as u64;
-                self.links.insert(node.clone(), links);
-            }
+            let links = self.graph.links(node)?;
+            self.visited += links.len() as u64;
+            self.links.insert(node.clone(), links);
         }
         Ok(queue)
     }
@@ -179,3 +177,6 @@ impl<G: Graph> Marking<'_, G> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
