@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
 
 use crate::error::{Error, Result};
 
@@ -161,15 +162,23 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// Runs `docker-credential-<helper> get` (docker-credential-helpers' protocol: the server on standard input, JSON on
-/// standard output). `None` if the helper knows nothing of this server.
+/// Asks `docker-credential-<helper>`, found in `PATH`; `None` if it knows nothing of this server.
 async fn ask_helper(helper: &str, server: &str) -> Result<Option<Credential>> {
-    let fail = |reason: String| Error::CredentialHelper { helper: helper.to_owned(), host: server.to_owned(), reason };
     if helper.is_empty() || !helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(fail("its name may have letters, digits, - _ and . only".to_owned()));
+        return Err(Error::CredentialHelper {
+            helper: helper.to_owned(),
+            host: server.to_owned(),
+            reason: "its name may have letters, digits, - _ and . only".to_owned(),
+        });
     }
+    run_helper(Command::new(format!("docker-credential-{helper}")), helper, server).await
+}
+
+/// docker-credential-helpers' protocol: the word `get`, the server on standard input, JSON on standard output.
+async fn run_helper(mut command: Command, helper: &str, server: &str) -> Result<Option<Credential>> {
+    let fail = |reason: String| Error::CredentialHelper { helper: helper.to_owned(), host: server.to_owned(), reason };
     let run = async {
-        let mut child = tokio::process::Command::new(format!("docker-credential-{helper}"))
+        let mut child = command
             .arg("get")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -271,6 +280,35 @@ mod tests {
             let error = find(file.path(), "h", "r").await.unwrap_err().to_string();
             assert!(error.contains(helper) && error.contains(expected), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn helpers_answer_by_their_protocol() {
+        let script = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            script.path(),
+            r#"test "$1" = get || exit 9
+            read -r server
+            case "$server" in
+                user) echo '{"ServerURL":"x","Username":"me","Secret":"pass"}' ;;
+                token) echo '{"ServerURL":"x","Username":"<token>","Secret":"refresh"}' ;;
+                none) echo 'credentials not found in native keychain'; exit 1 ;;
+                broken) echo 'the keychain is locked' >&2; exit 1 ;;
+                rubbish) echo '{"Secret":"do-not-show"' ;;
+            esac"#,
+        )
+        .unwrap();
+        let ask = async |server: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.arg(script.path());
+            run_helper(command, "test", server).await
+        };
+        assert_eq!(user(ask("user").await.unwrap()).as_deref(), Some("me:pass"));
+        assert_eq!(user(ask("token").await.unwrap()).as_deref(), Some("identity refresh"));
+        assert_eq!(ask("none").await.unwrap(), None);
+        assert!(ask("broken").await.unwrap_err().to_string().contains("the keychain is locked"));
+        let rubbish = ask("rubbish").await.unwrap_err().to_string();
+        assert!(rubbish.contains("docker-credential-test") && !rubbish.contains("do-not-show"), "{rubbish}");
     }
 
     proptest! {

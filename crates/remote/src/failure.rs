@@ -27,6 +27,9 @@ pub(crate) fn of_exchange(error: reqwest::Error, host: &str, what: &str, waited:
     if let Some(tls) = find::<rustls::Error>(&error) {
         return Error::Tls { host, source: tls.clone(), advice: advice(tls) };
     }
+    if error.is_timeout() && error.is_connect() {
+        return Error::Connect { host, source: "nobody answered in time".into() };
+    }
     if error.is_timeout() {
         return Error::Timeout { what, host, after: waited };
     }

@@ -54,12 +54,18 @@ pub struct Tuning {
     pub dead_time: Duration,
     /// Unused connections are closed after this.
     pub pool_idle_timeout: Duration,
-    /// Blobs with at least this many bytes to come are fetched by several ranges at once.
+    /// Blobs with at least this many bytes to come may be fetched by several ranges at once.
     pub parallel_from: u64,
-    /// Bytes in one such range.
+    /// That is done only if a sender gives fewer bytes a second than this by one connection: a fast one would lose by it.
+    pub parallel_below: u64,
+    /// How many bytes are read to find that out.
+    pub probe_bytes: u64,
+    /// Bytes in one range.
     pub range_bytes: u64,
-    /// Such ranges at once; `ranges * range_bytes`, and some buffers of the connections, is the memory a blob takes.
+    /// Ranges at once; `ranges * range_bytes`, and some buffers of the connections, is the memory a blob takes.
     pub ranges: usize,
+    /// A range that keeps the reader waiting for so long gets another connection.
+    pub slow_range: Duration,
     /// Blobs with more bytes are pushed in chunks of this size, so that a broken connection costs no more than one.
     pub upload_chunk_bytes: u64,
 }
@@ -79,8 +85,11 @@ impl Default for Tuning {
             dead_time: Duration::from_secs(60),
             pool_idle_timeout: Duration::from_secs(30),
             parallel_from: 32 << 20,
-            range_bytes: 1 << 20,
-            ranges: 4,
+            parallel_below: 64 << 20,
+            probe_bytes: 4 << 20,
+            range_bytes: 768 << 10,
+            ranges: 5,
+            slow_range: Duration::from_secs(10),
             upload_chunk_bytes: 64 << 20,
         }
     }

@@ -94,9 +94,11 @@ impl Asking<'_> {
             path = format!("blobs/{digest}");
             answer = self.ask(Method::HEAD, &path).await?;
         }
-        // Some hosts do not take HEAD; GET also brings the reason of a refusal.
-        if answer.status() != StatusCode::OK {
-            return self.resolve_by_get(&path, wanted).await;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Err(answer.failure(self.what).await),
+            // Some hosts do not take HEAD; GET also brings the reason of a refusal.
+            _ => return self.resolve_by_get(&path, wanted).await,
         }
         let digest = wanted.cloned().or_else(|| answer.content_digest());
         let media_type = answer.media_type().filter(|t| is_document(t));

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -12,6 +13,9 @@ use super::source::{Opened, Source};
 
 /// A connection that brought at least this much was worth opening: the count of failures starts anew.
 const PROGRESS_BYTES: u64 = 4096;
+
+/// How long to wait for the end of a body of which all bytes have come.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads a range; `position` is where the next byte belongs.
 pub(super) struct Download {
@@ -41,6 +45,12 @@ impl Download {
             self.opened = Some(self.source.open(&(self.position..self.end)).await?);
         }
         Ok(())
+    }
+
+    /// Gives the connection up; the next read goes on by another one. Must not be called while a read is under way.
+    pub(super) fn disconnect(&mut self) {
+        tracing::debug!(position = self.position, "replacing a slow connection");
+        self.opened = None;
     }
 
     pub(super) fn into_stream(self) -> BlobStream {
@@ -104,9 +114,9 @@ impl Download {
         if self.end != self.source.size() {
             return Ok(());
         }
-        // Everything is there: an error of the connection is nobody's business now.
-        match opened.answer.chunk(self.source.what()).await {
-            Ok(Some(more)) if !more.is_empty() => {
+        // Everything is there: an error of the connection, or silence, is nobody's business now.
+        match tokio::time::timeout(END_TIMEOUT, opened.answer.chunk(self.source.what())).await {
+            Ok(Ok(Some(more))) if !more.is_empty() => {
                 self.opened = Some(opened);
                 Err(self.surplus(more.len() as u64))
             }

@@ -37,7 +37,7 @@ pub(crate) async fn open(
     }
     let source = Source::new(client, repository, descriptor).await?;
     let tuning = client.tuning();
-    if size - offset >= tuning.parallel_from && tuning.ranges > 1 && tuning.range_bytes > 0 {
+    if size - offset >= tuning.parallel_from && tuning.ranges > 1 {
         return parallel::open(source, offset, tuning).await;
     }
     let mut download = Download::new(source, offset..size);

@@ -169,7 +169,8 @@ impl Source {
     async fn open_at(&self, way: &Way, range: &Range<u64>) -> Result<Opened> {
         if let Some(location) = &way.location {
             // Signed URLs expire: the registry then gives a new one.
-            let opened = self.request(way, Target::Url(location.clone()), range).await;
+            let hasty = Way { patience: Patience::Hasty, ..way.clone() };
+            let opened = self.request(&hasty, Target::Url(location.clone()), range).await;
             if opened.is_ok() {
                 return opened;
             }

@@ -242,7 +242,14 @@ async fn an_expired_redirect_is_asked_for_again() {
         reply(307, &[("location", &url)], "")
     })
     .await;
-    let tuning = Tuning { parallel_from: 1000, range_bytes: 40_000, ranges: 2, ..quick() };
+    let tuning = Tuning {
+        parallel_from: 1000,
+        parallel_below: u64::MAX,
+        probe_bytes: 40_000,
+        range_bytes: 40_000,
+        ranges: 2,
+        ..quick()
+    };
     let client = Client::with_tuning(ClientOptions::default(), tuning);
     let (got, error) = collect(client.blob(&registry.repository("a"), &layer(&blob), 0).await.unwrap()).await;
     assert!(error.is_none() && got == blob, "{error:?}");

@@ -13,7 +13,14 @@ use crate::common::*;
 use crate::fake::*;
 
 fn small_ranges() -> Tuning {
-    Tuning { parallel_from: 100_000, range_bytes: 32_000, ranges: 4, ..quick() }
+    Tuning {
+        parallel_from: 100_000,
+        parallel_below: u64::MAX,
+        probe_bytes: 32_000,
+        range_bytes: 32_000,
+        ranges: 4,
+        ..quick()
+    }
 }
 
 #[tokio::test]
@@ -182,14 +189,49 @@ async fn large_blobs_come_by_parallel_ranges_in_order() {
 }
 
 #[tokio::test]
+async fn a_fast_sender_gives_the_rest_by_one_request() {
+    let bytes = noise(8, 500_000);
+    let served = bytes.clone();
+    let fake = Fake::start(move |seen| serve_blob(seen, &served, usize::MAX, Then::End)).await;
+    let tuning = Tuning { parallel_below: 0, ..small_ranges() };
+    let client = Client::with_tuning(ClientOptions::default(), tuning);
+    let (got, error) = collect(client.blob(&fake.repository("a"), &layer(&bytes), 0).await.unwrap()).await;
+    assert!(error.is_none() && got == bytes, "{error:?}");
+    let ranges: Vec<_> = fake.seen().iter().map(|s| s.range().unwrap()).collect();
+    assert_eq!(ranges, [(0, Some(32_000)), (32_000, None)]);
+}
+
+#[tokio::test]
+async fn a_range_that_keeps_the_reader_waiting_gets_another_connection() {
+    let bytes = noise(8, 200_000);
+    let served = bytes.clone();
+    let stalled = AtomicUsize::new(0);
+    let fake = Fake::start(move |seen| {
+        let stalls = seen.range().unwrap().0 == 64_000 && stalled.fetch_add(1, Ordering::SeqCst) == 0;
+        serve_blob(seen, &served, if stalls { 10_000 } else { usize::MAX }, Then::Stall)
+    })
+    .await;
+    let tuning =
+        Tuning { slow_range: Duration::from_millis(100), idle_timeout: Duration::from_secs(600), ..small_ranges() };
+    let client = Client::with_tuning(ClientOptions::default(), tuning);
+    let (got, error) = collect(client.blob(&fake.repository("a"), &layer(&bytes), 0).await.unwrap()).await;
+    assert!(error.is_none() && got == bytes, "{error:?}");
+    assert!(fake.seen().iter().any(|s| s.range() == Some((74_000, Some(96_000)))), "it did not go on where it stood");
+}
+
+#[tokio::test]
 async fn no_more_ranges_are_asked_for_than_the_bound_while_nobody_reads() {
     let bytes = noise(8, 500_000);
     let served = bytes.clone();
     let fake = Fake::start(move |seen| serve_blob(seen, &served, usize::MAX, Then::End)).await;
     let client = Client::with_tuning(ClientOptions::default(), small_ranges());
     let mut stream = client.blob(&fake.repository("a"), &layer(&bytes), 0).await.unwrap();
-    stream.next().await.unwrap().unwrap();
-    assert!(fake.seen().len() <= 4, "{}", fake.seen().len());
+    let mut read = 0;
+    while read < 40_000 {
+        read += stream.next().await.unwrap().unwrap().len();
+    }
+    // The first one, and four at once.
+    assert!(fake.seen().len() <= 5, "{}", fake.seen().len());
 }
 
 #[tokio::test]

@@ -43,7 +43,14 @@ async fn what_is_not_there_is_not_found() {
 #[tokio::test]
 async fn blobs_of_every_size_go_by_chunks_and_by_parallel_ranges() {
     let Some(registry) = Registry::start("", "") else { return };
-    let tuning = Tuning { upload_chunk_bytes: 100_000, parallel_from: 150_000, range_bytes: 40_000, ..quick() };
+    let tuning = Tuning {
+        upload_chunk_bytes: 100_000,
+        parallel_from: 150_000,
+        parallel_below: u64::MAX,
+        probe_bytes: 50_000,
+        range_bytes: 40_000,
+        ..quick()
+    };
     let client = Client::with_tuning(ClientOptions::default(), tuning);
     let repository = registry.repository("sizes");
     for (seed, size) in [0, 1, 99_999, 100_000, 100_001, 150_000, 1_234_567].into_iter().enumerate() {

@@ -178,7 +178,8 @@ async fn a_pull_survives_a_network_that_cuts_every_connection() {
     let address = cutting_proxy(registry.address, 400_000, usize::MAX).await;
     let reference: orlop_oci::Reference = format!("{address}/cut/app:v1").parse().unwrap();
     for parallel_from in [u64::MAX, 1_000_000] {
-        let tuning = Tuning { parallel_from, range_bytes: 300_000, ..quick() };
+        let tuning =
+            Tuning { parallel_from, parallel_below: u64::MAX, probe_bytes: 300_000, range_bytes: 300_000, ..quick() };
         let client = Client::with_tuning(ClientOptions::default(), tuning);
         assert!(pull_image(&client, &reference).await.unwrap() == bytes);
     }

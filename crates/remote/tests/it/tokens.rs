@@ -226,3 +226,36 @@ async fn endless_token_answers_and_rubbish_are_refused() {
     let error = client().resolve(&registry.reference("a:1")).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn config_json_gives_each_host_its_own() {
+    let document = manifest(&noise(1, 10), &layer(&noise(2, 10)), "");
+    let asking = |user: &'static str, has: bool| {
+        let document = document.clone();
+        move |seen: &Seen| match seen.header("authorization") {
+            Some(header) if header == basic(user, "pass") && has => good(seen, &document, &Bytes::new()),
+            Some(header) if header == basic(user, "pass") => status(404),
+            Some(_) => status(400),
+            None => reply(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
+        }
+    };
+    let mirror = Fake::start(asking("mirror", false)).await;
+    let server = Fake::start(asking("server", true)).await;
+    let text = format!("server = 'http://{}'\n[host.'http://{}']", server.address, mirror.address);
+    let root = hosts(&[("registry.invalid", &text)]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = format!(
+        r#"{{"auths":{{"{}":{{"username":"mirror","password":"pass"}},"http://{}/v2/":{{"username":"server","password":"pass"}}}}}}"#,
+        mirror.address, server.address
+    );
+    std::fs::write(file.path(), text).unwrap();
+    let options = ClientOptions {
+        hosts_dirs: vec![root.path().to_owned()],
+        docker_config: Some(file.path().to_owned()),
+        ..ClientOptions::default()
+    };
+    let client = Client::with_tuning(options, quick());
+    let resolved = client.resolve(&"registry.invalid/a:1".parse().unwrap()).await.unwrap();
+    assert_eq!(resolved.host, server.address.to_string());
+    assert_eq!(mirror.count("HEAD", "/manifests/1"), 2);
+}
