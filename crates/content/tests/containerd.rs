@@ -83,13 +83,14 @@ async fn a_directory_of_containerd_is_read_and_its_ingests_are_resumed() {
     let directory = tempfile::tempdir().unwrap();
     let Some(containerd) = Containerd::start(directory.path()) else { return };
     let whole: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
-    let feed = |reference: &str, bytes: &[u8]| {
-        let mut child = containerd.ctr(&["content", "ingest", reference]).stdin(Stdio::piped()).spawn().unwrap();
+    let feed = |reference: &str, size: usize, bytes: &[u8]| {
+        let arguments = ["content", "ingest", "--expected-size", &size.to_string(), reference];
+        let mut child = containerd.ctr(&arguments).stdin(Stdio::piped()).spawn().unwrap();
         let mut pipe = child.stdin.take().unwrap();
         std::io::Write::write_all(&mut pipe, bytes).unwrap();
         (child, pipe)
     };
-    let (mut child, pipe) = feed("whole", &whole);
+    let (mut child, pipe) = feed("whole", whole.len(), &whole);
     drop(pipe);
     assert!(child.wait().unwrap().success());
 
@@ -102,12 +103,12 @@ async fn a_directory_of_containerd_is_read_and_its_ingests_are_resumed() {
 
     // Half a blob, and containerd is killed. ctr sends whole mebibytes.
     let other: Vec<u8> = whole.iter().rev().copied().chain(whole.iter().copied()).collect();
-    let (mut child, pipe) = feed("half", &other[..1 << 20]);
+    let (mut child, pipe) = feed("half", other.len(), &other[..1 << 20]);
     let status = ingest_of(&store, 1 << 20).await;
     drop(containerd);
     drop(pipe);
     child.wait().unwrap();
-    assert!(status.reference.ends_with("/half"), "{status:?}");
+    assert!(status.reference.ends_with("/half") && status.total == other.len() as u64, "{status:?}");
     let mut writer = store.writer(IngestOptions { reference: status.reference, ..Default::default() }).await.unwrap();
     assert_eq!(writer.status().offset, 1 << 20);
     writer.write(Bytes::copy_from_slice(&other[1 << 20..])).await.unwrap();

@@ -1,4 +1,4 @@
-//! A full disk and a file system that was mounted read-only, on a small ext4 of their own. Needs root.
+//! A full disk, a file system that was mounted read-only, and a power cut, on a small ext4 of their own. Needs root.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -30,19 +30,39 @@ impl Disk {
             eprintln!("skipped: only root can mount a file system");
             return None;
         }
-        let disk = Self { directory: tempfile::tempdir().unwrap() };
-        let image = disk.directory.path().join("image");
-        std::fs::File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
-        std::fs::create_dir(disk.path()).unwrap();
-        let (image, path) = (image.display().to_string(), disk.path().display().to_string());
-        let made = run("mkfs.ext4", &["-q", "-m", "0", &image]);
-        match made.and_then(|()| run("mount", &["-o", "loop", &image, &path])) {
+        let disk = Self::unmounted();
+        std::fs::File::create(disk.image()).unwrap().set_len(mebibytes << 20).unwrap();
+        let made = run("mkfs.ext4", &["-q", "-m", "0", &disk.image().display().to_string()]);
+        match made.and_then(|()| disk.mount()) {
             Ok(()) => Some(disk),
             Err(error) => {
                 eprintln!("skipped: {error}");
                 None
             }
         }
+    }
+
+    fn unmounted() -> Self {
+        let disk = Self { directory: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(disk.path()).unwrap();
+        disk
+    }
+
+    /// The disk as a power cut at this moment leaves it: what the kernel has not written to the device is lost. The
+    /// image is what the loop device was given so far, and not more.
+    fn after_power_cut(&self) -> Self {
+        let disk = Self::unmounted();
+        std::fs::copy(self.image(), disk.image()).unwrap();
+        disk.mount().unwrap();
+        disk
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        run("mount", &["-o", "loop", &self.image().display().to_string(), &self.path().display().to_string()])
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
     }
 
     fn path(&self) -> PathBuf {
@@ -162,4 +182,45 @@ async fn a_read_only_file_system_can_be_read() {
     let mut writer = store.writer(named("half")).await.unwrap();
     writer.write(Bytes::from_static(b"whole")).await.unwrap();
     assert_eq!(writer.commit(5, None).await.unwrap(), Digest::of(b"whole"));
+}
+
+/// Whatever a commit or a restore has answered for is there after a power cut, whole; and what is there is right.
+#[tokio::test]
+async fn a_power_cut_loses_nothing_that_was_acknowledged() {
+    let Some(disk) = Disk::new(64) else { return };
+    let store = LocalStore::open(disk.path().join("content")).unwrap();
+    let bin = disk.path().join("bin");
+    let mut acknowledged = Vec::new();
+    for round in 0..8_usize {
+        let options = IngestOptions { reference: format!("unfinished {round}"), ..IngestOptions::default() };
+        let mut unfinished = store.writer(options).await.unwrap();
+        unfinished.write(Bytes::from(vec![1; 100_000])).await.unwrap();
+        // One that another process could just have renamed: being told that it exists is as good as a commit.
+        for reference in ["first", "second"] {
+            let bytes = Bytes::from(format!("blob {round} ").repeat(1 << (2 * round)));
+            let mut writer = store.writer(named(reference)).await.unwrap();
+            writer.write(bytes).await.unwrap();
+            match writer.commit(0, None).await {
+                Ok(digest) => acknowledged.push(digest),
+                Err(Error::AlreadyExists(digest)) => assert!(acknowledged.contains(&digest)),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        if round % 3 == 2 {
+            store.discard(&acknowledged[round - 1], &bin).await.unwrap();
+            store.restore(&acknowledged[round - 1], &bin).await.unwrap();
+        }
+        let cut = disk.after_power_cut();
+        let store = LocalStore::open(cut.path().join("content")).unwrap();
+        let listed: Vec<_> = store.list().await.unwrap().into_iter().map(|info| info.digest).collect();
+        for digest in &acknowledged {
+            assert!(listed.contains(digest), "round {round}: {digest} is gone");
+        }
+        for digest in &listed {
+            read_verified(&store, digest, 1 << 30).await.unwrap();
+        }
+        for status in store.statuses().await.unwrap() {
+            store.writer(named(&status.reference)).await.unwrap();
+        }
+    }
 }
