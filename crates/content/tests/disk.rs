@@ -1,85 +1,14 @@
 //! A full disk, a file system that was mounted read-only, and a power cut, on a small ext4 of their own. Needs root.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use bytes::Bytes;
 use orlop_content::{
     Error, IngestManager as _, IngestOptions, Ingester as _, LocalStore, Manager as _, Trash as _, read_verified,
 };
 use orlop_oci::Digest;
-
-/// A file system in a file, mounted until this is dropped.
-struct Disk {
-    directory: tempfile::TempDir,
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    match Command::new(program).args(arguments).output() {
-        Ok(Output { status, .. }) if status.success() => Ok(()),
-        Ok(Output { stderr, .. }) => Err(format!("{program}: {}", String::from_utf8_lossy(&stderr).trim())),
-        Err(error) => Err(format!("{program}: {error}")),
-    }
-}
-
-impl Disk {
-    /// Says why there is none.
-    fn new(mebibytes: u64) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root can mount a file system");
-            return None;
-        }
-        let disk = Self::unmounted();
-        std::fs::File::create(disk.image()).unwrap().set_len(mebibytes << 20).unwrap();
-        let made = run("mkfs.ext4", &["-q", "-m", "0", &disk.image().display().to_string()]);
-        match made.and_then(|()| disk.mount()) {
-            Ok(()) => Some(disk),
-            Err(error) => {
-                eprintln!("skipped: {error}");
-                None
-            }
-        }
-    }
-
-    fn unmounted() -> Self {
-        let disk = Self { directory: tempfile::tempdir().unwrap() };
-        std::fs::create_dir(disk.path()).unwrap();
-        disk
-    }
-
-    /// The disk as a power cut at this moment leaves it: what the kernel has not written to the device is lost. The
-    /// image is what the loop device was given so far, and not more.
-    fn after_power_cut(&self) -> Self {
-        let disk = Self::unmounted();
-        std::fs::copy(self.image(), disk.image()).unwrap();
-        disk.mount().unwrap();
-        disk
-    }
-
-    fn mount(&self) -> Result<(), String> {
-        run("mount", &["-o", "loop", &self.image().display().to_string(), &self.path().display().to_string()])
-    }
-
-    fn image(&self) -> PathBuf {
-        self.directory.path().join("image")
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("mounted")
-    }
-
-    fn remount(&self, option: &str) {
-        run("mount", &["-o", &format!("remount,{option}"), &self.path().display().to_string()]).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: a test that fails may still have files open.
-        let _ = run("umount", &["--lazy", &self.path().display().to_string()]);
-    }
-}
+use orlop_testkit::disk::Disk;
 
 fn named(reference: &str) -> IngestOptions {
     IngestOptions { reference: reference.to_owned(), ..IngestOptions::default() }

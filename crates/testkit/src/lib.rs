@@ -5,6 +5,7 @@
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
 //! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
+//! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
 //! - [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
 //! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
@@ -13,6 +14,7 @@ pub mod archive;
 pub mod compress;
 pub mod containerd;
 pub mod corpus;
+pub mod disk;
 pub mod fingerprint;
 pub mod from_dir;
 pub mod image;
