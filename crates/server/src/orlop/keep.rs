@@ -1,5 +1,7 @@
 //! History, removals and checks: what needs more than a translation.
 
+use std::collections::BTreeMap;
+
 use orlop_api::orlop::v1 as pb;
 use orlop_api::orlop::v1::check_response::Event;
 use orlop_image::RemoveRequest;
@@ -61,23 +63,26 @@ pub(super) async fn check(
     Ok(Box::pin(futures::stream::iter(events.map(|event| Ok(pb::CheckResponse { event: Some(event) })))))
 }
 
+/// Without a name a check looks at every namespace; what they share counts once.
 fn of_store(store: &Store, scope: &Scope) -> orlop_metadata::Result<pb::CheckSummary> {
-    let blobs = store.content(scope).find(&[])?;
-    let mut summary = pb::CheckSummary {
-        records: store.images(&scope.namespace, &[])?.len() as u64,
-        blobs: blobs.len() as u64,
-        blob_bytes: blobs.iter().map(|b| b.size).sum(),
-        snapshots: 0,
-    };
-    for driver in store.drivers() {
-        summary.snapshots += store.snapshots(scope, driver.name())?.list(&[])?.len() as u64;
+    let mut summary = pb::CheckSummary::default();
+    let mut blobs = BTreeMap::new();
+    for namespace in store.namespaces()? {
+        let scope = Scope { namespace: namespace.name, ..scope.clone() };
+        summary.records += store.images(&scope.namespace, &[])?.len() as u64;
+        blobs.extend(store.content(&scope).find(&[])?.into_iter().map(|b| (b.digest, b.size)));
+        for driver in store.drivers() {
+            summary.snapshots += store.snapshots(&scope, driver.name())?.list(&[])?.len() as u64;
+        }
     }
+    summary.blobs = blobs.len() as u64;
+    summary.blob_bytes = blobs.values().sum();
     Ok(summary)
 }
 
 async fn of_image(server: &Server, scope: &Scope, name: &str) -> Result<pb::CheckSummary, Status> {
     let found = server.images().inspect(scope, name).await.map_err(|e| e.to_status())?;
-    let mut blobs = std::collections::BTreeMap::new();
+    let mut blobs = BTreeMap::new();
     for document in found.documents.iter().filter(|d| !d.missing) {
         blobs.insert(document.descriptor.digest.clone(), document.descriptor.size);
         let parsed = orlop_oci::Document::parse(document.raw.clone(), Some(document.descriptor.media_type.as_str()));
