@@ -1,4 +1,7 @@
 //! Collects garbage in the background of a server: soon after something was deleted, and now and then for what expires.
+//!
+//! Not after other changes: clients that hold no lease, as `ctr` does in places, count on their objects staying while
+//! nobody deletes anything, as they do with containerd.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +15,8 @@ use crate::blocking::blocking;
 /// How long a burst of deletions may take to become one collection.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// How often leases and ingests that nobody deletes are looked at.
-const IDLE: Duration = Duration::from_secs(60);
+/// How often leases and ingests that nobody deletes are looked at; they live for a day or so.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Asks for collections. Without a server that runs them, asking does nothing.
 #[derive(Debug, Clone, Default)]

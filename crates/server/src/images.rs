@@ -44,7 +44,6 @@ impl Images for Server {
         let (store, asked) = (self.store().clone(), scope.clone());
         let updated = blocking(move || update(&store, &asked, image, &mask)).await?;
         self.reconcile(&scope.namespace, &updated.name).await;
-        self.collector().request();
         Ok(Response::new(pb::UpdateImageResponse { image: Some(to_wire(updated)) }))
     }
 

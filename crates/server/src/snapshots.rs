@@ -70,7 +70,6 @@ impl Snapshots for Server {
         let request = request.into_inner();
         let (wanted, mask) = (required(request.info, "info")?, mask(request.update_mask));
         let updated = blocking(move || snapshots.update(&wanted.name, wanted.labels, &mask)).await?;
-        self.collector().request();
         Ok(Response::new(pb::UpdateSnapshotResponse { info: Some(to_wire(updated)) }))
     }
 

@@ -79,6 +79,10 @@ impl Daemon {
     }
 }
 
+fn contains(bytes: &[u8], name: &str) -> bool {
+    bytes.windows(name.len()).any(|part| part == name.as_bytes())
+}
+
 /// Lines of a table without its head, in columns.
 fn rows(table: &str) -> Vec<Vec<&str>> {
     table.lines().skip(1).map(|line| line.split_whitespace().collect()).collect()
@@ -104,6 +108,13 @@ async fn an_image_is_imported_unpacked_exported_and_collected() {
     let snapshots = daemon.ok(&["snapshots", "ls"]).await;
     assert_eq!(rows(&snapshots).len(), 2);
     assert!(rows(&daemon.ok(&["leases", "ls"]).await).is_empty(), "the import's lease is gone");
+
+    let chain = rows(&snapshots).into_iter().find(|row| row.len() == 3).unwrap();
+    let layer = daemon
+        .run(&["snapshots", "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", chain[0]], None)
+        .await;
+    let names: Vec<_> = ["etc/.wh.gone", "new"].iter().map(|name| contains(&layer.stdout, name)).collect();
+    assert_eq!(names, [true, true], "{}", String::from_utf8_lossy(&layer.stderr));
 
     let exported = daemon.node.directory.path().join("exported.tar");
     daemon.ok(&["images", "export", exported.to_str().unwrap(), "example.org/hello:1.0"]).await;
@@ -145,8 +156,8 @@ async fn content_is_ingested_read_labelled_and_deleted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_are_prepared_committed_viewed_and_removed() {
-    let Some(daemon) = Daemon::start() else { return };
     for snapshotter in ["overlayfs", "native"] {
+        let Some(daemon) = Daemon::start() else { return };
         let ctr = |arguments: &[&'static str]| {
             let arguments: Vec<&str> =
                 ["snapshots", "--snapshotter", snapshotter].into_iter().chain(arguments.iter().copied()).collect();
@@ -157,6 +168,7 @@ async fn snapshots_are_prepared_committed_viewed_and_removed() {
         ctr(&["prepare", "one"]).await;
         ctr(&["commit", "base", "one"]).await;
         ctr(&["prepare", "two", "base"]).await;
+        // Without a lease or label it stays only while nothing is deleted: it is the first to be removed.
         ctr(&["view", "three", "base"]).await;
         let listed = ctr(&["ls"]).await;
         let mut kinds: Vec<_> = rows(&listed).into_iter().map(|row| (row[0], *row.last().unwrap())).collect();
@@ -172,9 +184,9 @@ async fn snapshots_are_prepared_committed_viewed_and_removed() {
             daemon.ok(&["snapshots", "--snapshotter", snapshotter, "rm", key]).await;
         }
         daemon.ok(&["leases", "rm", "--sync", snapshotter]).await;
+        let error = daemon.fails(&["snapshots", "--snapshotter", "zfs", "ls"]).await;
+        assert!(error.contains("invalid argument"), "{error}");
     }
-    let error = daemon.fails(&["snapshots", "--snapshotter", "zfs", "ls"]).await;
-    assert!(error.contains("invalid argument"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

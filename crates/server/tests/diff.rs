@@ -141,3 +141,53 @@ async fn what_cannot_be_applied_is_refused() {
     read_only[0].options = vec!["ro".into()];
     assert_eq!(apply(&node, garbage, read_only).await.unwrap_err().code(), Code::InvalidArgument);
 }
+
+/// What a tree got on top of its parent comes back as a layer that makes the same tree.
+#[tokio::test]
+async fn a_layer_is_made_from_two_snapshots() {
+    for snapshotter in ["overlayfs", "native"] {
+        let node = Node::new();
+        let Some(_) = mount(unpack(&node, snapshotter).await, &node) else { return };
+        let mut client = SnapshotsClient::new(node.channel.clone());
+        let view = |key: &str, parent: &str| snapshots::ViewSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            key: key.into(),
+            parent: parent.into(),
+            ..Default::default()
+        };
+        let left = client.view(request(view("left", "layer-0"))).await.unwrap().into_inner().mounts;
+        let right = client.view(request(view("right", "layer-1"))).await.unwrap().into_inner().mounts;
+        let wanted = pb::DiffRequest {
+            left: left.clone(),
+            right,
+            labels: common::labels(&[("containerd.io/gc.root", "1")]),
+            ..Default::default()
+        };
+        let mut differ = DiffClient::new(node.channel.clone());
+        let made = differ.diff(request(wanted.clone())).await.unwrap().into_inner().diff.unwrap();
+        assert_eq!(made.media_type, GZIP_LAYER);
+        let again = differ.diff(request(wanted.clone())).await.unwrap().into_inner().diff.unwrap();
+        assert_eq!(made, again, "the same trees give the same bytes, which may be there");
+
+        let info = content::InfoRequest { digest: made.digest.clone() };
+        let info = ContentClient::new(node.channel.clone()).info(request(info)).await.unwrap();
+        let labels = info.into_inner().info.unwrap().labels;
+        let key = format!("rebuilt-{snapshotter}");
+        let prepare = snapshots::PrepareSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            key,
+            parent: "layer-0".into(),
+            ..Default::default()
+        };
+        let mounts = client.prepare(request(prepare)).await.unwrap().into_inner().mounts;
+        let applied = apply(&node, made, mounts.clone()).await.unwrap();
+        assert_eq!(labels["containerd.io/uncompressed"], applied.digest);
+        assert!(labels.contains_key("containerd.io/gc.root"));
+        let mounted = mount(mounts, &node).unwrap();
+        assert!(!mounted.path().join("etc/gone").exists());
+        assert!(mounted.path().join("etc/kept").exists() && mounted.path().join("new").exists());
+
+        let unknown = pb::DiffRequest { media_type: "text/plain".into(), ..wanted };
+        assert_eq!(differ.diff(request(unknown)).await.unwrap_err().code(), Code::Unimplemented);
+    }
+}

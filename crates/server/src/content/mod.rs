@@ -42,7 +42,6 @@ impl Content for Server {
         let wanted = required(request.info, "info")?;
         let (digest, mask) = (digest(&wanted.digest)?, mask(request.update_mask));
         let updated = blocking(move || content.update(&digest, wanted.labels, &mask)).await?;
-        self.collector().request();
         Ok(Response::new(pb::UpdateResponse { info: Some(info(updated)) }))
     }
 
