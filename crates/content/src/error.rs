@@ -116,6 +116,7 @@ impl Error {
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Io { source, .. } => Some(source.kind()),
+            Self::Metadata(inner) => inner.source()?.downcast_ref::<io::Error>().map(io::Error::kind),
             _ => None,
         }
     }

@@ -338,6 +338,7 @@ fn content_kind(error: &content::Error) -> ErrorKind {
         | content::Error::TooLarge { .. }
         | content::Error::Damaged { .. } => ErrorKind::Verification,
         content::Error::Io { source, .. } => io_kind(source),
+        content::Error::Metadata(inner) => inner.downcast_ref().map_or(ErrorKind::Failed, metadata_kind),
         _ => ErrorKind::Failed,
     }
 }

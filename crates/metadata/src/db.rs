@@ -11,6 +11,7 @@
 //! the process; its mutex queues the threads, SQLite's write lock the processes.
 
 use std::cell::RefCell;
+use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -161,10 +162,18 @@ impl Db {
             *writer = Some(self.connect()?);
         }
         let connection = writer.as_mut().expect("filled above");
-        self.transact(connection, f).map_err(|error| match error {
+        self.transact(connection, f).map_err(|error| self.told(error, operation))
+    }
+
+    /// Says what was tried; a full disk is a full disk, whoever meets it.
+    fn told(&self, error: Error, operation: &'static str) -> Error {
+        match error {
+            Error::Database { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                Error::Io { operation, path: self.path.clone(), source: io::ErrorKind::StorageFull.into() }
+            }
             Error::Database { source, .. } => Error::Database { operation, source },
             other => other,
-        })
+        }
     }
 
     fn transact<T>(&self, connection: &mut Connection, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {

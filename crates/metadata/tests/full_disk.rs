@@ -1,0 +1,77 @@
+//! A full disk: a small file system of its own, in a child process (this test program) that alone sees its mount.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use orlop_content::MemoryStore;
+use orlop_metadata::{Error, ImageChange, OpenOptions, Result, Store};
+use support::{labels, scope, target};
+
+const SMALL_MOUNT: &str = r#"mount -t tmpfs -o size=2m tmpfs "$ROOT"; exec "$@""#;
+
+fn open(root: &Path) -> Result<Store> {
+    Store::open(root, OpenOptions { content: Arc::new(MemoryStore::new()), drivers: Vec::new(), read_only: false })
+}
+
+#[test]
+fn a_full_disk_refuses_changes_and_keeps_what_was_acknowledged() {
+    let isolated = || Command::new("unshare").args(["--mount", "--propagation", "private", "true"]).output();
+    if !rustix::process::geteuid().is_root() || !isolated().is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: only root, where it has its capabilities, can mount");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-ec", SMALL_MOUNT, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child_on_a_small_disk", "--nocapture"])
+        .env("ROOT", directory.path())
+        .env("ORLOP_TEST_ROOT", directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn put(store: &Store, name: &str) -> Result<()> {
+    let long = labels([("note", &"x".repeat(2000))]);
+    let change = ImageChange::Upsert { name: name.to_owned(), target: target(name), labels: long };
+    store.write_images(&scope(), &[change])
+}
+
+#[test]
+fn child_on_a_small_disk() {
+    let Some(root) = std::env::var_os("ORLOP_TEST_ROOT").map(PathBuf::from) else { return };
+    let ballast = root.join("ballast");
+    fs::write(&ballast, vec![1; 256 << 10]).unwrap();
+    let store = open(&root).unwrap();
+    let mut acknowledged = Vec::new();
+    let error = loop {
+        let name = format!("{:06}", acknowledged.len());
+        match put(&store, &name) {
+            Ok(()) => acknowledged.push(name),
+            Err(error) => break error,
+        }
+        assert!(acknowledged.len() < 10_000, "the disk never fills");
+    };
+    assert!(
+        matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull),
+        "{error:?}"
+    );
+    let names = |store: &Store| store.images("test", &[]).unwrap().into_iter().map(|i| i.name).collect::<Vec<_>>();
+    assert_eq!(names(&store), acknowledged, "it can still be read");
+    assert!(put(&store, "another").is_err());
+    drop(store);
+
+    let store = open(&root).unwrap();
+    assert_eq!(names(&store), acknowledged, "and opened");
+    assert_eq!(store.check_metadata().unwrap(), []);
+    fs::remove_file(ballast).unwrap();
+    put(&store, "another").unwrap();
+    assert_eq!(names(&store).len(), acknowledged.len() + 1);
+    assert_eq!(store.check_metadata().unwrap(), []);
+}
