@@ -150,6 +150,13 @@ pub trait IngestManager: Send + Sync {
 
     /// Drops a write and its bytes. A writer that is still open fails at its next call.
     async fn abort(&self, reference: &str) -> Result<()>;
+
+    /// Removes what killed processes left of writes that nobody can name any more, if it was last touched before
+    /// `limit`. Returns how many.
+    async fn remove_debris(&self, limit: Timestamp) -> Result<usize> {
+        let _ = limit;
+        Ok(0)
+    }
 }
 
 /// Lists and deletes blobs.

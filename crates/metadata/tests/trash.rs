@@ -2,9 +2,13 @@
 
 mod rig;
 
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
 use orlop_metadata::gc::{Disposal, Report};
-use orlop_metadata::{HistoryAction, ImageChange, ObjectKind};
+use orlop_metadata::{HistoryAction, ImageChange, ObjectKind, OpenOptions, Scope, Store};
 use orlop_oci::Digest;
+use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use rig::{DRIVER, Rig, labels};
 
 const NS: &str = "default";
@@ -84,6 +88,10 @@ fn an_undo_brings_back_exactly_what_a_deletion_took() {
     let bin = rig.directory.path().join("trash").join(&entries[0].id);
     assert!(bin.join("blobs/sha256").join(gone.hex()).exists());
     assert_eq!(std::fs::read_dir(bin.join("snapshots").join(DRIVER)).expect("trees").count(), 1);
+    for private in [bin.parent().expect("trash"), &bin] {
+        let mode = std::fs::metadata(private).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}: trees have set-user-ID programs", private.display());
+    }
 
     rig.reopen();
     let undone = rig.store.undo(&rig.scope(NS, None), None).expect("undone");
@@ -294,4 +302,55 @@ fn collecting_into_the_trash_can_be_undone() {
     assert_eq!((undone.blobs, undone.snapshots, undone.images.len()), (3, 2, 0));
     rig.store.collect(Disposal::Reclaim).expect("a collection");
     assert!(rig.store.collect(disposal).expect("a collection").trash.is_none(), "nothing needs no entry");
+}
+
+/// A deletion and its undo over a real driver: the trees are as they were.
+fn trees_come_back(directory: &std::path::Path, driver: Arc<dyn Driver>) {
+    let content = Arc::new(orlop_content::LocalStore::open(directory.join("content")).expect("a content store"));
+    let options = OpenOptions { content, drivers: vec![driver.clone()], read_only: false };
+    let store = Store::open(directory, options).expect("a root");
+    let scope = Scope::new(NS, "test");
+    let snapshots = store.snapshots(&scope, "").expect("the driver");
+    let back = [("containerd.io/gc.bref.image", "image")];
+    for (name, parent) in [("base", ""), ("top", "base")] {
+        snapshots.prepare("key", parent, labels(&back)).expect("prepared");
+        let target = snapshots.apply_target("key").expect("a target");
+        std::fs::write(target.root.join(name), name).expect("written");
+        std::fs::create_dir(target.root.join(format!("{name}.d"))).expect("made");
+        snapshots.commit(name, "key", None, labels(&back)).expect("committed");
+    }
+    let target = rig::image("image", &rig::digest(b"absent"), &[]);
+    store.create_image(&scope, target).expect("a record");
+    store.collect(Disposal::Reclaim).expect("a collection");
+    let before = rig::tree(driver.root());
+    let change = [ImageChange::Delete { name: "image".to_owned() }];
+    let report = store.delete_to_trash(&scope, &change, "orlop rm").expect("deleted");
+    assert_eq!(report.snapshots.len(), 2);
+    assert_eq!(driver.list().expect("a list").len(), 0);
+    let undone = store.undo(&scope, None).expect("undone");
+    assert_eq!(undone.snapshots, 2);
+    assert_eq!(rig::tree(driver.root()), before);
+    assert_eq!(
+        snapshots.usage("top").expect("usage"),
+        driver.usage(driver.list().expect("a list")[1].0).expect("usage")
+    );
+    store.delete_to_trash(&scope, &change, "orlop rm").expect("deleted");
+    assert!(store.empty_trash(0, 0).expect("emptied") >= report.snapshot_bytes);
+    assert_eq!(rig::tree(&directory.join("trash")).len(), 0);
+}
+
+#[test]
+fn trees_of_native_come_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let driver = NativeDriver::open(directory.path().join("snapshots/native")).expect("a driver");
+    trees_come_back(directory.path(), Arc::new(driver));
+}
+
+#[test]
+fn trees_of_overlayfs_come_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    match OverlayDriver::open(directory.path().join("snapshots/overlayfs")) {
+        Ok(driver) => trees_come_back(directory.path(), Arc::new(driver)),
+        Err(error) => eprintln!("skipped: {error}"),
+    }
 }

@@ -88,13 +88,6 @@ impl LocalStore {
     pub fn directory(&self) -> &Path {
         &self.paths.root
     }
-
-    /// Removes what killed processes left in `ingest/` and nobody can resume (aborted writes, writes without a readable
-    /// ref), if it was last touched before `limit`. Returns how many.
-    pub async fn remove_debris(&self, limit: Timestamp) -> Result<usize> {
-        let paths = self.paths.clone();
-        run(move || ingest::remove_debris(&paths.ingest, limit)).await
-    }
 }
 
 /// Runs `work` where it may block.
@@ -202,6 +195,12 @@ impl IngestManager for LocalStore {
     async fn abort(&self, reference: &str) -> Result<()> {
         let (paths, reference) = (self.paths.clone(), reference.to_owned());
         run(move || ingest::abort(&paths.ingest, &reference)).await
+    }
+
+    /// Aborted writes, and writes without a readable ref.
+    async fn remove_debris(&self, limit: Timestamp) -> Result<usize> {
+        let paths = self.paths.clone();
+        run(move || ingest::remove_debris(&paths.ingest, limit)).await
     }
 }
 

@@ -9,8 +9,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use orlop_content as content;
@@ -109,7 +110,11 @@ fn blob(store: &Store, doomed: &Doomed) -> Result<()> {
     let Ok(digest) = doomed.name.parse::<Digest>() else { return Ok(()) };
     let raw = store.raw_content();
     match (&doomed.trash, raw.trash()) {
-        (Some(id), Some(trash)) => gone(block_on(trash.discard(&digest, &directory(store, id))).map(|_| ())),
+        (Some(id), Some(trash)) => {
+            let bin = directory(store, id);
+            make_private(&bin)?;
+            gone(block_on(trash.discard(&digest, &bin)).map(|_| ()))
+        }
         _ => gone(block_on(raw.delete(&digest))),
     }
 }
@@ -147,8 +152,13 @@ fn remove_trees(store: &Store, trees: &[Doomed], unknown: &HashSet<i64>) -> Resu
 fn remove_tree(store: &Store, driver: &dyn Driver, id: SnapshotId, trash: Option<&str>) -> Result<()> {
     let Some(entry) = trash else { return Ok(driver.remove(id, None)?) };
     let bin = tree_directory(&directory(store, entry), driver.name());
-    std::fs::create_dir_all(&bin).map_err(io_error("create", &bin))?;
+    make_private(&bin)?;
     Ok(driver.remove(id, Some(&bin))?)
+}
+
+/// Makes a directory that nobody else may enter, like those of the trees: they have set-user-ID programs.
+fn make_private(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path))
 }
 
 /// Removes everything a trash entry has on disk.

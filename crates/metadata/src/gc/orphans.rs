@@ -12,7 +12,7 @@ use rusqlite::Connection;
 
 use super::bytes::{INGEST, TRASH, block_on, io_error};
 use super::removal::doom;
-use crate::db::to_nanos;
+use crate::db::{from_nanos, to_nanos};
 use crate::edges::{self, CONTENT};
 use crate::trash::SavedRows;
 use crate::{Result, Store};
@@ -26,6 +26,7 @@ type Found = (String, String);
 /// Dooms what is on disk, is old, and has no row. Returns what it was, as `<kind> <name>`.
 pub(super) fn doom_orphans(store: &Store) -> Result<BTreeSet<String>> {
     let limit = store.now().saturating_sub(SAFE_AGE * 1_000_000_000);
+    block_on(store.raw_content().remove_debris(from_nanos(limit)))?;
     let mut found = blobs(store, limit)?;
     found.extend(ingests(store, limit)?);
     for driver in store.drivers() {
