@@ -80,19 +80,23 @@ impl Images {
         &self.inner.settings
     }
 
-    /// Runs a call to the database on the blocking pool.
-    pub(crate) async fn blocking<T, F>(&self, call: F) -> Result<T>
+    /// Runs a call to the database on the blocking pool. It starts at once, whether or not the future is polled: a
+    /// reader of a pipe must run while its writer is awaited.
+    pub(crate) fn blocking<T, F>(&self, call: F) -> impl Future<Output = Result<T>> + Send + use<T, F>
     where
         T: Send + 'static,
         F: FnOnce(&orlop_metadata::Store) -> Result<T> + Send + 'static,
     {
         let store = self.inner.store.clone();
-        match tokio::task::spawn_blocking(move || call(&store)).await {
-            Ok(result) => result,
-            Err(stopped) => match stopped.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(Error::Interrupted),
-            },
+        let running = tokio::task::spawn_blocking(move || call(&store));
+        async {
+            match running.await {
+                Ok(result) => result,
+                Err(stopped) => match stopped.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => Err(Error::Interrupted),
+                },
+            }
         }
     }
 }
