@@ -94,13 +94,11 @@ pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> 
     }
     let by_name: HashMap<&str, &Image> = records.iter().map(|r| (r.name.as_str(), r)).collect();
     changes.extend(needs.iter().filter_map(|(hash, need)| satisfy(hash, need, by_name.get(hash.as_str()).copied())));
-    let stranded = records.iter().filter(|r| {
-        !is_name(r)
-            && !needs.contains_key(&r.name)
-            && !kept.contains(&r.name)
-            && !is_pinned(&r.labels)
-            && !(classify(&r.name) == Kind::Id && unknown.contains(&r.target.digest))
-    });
+    let is_kept = |r: &Image| {
+        let waits = classify(&r.name) == Kind::Id && unknown.contains(&r.target.digest);
+        waits || is_name(r) || is_pinned(&r.labels) || needs.contains_key(&r.name) || kept.contains(&r.name)
+    };
+    let stranded = records.iter().filter(|r| !is_kept(r));
     changes.extend(stranded.filter_map(|record| strand(record, facts)));
     changes
 }

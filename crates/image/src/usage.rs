@@ -7,8 +7,8 @@ use std::{fs, io};
 
 use orlop_metadata::gc::{self, Disposal};
 use orlop_metadata::{Image, Scope, Store};
-use orlop_oci::classify;
 
+use crate::reconcile::is_name;
 use crate::{Error, ImageRow, Images, ListRequest, Result};
 
 /// What to collect.
@@ -152,7 +152,7 @@ fn hash_references(store: &Store) -> Result<HashReferenceUsage> {
     let mut records = Vec::new();
     for namespace in store.namespaces()? {
         for image in store.images(&namespace.name, &[])? {
-            if classify(&image.name).is_hash_reference() {
+            if !is_name(&image) {
                 usage.records += 1;
                 usage.metadata_bytes += row_bytes(&namespace.name, &image);
                 records.push((namespace.name.clone(), image.name));

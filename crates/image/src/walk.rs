@@ -61,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) config: Option<Bytes>,
     /// Whether it was selected: false for documents that were only looked at.
     pub(crate) wanted: bool,
+    /// An image whose config could not be loaded: what it is cannot be told yet.
+    pub(crate) unread: bool,
 }
 
 /// A target with what was loaded of it, parents first.
@@ -85,9 +87,10 @@ impl Tree {
         self.manifests().filter(|n| rank(n).is_some()).min_by_key(rank)
     }
 
-    /// The gist of every document that was loaded.
+    /// The gist of every document that was loaded and understood.
     pub(crate) fn summaries(&self) -> Vec<(Digest, ManifestSummary)> {
-        self.nodes.iter().map(|n| (n.document.digest().digest().clone(), summary(n))).collect()
+        let understood = self.nodes.iter().filter(|n| !n.unread);
+        understood.map(|n| (n.document.digest().digest().clone(), summary(n))).collect()
     }
 }
 
@@ -95,14 +98,18 @@ fn summary(node: &Node) -> ManifestSummary {
     let document = &node.document;
     let manifest = document.manifest();
     let children = document.index().map(|i| i.manifests.as_slice()).unwrap_or_default();
+    let image = node.image.as_ref();
+    // An artifact's config is a blob like its others: it names no image.
+    let config = manifest.map(|m| &m.config).filter(|_| image.is_none());
+    let blobs = config.into_iter().chain(manifest.iter().flat_map(|m| &m.layers));
     ManifestSummary {
         size: document.raw().len() as u64,
         media_type: document.media_type().to_owned(),
-        image_id: node.image.as_ref().map(|i| i.id.clone()),
-        config_size: manifest.map_or(0, |m| m.config.size),
-        platform: node.image.as_ref().map(|i| i.platform.clone()),
-        chain: node.image.as_ref().map(|i| i.chain.clone()).unwrap_or_default(),
-        layers: manifest.map(|m| m.layers.iter().map(|l| (l.digest.clone(), l.size)).collect()).unwrap_or_default(),
+        image_id: image.map(|i| i.id.clone()),
+        config_size: manifest.filter(|_| image.is_some()).map_or(0, |m| m.config.size),
+        platform: image.map(|i| i.platform.clone()),
+        chain: image.map(|i| i.chain.clone()).unwrap_or_default(),
+        layers: blobs.map(|blob| (blob.digest.clone(), blob.size)).collect(),
         manifests: children.iter().map(|d| (d.digest.clone(), d.size, d.platform.clone())).collect(),
     }
 }
@@ -154,7 +161,7 @@ impl Walk<'_> {
         let at = self.tree.nodes.len();
         self.seen.insert(descriptor.digest.clone(), at);
         let descriptor = descriptor.clone();
-        self.tree.nodes.push(Node { descriptor, document, image: None, config: None, wanted: false });
+        self.tree.nodes.push(Node { descriptor, document, image: None, config: None, wanted: false, unread: false });
         Ok(Some(at))
     }
 
@@ -178,6 +185,7 @@ impl Walk<'_> {
         let named = node.descriptor.platform.clone();
         let Some(raw) = load_bytes(self.documents, &config, "config").await? else {
             self.note_missing(&config, "config", named);
+            self.tree.nodes[at].unread = true;
             return Ok(());
         };
         let parsed =

@@ -2,7 +2,13 @@
 
 mod common;
 
-use common::{Made, Node, Shelf, layers, on};
+use common::proxy::Proxy;
+use common::{Entry, Made, Node, Shelf, layers, on, scope};
+use orlop_image::{Error, PullRequest};
+use orlop_metadata::Scope;
+use orlop_oci::{Descriptor, Digest, media_type};
+use orlop_testkit::{compress, tar::tar};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_writes_three_records_content_and_snapshots() {
@@ -25,7 +31,260 @@ async fn a_pull_writes_three_records_content_and_snapshots() {
         assert_eq!(record.target.digest, index.digest, "{name}");
         assert_eq!(record.labels["io.cri-containerd.image"], "managed");
     }
-    let snapshots = node.store().snapshots(&node.scope, "").unwrap().list(&[]).unwrap();
-    assert_eq!(snapshots.len(), 3, "{snapshots:?}");
+    assert_eq!(node.snapshots().len(), 3);
     assert!(node.store().leases("k8s.io", &[]).unwrap().is_empty());
+    assert_eq!(node.blobs(), 1 + 1 + 1 + 3, "only the host's platform");
+    node.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_are_containerds() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    let other = made.image("arm64", &layers()[..1]);
+    let index = made.index(&[on(&other, "arm64"), on(&image, "amd64")]);
+    shelf.push(&made, "team/app:v1", &index).await;
+    shelf.push(&made, "mirror/app:v1", &index).await;
+    node.pull(&shelf.name("team/app:v1")).await.unwrap();
+    node.pull(&shelf.name("mirror/app:v1")).await.unwrap();
+
+    let content = node.store().content(&node.scope);
+    let labels = |digest: &Digest| content.stat(digest).unwrap().labels;
+    let source = format!("containerd.io/distribution.source.{}", shelf.server.address());
+    let of_index = labels(&index.digest);
+    assert_eq!(
+        of_index["containerd.io/gc.ref.content.m.0"],
+        other.digest.to_string(),
+        "not fetched, labelled all the same"
+    );
+    assert_eq!(of_index["containerd.io/gc.ref.content.m.1"], image.digest.to_string());
+    assert_eq!(of_index[&source], "mirror/app,team/app");
+    let of_manifest = labels(&image.digest);
+    assert_eq!(of_manifest["containerd.io/gc.ref.content.config"], made.image_id(&image));
+    let layer: Digest = of_manifest["containerd.io/gc.ref.content.l.2"].parse().unwrap();
+    assert_eq!(labels(&layer)["containerd.io/uncompressed"], Digest::of(&tar(&layers()[2])).to_string());
+    let config: Digest = made.image_id(&image).parse().unwrap();
+    let driver = node.store().drivers()[0].name();
+    let top = &labels(&config)[&format!("containerd.io/gc.ref.snapshot.{driver}")];
+    assert!(node.snapshots().contains(top));
+    node.store().collect_full(orlop_metadata::gc::Disposal::Reclaim).unwrap();
+    node.is_sound().await;
+    assert_eq!(node.snapshots().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_is_not_fetched_again_not_even_by_another_namespace() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    shelf.push(&made, "team/app:v1", &image).await;
+    let proxy = Proxy::start(shelf.server.address()).await;
+    node.pull(&proxy.name("team/app:v1")).await.unwrap();
+    assert!(proxy.served() > image.size);
+
+    let again = node.pull(&proxy.name("team/app:v1")).await.unwrap();
+    assert_eq!(again.bytes_transferred, 0);
+    assert!(proxy.served() < 4096, "only the resolution");
+
+    let other = Scope::new("other", "test");
+    let request = PullRequest { reference: proxy.name("team/app:v1"), ..PullRequest::default() };
+    let third = node.images.pull(&other, &common::client(), &request, &|_| {}).await.unwrap();
+    assert_eq!((third.bytes_transferred, third.names.len()), (0, 1), "not CRI-managed: only the name");
+    assert!(proxy.served() < 4096);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_pull_shows_nothing_and_the_next_one_resumes() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let noise: Vec<u8> = (0..6_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let image = made.image("amd64", &[vec![Entry::file("big", &noise)]]);
+    shelf.push(&made, "team/app:v1", &image).await;
+    let size = made.blobs.values().map(|(_, bytes)| bytes.len()).max().unwrap() as i64;
+    let proxy = Proxy::start(shelf.server.address()).await;
+    proxy.allow(size * 3 / 4);
+    node.pull(&proxy.name("team/app:v1")).await.unwrap_err();
+    assert!(node.names().is_empty() && node.snapshots().is_empty(), "{:?}", node.snapshots());
+    assert!(node.store().leases("k8s.io", &[]).unwrap().is_empty());
+
+    proxy.allow(i64::MAX);
+    proxy.served();
+    node.pull(&proxy.name("team/app:v1")).await.unwrap();
+    let served = proxy.served() as i64;
+    assert!(served < size / 2, "{served} of {size} bytes came again");
+    assert_eq!(node.snapshots().len(), 1);
+    node.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_of_one_image_at_the_same_time_meet() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    shelf.push(&made, "team/app:v1", &image).await;
+    let second_process = common::open(&node.root, orlop_image::Settings::default());
+    let request = PullRequest { reference: shelf.name("team/app:v1"), ..PullRequest::default() };
+    let pulls = (0..6).map(|i| {
+        let images = if i % 2 == 0 { node.images.clone() } else { second_process.clone() };
+        let request = request.clone();
+        tokio::spawn(async move { images.pull(&scope(), &common::client(), &request, &|_| {}).await.unwrap() })
+    });
+    for pull in pulls.collect::<Vec<_>>() {
+        pull.await.unwrap();
+    }
+    assert_eq!((node.names().len(), node.snapshots().len()), (3, 3));
+    node.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_native_driver_unpacks_in_order() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    shelf.push(&made, "team/app:v1", &image).await;
+    let request = PullRequest { snapshotter: "native".to_owned(), ..PullRequest::default() };
+    node.pull_with(&shelf.name("team/app:v1"), request).await.unwrap();
+    let snapshots = node.store().snapshots(&node.scope, "native").unwrap();
+    let top = snapshots.list(&[]).unwrap().pop().unwrap();
+    let mounts = snapshots.view("look", &top.name, Default::default()).unwrap();
+    let tree = std::path::Path::new(&mounts[0].source);
+    assert_eq!(std::fs::read(tree.join("etc/passwd")).unwrap(), b"root:x:0:0:changed\n");
+    assert!(tree.join("bin/tool").exists() && !tree.join("etc/gone").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_unpacks_to_something_else_is_refused() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let layer = made.add(media_type::OCI_LAYER_GZIP, compress::gzip(&tar(&layers()[0])));
+    let wrong = Digest::of(b"something else");
+    let image = made.image_with("amd64", &[wrong.to_string()], &[layer.clone()]);
+    shelf.push(&made, "team/app:v1", &image).await;
+    let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
+    assert!(matches!(&error, Error::DiffId { layer: l, expected, .. } if *l == layer.digest && *expected == wrong));
+    assert!(node.names().is_empty() && node.snapshots().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_or_hostile_layer_is_refused_naming_it() {
+    let good = compress::gzip(&tar(&layers()[0]));
+    let cut = good[..good.len() / 2].to_vec();
+    let hostile = compress::gzip(&tar(&[Entry::file("../../escape", "x")]));
+    for bytes in [cut, hostile, b"no gzip at all".to_vec()] {
+        let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+        let layer = made.add(media_type::OCI_LAYER_GZIP, bytes);
+        let image = made.image_with("amd64", &[Digest::of(b"x").to_string()], &[layer.clone()]);
+        shelf.push(&made, "team/app:v1", &image).await;
+        let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
+        assert!(error.to_string().contains(&layer.digest.to_string()), "{error}");
+        assert_eq!(error.kind(), orlop_image::ErrorKind::Verification, "{error}");
+        assert!(node.names().is_empty() && node.snapshots().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_and_attestations_are_kept_and_never_unpacked() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let empty = made.add(media_type::OCI_EMPTY, "{}");
+    let chart = made.add("application/vnd.cncf.helm.chart.content.v1.tar+gzip", compress::gzip(b"chart"));
+    let artifact = made.manifest(&empty, &[chart]);
+    shelf.push(&made, "charts/app:v1", &artifact).await;
+    let outcome = node.pull(&shelf.name("charts/app:v1")).await.unwrap();
+    assert_eq!(outcome.names, [shelf.name("charts/app:v1")]);
+    assert!(outcome.image_ids.is_empty() && node.snapshots().is_empty());
+    assert!(!node.store().image("k8s.io", &outcome.names[0]).unwrap().labels.contains_key("io.cri-containerd.image"));
+
+    let mut made = Made::default();
+    let image = made.image("amd64", &layers());
+    let config = made.add(media_type::OCI_CONFIG, r#"{"architecture":"unknown","os":"unknown"}"#);
+    let statement = made.add("application/vnd.in-toto+json", "{}");
+    let attestation = made.manifest(&config, &[statement]);
+    let mut entry = on(&attestation, "unknown");
+    entry["platform"]["os"] = json!("unknown");
+    entry["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"});
+    let index = made.index(&[on(&image, "amd64"), entry]);
+    shelf.push(&made, "team/app:v1", &index).await;
+    node.pull(&shelf.name("team/app:v1")).await.unwrap();
+    assert!(node.store().content(&node.scope).stat(&attestation.digest).is_err());
+    let all = PullRequest { all_platforms: true, ..PullRequest::default() };
+    node.pull_with(&shelf.name("team/app:v1"), all).await.unwrap();
+    assert!(node.store().content(&node.scope).stat(&attestation.digest).is_ok());
+    assert_eq!(node.snapshots().len(), 3);
+    node.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_is_not_there_is_named_with_those_that_are() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let arm = made.image("arm64", &layers()[..1]);
+    let index = made.index(&[on(&arm, "arm64")]);
+    shelf.push(&made, "team/app:v1", &index).await;
+    shelf.push(&made, "team/app:single", &arm).await;
+    for tag in ["v1", "single"] {
+        let error = node.pull(&shelf.name(&format!("team/app:{tag}"))).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::NoPlatform { wanted, available, .. }
+            if wanted == "linux/amd64" && available == "linux/arm64"),
+            "{error}"
+        );
+    }
+    let request = PullRequest { platforms: vec!["linux/arm64".parse().unwrap()], ..PullRequest::default() };
+    let outcome = node.pull_with(&shelf.name("team/app:v1"), request).await.unwrap();
+    assert_eq!(outcome.names, [shelf.name("team/app:v1")], "a foreign platform's image has no hash references");
+    assert_eq!(node.snapshots().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nested_indexes_are_followed_up_to_a_bound() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers()[..1]);
+    let mut index = made.index(&[on(&image, "amd64")]);
+    index = made.index(&[serde_json::to_value(&index).unwrap(), serde_json::to_value(&index).unwrap()]);
+    shelf.push(&made, "team/nested:v1", &index).await;
+    node.pull(&shelf.name("team/nested:v1")).await.unwrap();
+    for _ in 0..12 {
+        index = made.index(&[serde_json::to_value(&index).unwrap()]);
+    }
+    shelf.push(&made, "team/nested:deep", &index).await;
+    let error = node.pull(&shelf.name("team/nested:deep")).await.unwrap_err();
+    assert!(matches!(error, Error::TooDeep { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_occurs_twice_is_fetched_once_and_unpacked_twice() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let same = layers()[1].clone();
+    let image = made.image("amd64", &[same.clone(), layers()[0].clone(), same]);
+    shelf.push(&made, "team/app:v1", &image).await;
+    node.pull(&shelf.name("team/app:v1")).await.unwrap();
+    assert_eq!((node.snapshots().len(), node.blobs()), (3, 1 + 1 + 2));
+    node.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_is_an_image() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &[]);
+    shelf.push(&made, "team/empty:v1", &image).await;
+    let outcome = node.pull(&shelf.name("team/empty:v1")).await.unwrap();
+    assert_eq!(outcome.names.len(), 3);
+    node.is_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_by_digest_makes_a_name_that_stays() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    shelf.push(&made, "team/app:v1", &image).await;
+    let name = shelf.name(&format!("team/app@{}", image.digest));
+    let outcome = node.pull(&name).await.unwrap();
+    assert_eq!(outcome.names, [made.image_id(&image), name.clone()]);
+    assert_eq!(node.images.reconcile("k8s.io").await.unwrap(), orlop_image::Reconciled::default());
+    let rows = node.images.images(&node.scope, &Default::default()).await.unwrap();
+    assert_eq!(rows[0].names, [name]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_contradicts_its_config_is_refused() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let layer: Descriptor = made.add(media_type::OCI_LAYER, tar(&layers()[0]));
+    let image = made.image_with("amd64", &[], &[layer]);
+    shelf.push(&made, "team/app:v1", &image).await;
+    let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
+    assert!(matches!(error, Error::Inconsistent { .. }), "{error}");
 }

@@ -184,15 +184,19 @@ impl Intake<'_> {
     }
 
     fn commit(&self, writer: &mut dyn Writer, reference: &str) -> Result<Digest> {
-        match self.handle.block_on(writer.commit(self.size, self.expected.as_ref())) {
-            Ok(digest) | Err(content::Error::AlreadyExists(digest)) => Ok(digest),
-            Err(content::Error::DigestMismatch { expected, actual, .. }) => {
-                if let Err(error) = self.handle.block_on(self.content.abort(reference)) {
-                    tracing::warn!(%error, "wrong bytes could not be dropped");
+        for _ in 0..TRIES {
+            match self.handle.block_on(writer.commit(self.size, self.expected.as_ref())) {
+                Ok(digest) | Err(content::Error::AlreadyExists(digest)) => return Ok(digest),
+                Err(content::Error::Locked(_)) => std::thread::sleep(WAIT),
+                Err(content::Error::DigestMismatch { expected, actual, .. }) => {
+                    if let Err(error) = self.handle.block_on(self.content.abort(reference)) {
+                        tracing::warn!(%error, "wrong bytes could not be dropped");
+                    }
+                    return Err(refused(self.path, format!("expected {expected}, its bytes hash to {actual}")));
                 }
-                Err(refused(self.path, format!("expected {expected}, its bytes hash to {actual}")))
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
+        Err(Error::Busy { what: reference.to_owned(), seconds: (WAIT * TRIES).as_secs() })
     }
 }

@@ -24,6 +24,32 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
+/// Waiting while somebody else writes the same blob.
+struct Turn<'a> {
+    reference: &'a str,
+    wait: Duration,
+    seen: Option<u64>,
+    since: Instant,
+}
+
+impl<'a> Turn<'a> {
+    fn new(reference: &'a str) -> Self {
+        Self { reference, wait: FIRST_WAIT, seen: None, since: Instant::now() }
+    }
+
+    /// Waits a little longer each time; fails when the other, by its `offset`, has stood still for too long.
+    async fn wait(&mut self, offset: Option<u64>) -> Result<()> {
+        if offset != self.seen {
+            (self.seen, self.since) = (offset, Instant::now());
+        } else if self.since.elapsed() > PATIENCE {
+            return Err(Error::Busy { what: self.reference.to_owned(), seconds: PATIENCE.as_secs() });
+        }
+        tokio::time::sleep(self.wait).await;
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+        Ok(())
+    }
+}
+
 impl Session<'_> {
     /// Opens a writer, waiting for another one of the same blob. `None`: the blob is there.
     pub(crate) async fn writer(&self, descriptor: &Descriptor, kind: &str) -> Result<Option<Box<dyn Writer>>> {
@@ -33,21 +59,13 @@ impl Session<'_> {
             total: descriptor.size,
             expected: Some(descriptor.digest.clone()),
         };
-        let mut wait = FIRST_WAIT;
-        let mut seen = (None, Instant::now());
+        let mut turn = Turn::new(&reference);
         loop {
             match self.content.writer(options.clone()).await {
                 Ok(writer) => return Ok(Some(writer)),
                 Err(content::Error::AlreadyExists(_)) => return Ok(None),
                 Err(content::Error::Locked(_)) => {
-                    let offset = self.content.status(&reference).await.ok().map(|s| s.offset);
-                    if offset != seen.0 {
-                        seen = (offset, Instant::now());
-                    } else if seen.1.elapsed() > PATIENCE {
-                        return Err(Error::Busy { what: reference, seconds: PATIENCE.as_secs() });
-                    }
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(LONGEST_WAIT);
+                    turn.wait(self.content.status(&reference).await.ok().map(|s| s.offset)).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -116,21 +134,46 @@ impl Session<'_> {
 
     /// Commits; bytes that are wrong are dropped, lest the next try resumes them.
     pub(crate) async fn commit(&self, writer: &mut dyn Writer, descriptor: &Descriptor, kind: &str) -> Result<()> {
-        match writer.commit(descriptor.size, Some(&descriptor.digest)).await {
-            Ok(_) | Err(content::Error::AlreadyExists(_)) => Ok(()),
-            Err(error @ content::Error::DigestMismatch { .. }) => {
-                if let Err(second) = self.content.abort(&ingest_name(descriptor, kind)).await {
-                    tracing::warn!(error = %second, "wrong bytes could not be dropped");
+        let reference = ingest_name(descriptor, kind);
+        let mut turn = Turn::new(&reference);
+        loop {
+            match writer.commit(descriptor.size, Some(&descriptor.digest)).await {
+                Ok(_) | Err(content::Error::AlreadyExists(_)) => return Ok(()),
+                Err(content::Error::Locked(_)) => turn.wait(None).await?,
+                Err(error @ content::Error::DigestMismatch { .. }) => {
+                    if let Err(second) = self.content.abort(&reference).await {
+                        tracing::warn!(error = %second, "wrong bytes could not be dropped");
+                    }
+                    return Err(error.into());
                 }
-                Err(error.into())
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
     }
 
     /// Puts bytes that are at hand into the store.
     pub(crate) async fn put(&self, descriptor: &Descriptor, kind: &'static str, bytes: Bytes) -> Result<()> {
+        let reference = ingest_name(descriptor, kind);
+        let mut turn = Turn::new(&reference);
+        loop {
+            match self.put_once(descriptor, kind, bytes.clone()).await {
+                Err(Error::Content(content::Error::Locked(_))) => turn.wait(None).await?,
+                other => return other,
+            }
+        }
+    }
+
+    async fn put_once(&self, descriptor: &Descriptor, kind: &'static str, bytes: Bytes) -> Result<()> {
         let Some(mut writer) = self.writer(descriptor, kind).await? else { return Ok(()) };
+        if writer.status().offset == descriptor.size {
+            // Somebody else was faster.
+            match self.commit(&mut *writer, descriptor, kind).await {
+                Err(Error::Content(content::Error::DigestMismatch { .. })) => {}
+                other => return other,
+            }
+            let Some(again) = self.writer(descriptor, kind).await? else { return Ok(()) };
+            writer = again;
+        }
         if writer.status().offset > 0 {
             writer.truncate(0).await?;
         }

@@ -183,7 +183,11 @@ impl Session<'_> {
         let unpacker = self.unpacker(plan)?;
         let result = self.bring_blobs(tree, plan, &unpacker).await;
         if result.is_err() {
-            self.images.blocking(move |_| Ok(unpacker.clean_up())).await?;
+            let tidy = move |_: &_| {
+                unpacker.clean_up();
+                Ok(())
+            };
+            self.images.blocking(tidy).await?;
         }
         result
     }

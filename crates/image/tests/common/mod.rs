@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod proxy;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -47,8 +49,29 @@ impl Node {
     }
 
     pub async fn pull(&self, reference: &str) -> orlop_image::Result<Outcome> {
-        let request = PullRequest { reference: reference.to_owned(), ..PullRequest::default() };
+        self.pull_with(reference, PullRequest::default()).await
+    }
+
+    pub async fn pull_with(&self, reference: &str, request: PullRequest) -> orlop_image::Result<Outcome> {
+        let request = PullRequest { reference: reference.to_owned(), ..request };
         self.images.pull(&self.scope, &client(), &request, &|_| {}).await
+    }
+
+    /// Keys of committed snapshots of the default driver.
+    pub fn snapshots(&self) -> Vec<String> {
+        let all = self.store().snapshots(&self.scope, "").unwrap().list(&[]).unwrap();
+        all.into_iter().map(|s| s.name).collect()
+    }
+
+    pub fn blobs(&self) -> usize {
+        self.store().content(&self.scope).find(&[]).unwrap().len()
+    }
+
+    /// No problem is found, deep; nothing is garbage.
+    pub async fn is_sound(&self) {
+        let request = orlop_image::CheckRequest { deep: true, name: None };
+        let problems = self.images.check(&self.scope, &request).await.unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
     }
 }
 
@@ -88,7 +111,7 @@ impl Shelf {
         format!("{}/{rest}", self.server.address())
     }
 
-    /// Pushes everything that was made, and puts `target` under a name.
+    /// Pushes everything that was made, children first, and puts `target` under a name.
     pub async fn push(&self, made: &Made, name: &str, target: &Descriptor) {
         let reference: Reference = self.name(name).parse().unwrap();
         let repository = reference.repository().unwrap();
@@ -105,7 +128,7 @@ impl Shelf {
             }
         }
         let mut documents: Vec<_> = made.blobs.iter().filter(|(_, (m, _))| is_document(m)).collect();
-        documents.sort_by_key(|(_, (media_type, _))| media_type.contains("index"));
+        documents.sort_by_key(|(digest, _)| made.order.iter().position(|d| d == *digest));
         for (digest, (media_type, bytes)) in documents {
             let document = Document::parse(bytes.clone(), Some(media_type)).unwrap();
             client.push_document(&repository.with_digest(digest), &document).await.unwrap();
@@ -124,6 +147,8 @@ fn is_document(media_type: &str) -> bool {
 #[derive(Default, Clone)]
 pub struct Made {
     pub blobs: BTreeMap<Digest, (String, Bytes)>,
+    /// In the order in which they were made: children first.
+    pub order: Vec<Digest>,
 }
 
 impl Made {
@@ -131,6 +156,7 @@ impl Made {
         let bytes = bytes.into();
         let descriptor = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
         self.blobs.insert(descriptor.digest.clone(), (media_type.to_owned(), bytes));
+        self.order.push(descriptor.digest.clone());
         descriptor
     }
 
@@ -197,7 +223,7 @@ pub fn layers() -> Vec<Vec<Entry>> {
             Entry::dir("bin"),
             Entry::file("bin/tool", noise),
         ],
-        vec![Entry::file("etc/hosts", "127.0.0.1 localhost\n"), Entry::whiteout("etc/.wh.gone")],
+        vec![Entry::file("etc/hosts", "127.0.0.1 localhost\n"), Entry::whiteout("etc/gone")],
         vec![Entry::symlink("bin/link", "tool"), Entry::file("etc/passwd", "root:x:0:0:changed\n")],
     ]
 }
