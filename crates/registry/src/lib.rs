@@ -26,6 +26,8 @@ mod manifests;
 mod memory;
 mod route;
 mod server;
+#[cfg(feature = "suite")]
+pub mod suite;
 mod uploads;
 
 use std::sync::Arc;

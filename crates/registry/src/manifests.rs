@@ -11,6 +11,7 @@ use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
 
 use crate::error::{Code, Failure};
 use crate::route::{queries, tag};
+use crate::uploads::BODY_PAUSE;
 use crate::{IndexError, Inner, ManifestKey, ManifestRecord, empty, text};
 
 /// Tags that one request may set.
@@ -176,7 +177,9 @@ fn record(document: &Document) -> ManifestRecord {
 async fn bounded_body(request: Request<Body>) -> Result<Bytes, Failure> {
     let mut frames = request.into_body().into_data_stream();
     let mut body = BytesMut::new();
-    while let Some(frame) = frames.next().await {
+    loop {
+        let next = tokio::time::timeout(BODY_PAUSE, frames.next()).await;
+        let Some(frame) = next.map_err(|_| Code::TimedOut)? else { break };
         let frame = frame.map_err(|error| Code::ManifestInvalid.because(error))?;
         if (body.len() + frame.len()) as u64 > MAX_MANIFEST_BYTES {
             return Err(Code::ManifestTooLarge.because(format!("more than {MAX_MANIFEST_BYTES} bytes")));

@@ -21,7 +21,7 @@ use crate::{Inner, empty, text};
 const OPEN_UPLOADS: usize = 64;
 
 /// How long a body may pause. Longer is a client that is gone; its upload can be resumed.
-const BODY_PAUSE: Duration = Duration::from_secs(60);
+pub(crate) const BODY_PAUSE: Duration = Duration::from_secs(60);
 
 /// Smaller frames are joined, so that the store is not called for every packet.
 const JOIN_BYTES: usize = 256 << 10;
