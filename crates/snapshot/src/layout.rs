@@ -99,8 +99,7 @@ impl Layout {
     pub(crate) fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
         let dir = self.dir(id);
         let Some(trash) = trash else {
-            let root = fs::open_dir(&self.root).at("open", &self.root)?;
-            return fs::remove::remove(root.as_fd(), id.0.to_string().as_bytes()).at("remove", &dir);
+            return remove_tree(&dir);
         };
         stdfs::DirBuilder::new().recursive(true).mode(PRIVATE).create(trash).at("make the directory", trash)?;
         match stdfs::rename(&dir, trash.join(id.0.to_string())) {
@@ -119,6 +118,19 @@ impl Layout {
         }
         found.sort_by_key(|(id, _)| *id);
         Ok(found)
+    }
+}
+
+/// Removes a tree for good, whatever modes, depth or immutable flags it has. It need not be there.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    match fs::open_dir(parent) {
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        opened => {
+            let parent = opened.at("open", parent)?;
+            fs::remove::remove(parent.as_fd(), name.as_encoded_bytes()).at("remove", path)
+        }
     }
 }
 

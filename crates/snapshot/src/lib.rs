@@ -36,6 +36,7 @@ mod settle;
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Result};
+pub use layout::remove_tree;
 pub use mount::{TempMount, mount_all, unmount};
 pub use native::NativeDriver;
 pub use overlay::OverlayDriver;
