@@ -12,7 +12,8 @@
 //!
 //! Several filters match if any does; no filter matches everything. As in containerd (`pkg/filters`): a field that is not
 //! there differs from every value and is the empty string to `~=`; an expression that does not compile matches
-//! nothing; space may come before a field, an operator and a value, and nowhere else.
+//! nothing; space may come before a field, an operator and a value, and nowhere else. Expressions are those of Rust's
+//! `regex`, which differ from Go's in corners (`\u`, octal escapes, `\d` outside ASCII).
 
 use std::borrow::Cow;
 
@@ -158,7 +159,7 @@ impl Parser<'_> {
         self.skip_space();
         match self.peek() {
             Some(quote) if is_quote(quote) => self.quoted(quotes),
-            Some(first) if first != ',' && first != '.' && !is_operator(first) && first != '\0' => {
+            Some(first) if !matches!(first, ',' | '.' | '\0' | char::REPLACEMENT_CHARACTER) && !is_operator(first) => {
                 self.at += first.len_utf8();
                 let start = self.at - first.len_utf8();
                 self.take_while(is_value);
@@ -287,7 +288,12 @@ fn is_quote(c: char) -> bool {
 }
 
 fn is_value(c: char) -> bool {
-    c != ',' && !c.is_whitespace() && !c.is_control() && c != char::REPLACEMENT_CHARACTER
+    c != ',' && !c.is_whitespace() && !c.is_control() && !is_invisible(c) && c != char::REPLACEMENT_CHARACTER
+}
+
+/// Characters without a shape of their own (Unicode's format characters, those in use).
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
