@@ -1,7 +1,6 @@
 //! What a tree is, in text: to compare trees that two programs made of one image.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Read};
@@ -39,14 +38,35 @@ impl Fingerprint {
     /// What the file system says, with the path.
     pub fn of(root: &Path, options: &Options) -> io::Result<Self> {
         let mut walk = Walk { root, options, lines: BTreeMap::new(), links: BTreeMap::new() };
-        walk.visit(&PathBuf::new())?;
-        for paths in walk.links.into_values().filter(|paths| paths.len() > 1) {
+        // Not by recursion: trees may be deeper than a thread's stack.
+        let mut ahead = vec![PathBuf::new()];
+        while let Some(path) = ahead.pop() {
+            walk.visit(&path, &mut ahead)?;
+        }
+        for mut paths in walk.links.into_values().filter(|paths| paths.len() > 1) {
+            paths.sort();
             for path in &paths {
                 let line = walk.lines.entry(path.clone()).or_default();
                 let _ = write!(line, " linked-with={paths:?}");
             }
         }
         Ok(Self { lines: walk.lines })
+    }
+
+    /// Leaves out, here and in `other`, the times of directories that are later here than `since` (seconds since
+    /// 1970): those that nobody set.
+    pub fn forget_clock(&mut self, other: &mut Self, since: u64) {
+        let time = |line: &str| {
+            let (_, rest) = line.split_once(" mtime=")?;
+            rest.split_once('.')?.0.parse::<u64>().ok()
+        };
+        for (path, line) in &mut self.lines {
+            if line.starts_with("dir") && time(line).is_some_and(|t| t >= since) {
+                for line in other.lines.get_mut(path).into_iter().chain([line]) {
+                    *line = line.split(' ').filter(|w| !w.starts_with("mtime=")).collect::<Vec<_>>().join(" ");
+                }
+            }
+        }
     }
 
     /// How two trees differ; empty if they do not.
@@ -87,12 +107,16 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, relative: &Path) -> io::Result<()> {
+    fn visit(&mut self, relative: &Path, ahead: &mut Vec<PathBuf>) -> io::Result<()> {
         let path = self.root.join(relative);
         let context = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-        let metadata = path.symlink_metadata().map_err(context)?;
-        let name = shown(relative);
         let is_root = relative.as_os_str().is_empty();
+        let metadata = match path.symlink_metadata() {
+            // overlayfs lists whiteouts in directories that only one layer has, and says that they are not there.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !is_root => return Ok(()),
+            other => other.map_err(context)?,
+        };
+        let name = shown(relative);
         let line = if is_root && self.options.skip_root {
             "dir".to_owned()
         } else {
@@ -103,12 +127,8 @@ impl Walk<'_> {
         }
         self.lines.insert(name, line);
         if metadata.is_dir() {
-            let mut names: Vec<OsString> = std::fs::read_dir(&path)
-                .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect())
-                .map_err(context)?;
-            names.sort();
-            for name in names {
-                self.visit(&relative.join(name))?;
+            for entry in std::fs::read_dir(&path).map_err(context)? {
+                ahead.push(relative.join(entry.map_err(context)?.file_name()));
             }
         }
         Ok(())

@@ -256,7 +256,10 @@ impl TarBuilder {
     pub fn pax_header(&mut self, flag: u8, records: &[(String, Vec<u8>)]) -> &mut Self {
         let body: Vec<u8> = records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
         let mut header = Header::new(flag);
-        header.name(b"PaxHeaders/entry").mode(0o644).octal_or_zero(SIZE, body.len() as u64);
+        header
+            .name(if flag == b'g' { b"pax_global_header" } else { b"PaxHeaders/entry" })
+            .mode(0o644)
+            .octal_or_zero(SIZE, body.len() as u64);
         self.header(&mut header).data(&body)
     }
 

@@ -201,6 +201,9 @@ impl Time {
 
 /// Reads what the parser leaves aside: times with their fraction and extended attributes.
 fn pax(data: &[u8], metadata: &mut Metadata, limits: &Limits) -> Result<()> {
+    if !is_whole(data) {
+        return Err(Error::Damaged { reason: "a PAX header: its records do not fill it".into() });
+    }
     let mut from_libarchive = Vec::new();
     let mut atime = None;
     for record in PaxExtensions::new(data) {
@@ -214,6 +217,8 @@ fn pax(data: &[u8], metadata: &mut Metadata, limits: &Limits) -> Result<()> {
             metadata.mtime = pax_time(value)?;
         } else if key == b"atime" {
             atime = Some(pax_time(value)?);
+        } else if [&b"size"[..], b"uid", b"gid"].contains(&key) {
+            check_number(key, value)?;
         }
     }
     // bsdtar writes each attribute in both forms; the plain one needs no decoding.
@@ -228,6 +233,31 @@ fn pax(data: &[u8], metadata: &mut Metadata, limits: &Limits) -> Result<()> {
         return Err(Error::Limit { what: "bytes of extended attributes in an entry", limit: limits.xattr_bytes });
     }
     Ok(())
+}
+
+/// Whether the records, each as long as it says, fill the header. The parser takes what is no record for the end, and
+/// another reader of the same layer would see other entries than this one.
+fn is_whole(mut data: &[u8]) -> bool {
+    while !data.is_empty() {
+        let digits = data.iter().position(|&b| b == b' ').map_or(&[][..], |space| &data[..space]);
+        let length = std::str::from_utf8(digits).ok().and_then(|d| d.parse::<usize>().ok());
+        match length.filter(|length| *length > 0).and_then(|length| data.get(length..)) {
+            Some(rest) => data = rest,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// The parser is told to overlook values that are no numbers, for the sake of times; in these fields other readers
+/// refuse them. Empty means: what the header says.
+fn check_number(key: &[u8], value: &[u8]) -> Result<()> {
+    let is_number = std::str::from_utf8(value).is_ok_and(|v| v.parse::<u64>().is_ok());
+    if value.is_empty() || is_number {
+        return Ok(());
+    }
+    let [key, value] = [key, value].map(|b| shorten(&String::from_utf8_lossy(b)));
+    Err(Error::Damaged { reason: format!("a PAX header: {key} is {value:?}, expected a number") })
 }
 
 fn pax_time(value: &[u8]) -> Result<Time> {

@@ -275,6 +275,7 @@ fn media_types() -> Vec<Case> {
     vec![
         case("gzip that is plain tar", bytes.clone(), Compression::Gzip),
         case("zstd that is gzip", compress::gzip(&bytes), Compression::Zstd),
+        case("plain tar that is zstd", compress::zstd(&bytes), Compression::None),
         case("gzip that is zstd", compress::zstd(&bytes), Compression::Gzip),
         Case::contained("gzip of no bytes at all").packed(Layer::broken(Vec::new(), Compression::Gzip)),
     ]

@@ -87,6 +87,9 @@ pub struct Case {
     pub present: Vec<&'static str>,
     /// Paths that the final tree must not have.
     pub absent: Vec<&'static str>,
+    /// containerd's own snapshotters disagree about the tree: `native` makes what `present` and `absent` say, since it
+    /// applies onto the whole tree below; overlayfs, given the upper directory alone, does not.
+    pub disputed: bool,
 }
 
 impl Case {
@@ -101,7 +104,7 @@ impl Case {
     }
 
     fn new(name: &'static str, expect: Expect) -> Self {
-        Self { name, layers: Vec::new(), expect, present: Vec::new(), absent: Vec::new() }
+        Self { name, layers: Vec::new(), expect, present: Vec::new(), absent: Vec::new(), disputed: false }
     }
 
     fn applies(name: &'static str) -> Self {
@@ -133,6 +136,11 @@ impl Case {
 
     fn present(mut self, paths: &[&'static str]) -> Self {
         self.present.extend(paths);
+        self
+    }
+
+    fn disputed(mut self) -> Self {
+        self.disputed = true;
         self
     }
 
