@@ -215,9 +215,7 @@ fn skopeo(arguments: &[&str]) -> bool {
 }
 
 fn write_layout(directory: &Path, made: &Made, image: &Descriptor) {
-    for entry in ["blobs/sha256"] {
-        std::fs::create_dir_all(directory.join(entry)).unwrap();
-    }
+    std::fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
     for (digest, (_, bytes)) in &made.blobs {
         std::fs::write(directory.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
     }

@@ -153,7 +153,7 @@ async fn a_layer_that_unpacks_to_something_else_is_refused() {
     let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
     let layer = made.add(media_type::OCI_LAYER_GZIP, compress::gzip(&tar(&layers()[0])));
     let wrong = Digest::of(b"something else");
-    let image = made.image_with("amd64", &[wrong.to_string()], &[layer.clone()]);
+    let image = made.image_with("amd64", &[wrong.to_string()], std::slice::from_ref(&layer));
     shelf.push(&made, "team/app:v1", &image).await;
     let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
     assert!(matches!(&error, Error::DiffId { layer: l, expected, .. } if *l == layer.digest && *expected == wrong));
@@ -168,7 +168,7 @@ async fn a_damaged_or_hostile_layer_is_refused_naming_it() {
     for bytes in [cut, hostile, b"no gzip at all".to_vec()] {
         let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
         let layer = made.add(media_type::OCI_LAYER_GZIP, bytes);
-        let image = made.image_with("amd64", &[Digest::of(b"x").to_string()], &[layer.clone()]);
+        let image = made.image_with("amd64", &[Digest::of(b"x").to_string()], std::slice::from_ref(&layer));
         shelf.push(&made, "team/app:v1", &image).await;
         let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
         assert!(error.to_string().contains(&layer.digest.to_string()), "{error}");

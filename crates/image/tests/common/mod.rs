@@ -162,7 +162,7 @@ impl Made {
 
     /// An image of gzip layers; `architecture` also makes its config differ.
     pub fn image(&mut self, architecture: &str, layers: &[Vec<Entry>]) -> Descriptor {
-        let tars: Vec<Vec<u8>> = layers.iter().map(|entries| tar(entries)).collect();
+        let tars: Vec<Vec<u8>> = layers.iter().map(tar).collect();
         self.image_of(architecture, &tars)
     }
 
@@ -224,7 +224,7 @@ pub fn layers() -> Vec<Vec<Entry>> {
             Entry::file("bin/tool", noise),
         ],
         vec![Entry::file("etc/hosts", "127.0.0.1 localhost\n"), Entry::whiteout("etc/gone")],
-        vec![Entry::symlink("bin/link", "tool"), Entry::file("etc/passwd", "root:x:0:0:changed\n")],
+        vec![Entry::hardlink("bin/link", "bin/tool"), Entry::file("etc/passwd", "root:x:0:0:changed\n")],
     ]
 }
 

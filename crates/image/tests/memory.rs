@@ -1,0 +1,60 @@
+//! The memory that a pull takes does not follow the size of what is pulled.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{Entry, Made, Shelf, scope};
+use orlop_image::{PullRequest, Settings};
+use orlop_oci::{Digest, media_type};
+use orlop_testkit::tar::tar;
+
+const ROOT: &str = "ORLOP_TEST_MEMORY_ROOT";
+const REFERENCE: &str = "ORLOP_TEST_MEMORY_REFERENCE";
+const LAYERS: usize = 3;
+/// Three of them are more than the limit.
+const LAYER_BYTES: usize = 32 << 20;
+/// What the project promises: 64 MiB and 8 MiB for each layer at once.
+const LIMIT_KIB: u64 = (64 + 8 * LAYERS as u64) << 10;
+
+/// Not a test of its own: the process that is measured. It says its peak in KiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn child() {
+    let (Ok(root), Ok(reference)) = (std::env::var(ROOT), std::env::var(REFERENCE)) else { return };
+    let images = common::open(Path::new(&root), Settings::default());
+    let request = PullRequest { reference, concurrency: LAYERS, ..PullRequest::default() };
+    images.pull(&scope(), &common::client(), &request, &|_| {}).await.unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    eprintln!("peak {}", peak.trim().trim_end_matches(" kB"));
+}
+
+/// Bytes that do not compress, from a linear congruential generator.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33).to_le_bytes()
+    };
+    (0..LAYER_BYTES / 4).flat_map(|_| next()[..4].to_vec()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_layers_are_pulled_in_little_memory() {
+    let (shelf, mut made) = (Shelf::start().await, Made::default());
+    let tars: Vec<Vec<u8>> = (0..LAYERS).map(|i| tar(&[Entry::file(format!("big{i}"), noise(i as u64 + 1))])).collect();
+    let diff_ids: Vec<String> = tars.iter().map(|t| Digest::of(t).to_string()).collect();
+    let layers: Vec<_> = tars.into_iter().map(|t| made.add(media_type::OCI_LAYER, t)).collect();
+    let image = made.image_with("amd64", &diff_ids, &layers);
+    shelf.push(&made, "team/large:v1", &image).await;
+    let (directory, name) = (tempfile::tempdir().unwrap(), shelf.name("team/large:v1"));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["child", "--exact", "--nocapture"]).env(ROOT, directory.path()).env(REFERENCE, name);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let peak = said.lines().find_map(|line| line.strip_prefix("peak ")).unwrap_or_else(|| panic!("{said}"));
+    let peak: u64 = peak.parse().unwrap();
+    println!("peak {peak} KiB");
+    assert!(peak < LIMIT_KIB, "{peak} KiB, promised are {LIMIT_KIB}");
+}
