@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use common::Node;
-use common::image::Image;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -91,16 +90,16 @@ fn rows(table: &str) -> Vec<Vec<&str>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_imported_unpacked_exported_and_collected() {
     let Some(daemon) = Daemon::start() else { return };
-    let image = Image::new("example.org/hello:1.0");
+    let (image, bytes) = common::image::archive("example.org/hello:1.0");
     let archive = daemon.node.directory.path().join("image.tar");
-    std::fs::write(&archive, image.archive()).unwrap();
+    std::fs::write(&archive, bytes).unwrap();
     let imported = daemon.ok(&["images", "import", archive.to_str().unwrap()]).await;
     assert!(imported.contains("example.org/hello:1.0") && imported.contains("done"), "{imported}");
 
     let listed = daemon.ok(&["images", "ls"]).await;
     assert_eq!(
         rows(&listed)[0][..3],
-        ["example.org/hello:1.0", "application/vnd.oci.image.manifest.v1+json", image.digest().as_str()]
+        ["example.org/hello:1.0", "application/vnd.oci.image.manifest.v1+json", image.root.digest.as_str()]
     );
     let checked = daemon.ok(&["images", "check"]).await;
     assert!(checked.contains("complete (3/3)") && checked.trim_end().ends_with("true"), "{checked}");

@@ -3,7 +3,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::image::{GZIP_LAYER, Image};
+use common::image::{GZIP_LAYER, image};
 use common::{Node, request};
 use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
@@ -36,11 +36,11 @@ async fn apply(node: &Node, layer: types::Descriptor, mounts: Vec<types::Mount>)
 
 /// Applies both layers, the second on the first, and returns the mounts of a view of the whole.
 async fn unpack(node: &Node, snapshotter: &str) -> Vec<types::Mount> {
-    let image = Image::new("x:y");
     let mut client = SnapshotsClient::new(node.channel.clone());
     let mut parent = String::new();
-    for (i, (tar, gz)) in image.layers.iter().enumerate() {
-        let layer = put(node, gz).await;
+    for (i, layer) in image().layers().iter().enumerate() {
+        let tar = layer.tar();
+        let layer = put(node, &layer.bytes()).await;
         let key = format!("active-{i}");
         let wanted = snapshots::PrepareSnapshotRequest {
             snapshotter: snapshotter.into(),
@@ -103,7 +103,7 @@ async fn a_layer_is_applied_to_any_directory_that_can_be_mounted() {
     let foreign = node.directory.path().join("foreign");
     std::fs::create_dir_all(foreign.join("etc")).unwrap();
     std::fs::write(foreign.join("etc/gone"), "old").unwrap();
-    let layer = put(&node, &Image::new("x:y").layers[1].1).await;
+    let layer = put(&node, &image().layers()[1].bytes()).await;
     let bind = types::Mount {
         r#type: "bind".into(),
         source: foreign.display().to_string(),
