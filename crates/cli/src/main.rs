@@ -1,2 +1,56 @@
-//! The one binary.
-fn main() {}
+//! `orlop`: the one binary. It parses arguments, reads the environment, connects, renders, and picks exit codes.
+//!
+//! The only crate that reads environment variables, the terminal or configuration files. Commands speak gRPC alone: to
+//! the socket given by `--address`, else to the same services in this process (design: one API, in process or over a
+//! socket). Data goes to standard output, everything else to standard error.
+
+mod args;
+mod client;
+mod commands;
+mod demo;
+mod embed;
+mod error;
+mod images_made;
+mod output;
+mod progress;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+fn main() -> ExitCode {
+    let parsed = args::Cli::command().try_get_matches().and_then(|matches| {
+        let actor = format!("orlop {}", matches.subcommand_name().unwrap_or_default());
+        Ok((args::Cli::from_arg_matches(&matches)?, actor))
+    });
+    let (cli, actor) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return error::usage(&error),
+    };
+    output::set_up_logging(&cli.global);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(source) => return error::report(&error::CliError::io("start the runtime", None, source)),
+    };
+    let code = runtime.block_on(async {
+        tokio::select! {
+            result = commands::run(cli, &actor) => match result {
+                Ok(code) => code,
+                Err(error) => error::report(&error),
+            },
+            () = interrupted() => ExitCode::from(error::INTERRUPTED),
+        }
+    });
+    // Tasks that wait for the network are dropped; a write that is in a system call ends first.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    code
+}
+
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+}

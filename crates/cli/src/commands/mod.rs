@@ -1,0 +1,93 @@
+//! The commands, one module each: their options, the call, the rendering.
+
+pub(crate) mod check;
+pub(crate) mod content;
+pub(crate) mod df;
+pub(crate) mod export;
+pub(crate) mod gc;
+pub(crate) mod generate;
+pub(crate) mod history;
+pub(crate) mod images;
+pub(crate) mod import;
+pub(crate) mod inspect;
+pub(crate) mod leases;
+pub(crate) mod mount;
+pub(crate) mod namespaces;
+pub(crate) mod pin;
+pub(crate) mod pull;
+pub(crate) mod push;
+pub(crate) mod rm;
+pub(crate) mod snapshots;
+pub(crate) mod tag;
+pub(crate) mod undo;
+
+use std::process::ExitCode;
+
+use crate::args::{Cli, Command, Global};
+use crate::client::Clients;
+use crate::embed;
+use crate::error::Result;
+use crate::settings::Settings;
+
+/// What every command works with.
+pub(crate) struct Context {
+    pub(crate) global: Global,
+    pub(crate) settings: Settings,
+    pub(crate) clients: Clients,
+}
+
+impl Context {
+    /// Says something on standard error, unless `--quiet`.
+    pub(crate) fn say(&self, text: impl AsRef<str>) {
+        if !self.global.quiet {
+            eprintln!("{}", text.as_ref());
+        }
+    }
+}
+
+/// Runs one command; `actor` is what the history says of who ran it.
+pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
+    match cli.command {
+        Command::Completions(args) => return generate::completions(&args),
+        Command::Man(args) => return generate::man(&args),
+        Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
+        _ => {}
+    }
+    let settings = Settings::load(&cli.global)?;
+    let channel = embed::connect(&settings).await?;
+    let clients = Clients::new(channel, &cli.global.namespace, actor)?;
+    let context = Context { global: cli.global, settings, clients };
+    dispatch(&context, cli.command).await
+}
+
+/// Runs one command on an open store.
+pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Pull(args) => pull::run(context, &args).await?,
+        Command::Push(args) => push::run(context, &args).await?,
+        Command::Images(args) => images::run(context, &args).await?,
+        Command::Inspect(args) => inspect::run(context, &args).await?,
+        Command::History(args) => history::run(context, &args).await?,
+        Command::Tag(args) => tag::run(context, &args).await?,
+        Command::Rm(args) => rm::run(context, &args).await?,
+        Command::Undo(args) => undo::run(context, &args).await?,
+        Command::Pin(args) => pin::run(context, &args, true).await?,
+        Command::Unpin(args) => pin::run(context, &args, false).await?,
+        Command::Import(args) => import::run(context, &args).await?,
+        Command::Export(args) => export::run(context, &args).await?,
+        Command::Mount(args) => mount::mount(context, &args).await?,
+        Command::Umount(args) => mount::umount(context, &args).await?,
+        Command::Check(args) => return check::run(context, &args).await,
+        Command::Verify(args) => return check::verify(context, &args).await,
+        Command::Df(args) => df::run(context, &args).await?,
+        Command::Gc(args) => gc::run(context, &args).await?,
+        Command::Content(command) => content::run(context, command).await?,
+        Command::Snapshots(command) => snapshots::run(context, command).await?,
+        Command::Leases(command) => leases::run(context, command).await?,
+        Command::Namespaces(command) => namespaces::run(context, command).await?,
+        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => {
+            unreachable!("handled before a store is opened")
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,150 @@
+//! `orlop pull`.
+
+use serde::Serialize;
+
+use super::Context;
+use crate::client::pb;
+use crate::error::{Class, CliError, Result};
+use crate::output::{self, size};
+use crate::progress::Progress;
+
+/// How to reach a registry.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RegistryArgs {
+    /// Talk HTTP to the registry, not HTTPS (loopback registries need no flag)
+    #[arg(long)]
+    plain_http: bool,
+    /// User and password, instead of what ~/.docker/config.json has
+    #[arg(long, value_name = "U:P")]
+    user: Option<String>,
+    /// containerd's certs.d directory, with a hosts.toml for each registry
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<String>,
+}
+
+impl RegistryArgs {
+    /// The options as the API has them.
+    pub(crate) fn to_api(&self, context: &Context) -> Result<pb::RegistryOptions> {
+        let credentials = match &self.user {
+            None => None,
+            Some(user) => {
+                let (username, password) = user
+                    .split_once(':')
+                    .ok_or_else(|| CliError::new(Class::Usage, "--user: expected USER:PASSWORD, found no colon"))?;
+                Some(pb::Credentials { username: username.to_owned(), password: password.to_owned() })
+            }
+        };
+        Ok(pb::RegistryOptions {
+            plain_http: self.plain_http,
+            credentials,
+            hosts_dir: self.hosts_dir.clone().unwrap_or_else(|| context.settings.hosts_dir.clone()),
+            docker_config: context.settings.docker_config.clone(),
+        })
+    }
+}
+
+/// Options of `pull`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  orlop pull alpine                          docker.io/library/alpine:latest
+  orlop pull --platform linux/arm64 nginx:1.27
+  orlop pull ghcr.io/org/app@sha256:…        exactly this version
+
+An interrupted pull resumes where it stopped. Nothing is visible before it is complete and verified.")]
+pub(crate) struct Args {
+    /// What to pull
+    #[arg(required = true, value_name = "REF")]
+    references: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// os/arch[/variant]; may be given several times [default: this machine's]
+    #[arg(long, value_name = "P")]
+    platform: Vec<String>,
+    /// Every platform of the image, attestations too
+    #[arg(long, conflicts_with = "platform")]
+    all_platforms: bool,
+    /// Fetch and verify, but make no snapshots
+    #[arg(long)]
+    no_unpack: bool,
+    /// overlayfs or native
+    #[arg(long, value_name = "S")]
+    snapshotter: Option<String>,
+    /// Keep it whatever cleans up
+    #[arg(long)]
+    pin: bool,
+    /// Layers fetched at once [default: 3]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    concurrency: u32,
+}
+
+/// What a pull, push or import came to.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Done {
+    schema: &'static str,
+    names: Vec<String>,
+    target: String,
+    image_ids: Vec<String>,
+    bytes_transferred: u64,
+    bytes_present: u64,
+}
+
+impl Done {
+    pub(crate) fn new(schema: &'static str, done: pb::Done) -> Self {
+        Self {
+            schema,
+            names: done.names,
+            target: done.target.map(|t| t.digest).unwrap_or_default(),
+            image_ids: done.image_ids,
+            bytes_transferred: done.bytes_transferred,
+            bytes_present: done.bytes_present,
+        }
+    }
+
+    /// Prints it in the format asked for; `verb` is for the table.
+    pub(crate) fn print(&self, context: &Context, verb: &str) -> Result<()> {
+        if output::is_document(context.global.output) {
+            return output::document(context.global.output, self);
+        }
+        output::names(self.names.iter().map(String::as_str))?;
+        context.say(format!(
+            "{verb} {}: {} transferred, {} were here",
+            output::short(&self.target),
+            size(self.bytes_transferred),
+            size(self.bytes_present)
+        ));
+        Ok(())
+    }
+}
+
+/// Shows progress until the operation is done.
+pub(crate) async fn follow(context: &Context, mut stream: tonic::Streaming<pb::Progress>) -> Result<pb::Done> {
+    let mut progress = Progress::new(&context.global);
+    while let Some(event) = stream.message().await? {
+        progress.event(&event);
+        if let Some(done) = event.done {
+            return Ok(done);
+        }
+    }
+    Err(CliError::new(Class::Unavailable, "the server ended the operation without a result"))
+}
+
+/// Runs `pull`.
+pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    for reference in &args.references {
+        let request = pb::PullRequest {
+            reference: reference.clone(),
+            registry: Some(args.registry.to_api(context)?),
+            platforms: args.platform.clone(),
+            all_platforms: args.all_platforms,
+            no_unpack: args.no_unpack,
+            snapshotter: args.snapshotter.clone().or_else(|| context.settings.snapshotter.clone()).unwrap_or_default(),
+            pin: args.pin,
+            concurrency: args.concurrency,
+        };
+        let stream = context.clients.orlop().pull(request).await?.into_inner();
+        Done::new("orlop.pull/v1", follow(context, stream).await?).print(context, "pulled")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! What a failure becomes at the edge: a message, a hint, an exit code.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Stopped by a signal (contract: exit codes).
+pub(crate) const INTERRUPTED: u8 = 130;
+
+pub(crate) use orlop_api::error::Class;
+
+/// The exit code of a class (contract: exit codes).
+const fn exit_code(class: Class) -> u8 {
+    match class {
+        Class::Failed => 1,
+        Class::Usage => 2,
+        Class::NotFound => 3,
+        Class::Conflict => 4,
+        Class::Verification => 5,
+        Class::NoSpace => 6,
+        Class::NotPermitted => 7,
+        Class::Unavailable => 8,
+        Class::Interrupted => INTERRUPTED,
+    }
+}
+
+/// The class of an answer that says nothing but a gRPC code: a server other than Orlop.
+fn class_of_code(code: tonic::Code) -> Class {
+    use tonic::Code;
+    match code {
+        Code::InvalidArgument | Code::OutOfRange => Class::Usage,
+        Code::NotFound => Class::NotFound,
+        Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => Class::Conflict,
+        Code::DataLoss => Class::Verification,
+        Code::ResourceExhausted => Class::NoSpace,
+        Code::PermissionDenied | Code::Unauthenticated => Class::NotPermitted,
+        Code::Unavailable | Code::DeadlineExceeded => Class::Unavailable,
+        _ => Class::Failed,
+    }
+}
+
+/// The class of an operating system error.
+pub(crate) fn class_of_io(error: &io::Error) -> Class {
+    match error.kind() {
+        io::ErrorKind::NotFound => Class::NotFound,
+        io::ErrorKind::AlreadyExists => Class::Conflict,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::NotPermitted,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+        _ => Class::Failed,
+    }
+}
+
+/// A failed command.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct CliError {
+    pub(crate) class: Class,
+    pub(crate) message: String,
+    /// What to do.
+    pub(crate) hint: Option<String>,
+}
+
+impl CliError {
+    pub(crate) fn new(class: Class, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), hint: None }
+    }
+
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn io(operation: &str, path: Option<&Path>, source: io::Error) -> Self {
+        let place = path.map(|p| format!(" {}", p.display())).unwrap_or_default();
+        Self::new(class_of_io(&source), format!("{operation}{place}: {source}"))
+    }
+
+    /// For `map_err` on file operations.
+    pub(crate) fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path: PathBuf = path.to_owned();
+        move |source| Self::io(operation, Some(&path), source)
+    }
+}
+
+impl From<tonic::Status> for CliError {
+    fn from(status: tonic::Status) -> Self {
+        let details = orlop_api::error::details(&status);
+        let class = details.as_ref().map_or_else(|| class_of_code(status.code()), |d| d.class);
+        let mut message = status.message().to_owned();
+        if message.is_empty() {
+            message = format!("the server answered {:?} without a message", status.code());
+        }
+        let mut error = Self::new(class, message);
+        error.hint = details.and_then(|d| (!d.hint.is_empty()).then_some(d.hint));
+        if status.code() == tonic::Code::Unimplemented && error.hint.is_none() {
+            error.hint = Some(
+                "the server at --address lacks this call (orlop.v1 is Orlop's own); run without --address to use the store at --root"
+                    .into(),
+            );
+        }
+        error
+    }
+}
+
+/// Prints a failure to standard error and picks the exit code.
+pub(crate) fn report(error: &CliError) -> ExitCode {
+    eprintln!("orlop: {}", error.message);
+    if let Some(hint) = &error.hint {
+        eprintln!("  hint: {hint}");
+    }
+    ExitCode::from(exit_code(error.class))
+}
+
+/// Prints clap's answer; help and version are not failures.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    // A closed standard output is not worth a second message.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(exit_code(Class::Usage)) } else { ExitCode::SUCCESS }
+}
+
+/// Result of a command.
+pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
