@@ -9,6 +9,7 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use orlop_oci::{Reference, RepositoryName};
 use tokio::net::TcpListener;
@@ -44,7 +45,7 @@ impl Seen {
     }
 }
 
-type Handler = dyn Fn(&Seen) -> Response + Send + Sync;
+type Handler = dyn Fn(Seen) -> BoxFuture<'static, Response> + Send + Sync;
 
 /// The server; it ends with the test's runtime.
 pub(crate) struct Fake {
@@ -54,6 +55,13 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) async fn start(handler: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> Self {
+        Self::serve(None, move |seen| Box::pin(std::future::ready(handler(&seen)))).await
+    }
+
+    /// With a handler that may wait.
+    pub(crate) async fn start_waiting(
+        handler: impl Fn(Seen) -> BoxFuture<'static, Response> + Send + Sync + 'static,
+    ) -> Self {
         Self::serve(None, handler).await
     }
 
@@ -61,10 +69,13 @@ impl Fake {
         config: Arc<rustls::ServerConfig>,
         handler: impl Fn(&Seen) -> Response + Send + Sync + 'static,
     ) -> Self {
-        Self::serve(Some(config.into()), handler).await
+        Self::serve(Some(config.into()), move |seen| Box::pin(std::future::ready(handler(&seen)))).await
     }
 
-    async fn serve(tls: Option<TlsAcceptor>, handler: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> Self {
+    async fn serve(
+        tls: Option<TlsAcceptor>,
+        handler: impl Fn(Seen) -> BoxFuture<'static, Response> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -120,7 +131,7 @@ where
             };
             let seen = Seen { method: parts.method, uri: parts.uri, headers: parts.headers, body };
             log.lock().unwrap().push(seen.clone());
-            Ok(handler(&seen))
+            Ok(handler(seen).await)
         },
     ));
     let io = hyper_util::rt::TokioIo::new(stream);

@@ -259,3 +259,62 @@ async fn config_json_gives_each_host_its_own() {
     assert_eq!(resolved.host, server.address.to_string());
     assert_eq!(mirror.count("HEAD", "/manifests/1"), 2);
 }
+
+/// Regression: of two first requests at once, the one whose challenge came after the other had learned the scheme failed.
+#[tokio::test]
+async fn a_challenge_that_comes_late_is_met_too() {
+    let asked = Arc::new(tokio::sync::Notify::new());
+    let notify = asked.clone();
+    let realm = Fake::start(move |_| {
+        notify.notify_one();
+        token("abc")
+    })
+    .await;
+    let document = manifest(&noise(1, 10), &layer(&noise(2, 10)), "");
+    let challenge = format!(r#"Bearer realm="http://{}/token",scope="repository:a:pull""#, realm.address);
+    let (both, strangers) = (Arc::new(tokio::sync::Barrier::new(2)), Arc::new(AtomicUsize::new(0)));
+    let registry = Fake::start_waiting(move |seen| {
+        let (asked, both, strangers) = (asked.clone(), both.clone(), strangers.clone());
+        let (document, challenge) = (document.clone(), challenge.clone());
+        Box::pin(async move {
+            if seen.header("authorization").is_some() {
+                return good(&seen, &document, &Bytes::new());
+            }
+            let late = strangers.fetch_add(1, Ordering::SeqCst) == 1;
+            both.wait().await;
+            if late {
+                asked.notified().await;
+            }
+            reply(401, &[("www-authenticate", &challenge)], "")
+        })
+    })
+    .await;
+    let (client, repository, digest) = (client(), registry.repository("a"), layer(&noise(1, 10)).digest);
+    let (one, two) = tokio::join!(client.has_blob(&repository, &digest), client.has_blob(&repository, &digest));
+    assert!(one.unwrap() && two.unwrap());
+    assert_eq!(realm.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_mount_asks_for_both_repositories() {
+    let realm = Fake::start(|_| token("abc")).await;
+    let challenge = format!(r#"Bearer realm="http://{}/token""#, realm.address);
+    let registry = Fake::start(move |seen| match (seen.header("authorization"), seen.method.as_str()) {
+        (None, _) => reply(401, &[("www-authenticate", &challenge)], ""),
+        (_, "POST") => status(201),
+        _ => status(404),
+    })
+    .await;
+    let blob = layer(&noise(1, 10));
+    client()
+        .push_blob(&registry.repository("to"), &blob, &[registry.repository("from")], &|_| panic!("mounted"), &|_| {})
+        .await
+        .unwrap();
+    let scopes: Vec<String> = url::Url::parse(&format!("http://h{}", realm.seen().last().unwrap().uri))
+        .unwrap()
+        .query_pairs()
+        .filter(|(name, _)| name == "scope")
+        .map(|(_, scope)| scope.into_owned())
+        .collect();
+    assert_eq!(scopes, ["repository:from:pull", "repository:to:pull,push"]);
+}
