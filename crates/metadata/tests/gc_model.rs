@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_content::{IngestManager, IngestOptions, Ingester};
 use orlop_metadata::gc::{Disposal, Report};
-use orlop_metadata::{Labels, Resource, ResourceKind};
+use orlop_metadata::{ImageChange, Labels, Resource, ResourceKind};
 use proptest::prelude::*;
 use rig::{DRIVER, Rig, at, digest, image};
 
@@ -107,6 +107,15 @@ enum Op {
     },
     Advance {
         minutes: u16,
+    },
+    /// Into the trash; with the record of a second name, if there is one.
+    Remove {
+        name: u8,
+        other: Option<u8>,
+    },
+    Undo,
+    EmptyTrash {
+        all: bool,
     },
     Collect,
     CollectFull,
@@ -358,6 +367,9 @@ impl World {
             Op::Collect => self.collect(),
             Op::CollectFull => self.collect_full(),
             Op::Reopen => self.rig.reopen(),
+            Op::Remove { name, other } => self.remove(space, *name, *other),
+            Op::Undo => self.undo(space),
+            Op::EmptyTrash { all } => self.empty_trash(*all),
             Op::Pull { image } => self.pull(space, *image),
             Op::CreateImage { .. } | Op::Retarget { .. } | Op::LabelImage { .. } | Op::DeleteImage { .. } => {
                 self.image(space, op);
@@ -599,6 +611,63 @@ impl World {
         self.apply(space, &op);
     }
 
+    fn remove(&mut self, space: usize, name: u8, other: Option<u8>) {
+        let names: BTreeSet<String> = other.into_iter().chain([name]).map(image_name).collect();
+        let changes: Vec<_> = names.iter().map(|name| ImageChange::Delete { name: name.clone() }).collect();
+        let scope = self.rig.scope(NAMESPACES[space], None);
+        let report = self.rig.store.delete_to_trash(&scope, &changes, "test").expect("deleted");
+        self.sweep_model();
+        let before = self.spaces.clone();
+        self.spaces[space].images.retain(|name, _| !names.contains(name));
+        self.sweep_model();
+        let gone =
+            |of: fn(&Space) -> usize| before.iter().map(of).sum::<usize>() - self.spaces.iter().map(of).sum::<usize>();
+        assert_eq!(report.content.len(), gone(|s| s.blobs.len()));
+        assert_eq!(report.snapshots.len(), gone(|s| s.snapshots.len()));
+        assert_eq!(report.trash.is_some(), gone(|s| s.blobs.len() + s.snapshots.len() + s.images.len()) > 0);
+        self.compare();
+    }
+
+    /// What comes back depends on what else happened to it; the model takes it over as it is. All rules go on to hold.
+    fn undo(&mut self, space: usize) {
+        let Some(entry) = self.rig.store.trash().expect("a list").into_iter().next() else { return };
+        let before = self.spaces.clone();
+        let undone = self.rig.store.undo(&self.rig.scope(NAMESPACES[space], None), None).expect("undone");
+        assert_eq!(undone.images.len() + undone.kept.len(), entry.images.len());
+        for (space, namespace) in self.spaces.iter_mut().zip(NAMESPACES) {
+            let scope = self.rig.scope(namespace, None);
+            let images = self.rig.store.images(namespace, &[]).expect("a list").into_iter();
+            space.images = images.map(|i| (i.name, (i.target.digest.to_string(), i.labels))).collect();
+            let blobs = self.rig.store.content(&scope).find(&[]).expect("a list").into_iter();
+            space.blobs = blobs.map(|b| (b.digest.to_string(), b.labels)).collect();
+            let snapshots = self.rig.snapshots(namespace, None).list(&[]).expect("a list").into_iter();
+            let parent = |parent: String| (!parent.is_empty()).then_some(parent);
+            space.snapshots = snapshots.map(|s| (s.name, (parent(s.parent), s.labels))).collect();
+        }
+        for (now, before) in self.spaces.iter().zip(&before) {
+            assert!(
+                before.images.iter().all(|(name, image)| now.images.get(name) == Some(image)),
+                "changed by an undo"
+            );
+            assert!(before.blobs.keys().all(|name| now.blobs.contains_key(name)), "lost by an undo");
+            assert!(before.snapshots.iter().all(|(name, s)| now.snapshots.get(name) == Some(s)), "changed by an undo");
+        }
+        self.compare();
+        assert_eq!(self.rig.store.check_metadata().expect("a check"), []);
+    }
+
+    fn empty_trash(&mut self, all: bool) {
+        self.rig.store.empty_trash(if all { 0 } else { 1800 }, if all { 0 } else { 4096 }).expect("emptied");
+        let trash = self.rig.directory.path().join("trash");
+        let entries = self.rig.store.trash().expect("a list").into_iter().map(|entry| entry.id);
+        let left: BTreeSet<String> = std::fs::read_dir(trash)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+            .collect();
+        assert!(left.is_subset(&entries.collect()), "left in the trash: {left:?}");
+    }
+
     fn sweep_model(&mut self) {
         let now = self.rig.seconds();
         self.spaces.iter_mut().for_each(|space| space.sweep(now));
@@ -728,6 +797,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Advance { minutes: 25 * 60 }),
         6 => Just(Op::Collect),
         1 => Just(Op::CollectFull),
+        4 => (0..NAMES, prop::option::of(0..NAMES)).prop_map(|(name, other)| Op::Remove { name, other }),
+        3 => Just(Op::Undo),
+        1 => any::<bool>().prop_map(|all| Op::EmptyTrash { all }),
         1 => Just(Op::Reopen),
     ]
 }
