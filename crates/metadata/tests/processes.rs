@@ -194,9 +194,9 @@ fn follow(child: &mut Child, stop_after: Option<usize>) -> Acknowledged {
             ("snapshot", name) => drop(told.snapshots.insert(name.to_owned())),
             _ => told.done = true,
         }
-        if stop_after.is_some_and(|n| told.lines >= n) {
+        // What it says until it is dead counts too: it goes on while the signal is on its way.
+        if stop_after == Some(told.lines) {
             child.kill().unwrap();
-            break;
         }
     }
     let output = child.wait().unwrap();
