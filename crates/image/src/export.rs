@@ -61,6 +61,15 @@ impl Images {
         request: &ExportRequest,
         out: &mut (dyn AsyncWrite + Send + Unpin),
     ) -> Result<()> {
+        self.under_lease(scope, async |scope| self.export_held(&scope, request, out).await).await
+    }
+
+    async fn export_held(
+        &self,
+        scope: &Scope,
+        request: &ExportRequest,
+        out: &mut (dyn AsyncWrite + Send + Unpin),
+    ) -> Result<()> {
         let content = self.store().content(scope);
         let mut items = Vec::new();
         for name in &request.names {
@@ -242,7 +251,7 @@ fn oci_index(items: &[Item]) -> serde_json::Value {
     let mut manifests = Vec::new();
     for item in items {
         let target = item.transfer.target().descriptor();
-        let named: Vec<&String> = item.names.iter().filter(|n| !is_id(n)).collect();
+        let named: Vec<&String> = item.names.iter().filter(|n| tells_truth(n, &target.digest)).collect();
         if named.is_empty() {
             manifests.push(target.clone());
         }
@@ -258,8 +267,13 @@ fn oci_index(items: &[Item]) -> serde_json::Value {
     json!({ "schemaVersion": 2, "mediaType": orlop_oci::media_type::OCI_INDEX, "manifests": manifests })
 }
 
-fn is_id(name: &str) -> bool {
-    orlop_oci::classify(name) == orlop_oci::Kind::Id
+/// Whether a name may stand for what is exported: an image ID names nothing, a digest only its own document.
+fn tells_truth(name: &str, target: &Digest) -> bool {
+    match name.parse::<Reference>() {
+        Ok(Reference::Id(_)) => false,
+        Ok(Reference::Digest { digest, .. }) => digest == *target,
+        _ => true,
+    }
 }
 
 /// What `docker load` reads of an image in an OCI layout: the one of the host's platform, else the first.

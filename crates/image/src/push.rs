@@ -42,6 +42,16 @@ impl Images {
     /// # Errors
     /// [`Error::Incomplete`] if something that was asked for is missing in this store.
     pub async fn push(&self, scope: &Scope, client: &Client, request: &PushRequest, sink: Sink<'_>) -> Result<Outcome> {
+        self.under_lease(scope, async |scope| self.push_held(&scope, client, request, sink).await).await
+    }
+
+    async fn push_held(
+        &self,
+        scope: &Scope,
+        client: &Client,
+        request: &PushRequest,
+        sink: Sink<'_>,
+    ) -> Result<Outcome> {
         let found = self.resolve_name(scope, &request.source).await?;
         let destination = destination(request, &found.names)?;
         let repository = destination.repository().ok_or_else(|| no_repository(&destination.to_string()))?.clone();

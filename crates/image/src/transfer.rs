@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use orlop_metadata::{Scope, ScopedContent};
+use orlop_metadata::{Resource, ResourceKind, Scope, ScopedContent};
 use orlop_oci::{Descriptor, Digest, Document, MediaKind, Platform, PlatformMatcher};
 
 use crate::catalog::Catalog;
@@ -47,11 +47,12 @@ impl Transfer {
 }
 
 impl Images {
-    /// Chooses what leaves for an image.
+    /// Chooses what leaves for an image, and has the scope's lease hold it until it has left.
     ///
     /// # Errors
     /// [`Error::Incomplete`] with all that is missing of what was asked for; [`Error::NoPlatform`].
     pub(crate) async fn transfer(&self, scope: &Scope, found: &Found, wanted: Wanted<'_>) -> Result<Transfer> {
+        self.hold(scope, &found.target).await?;
         let content = self.store().content(scope);
         let name = found.names.first().cloned().unwrap_or_else(|| found.target.digest.to_string());
         let tree = walk::walk(&Stored(content.clone()), &name, &found.target, &Select::Present).await?;
@@ -60,6 +61,17 @@ impl Images {
         }
         let catalog = self.target_catalog(scope, &found.target).await?;
         Chooser { name, tree, catalog }.choose(wanted)
+    }
+
+    /// Adds a target, and with it what its labels refer to, to the scope's lease.
+    async fn hold(&self, scope: &Scope, target: &Descriptor) -> Result<()> {
+        let (scope, name) = (scope.clone(), target.digest.to_string());
+        self.blocking(move |store| {
+            let Some(lease) = &scope.lease else { return Ok(()) };
+            let resource = Resource { kind: ResourceKind::Content, name };
+            Ok(store.add_resource(&scope.namespace, lease, &resource)?)
+        })
+        .await
     }
 }
 

@@ -268,3 +268,27 @@ async fn skopeos_docker_archive_is_imported_and_our_exports_are_read_by_skopeo()
         assert_eq!(back.names[1], "example.com/app:1");
     }
 }
+
+/// An export by image ID once named a digest reference of the index although only one manifest of it was in the
+/// archive, which no importer can take.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_by_image_id_of_a_partial_index_is_imported_again() {
+    let (node, shelf, mut made) = (Node::new(), common::Shelf::start().await, Made::default());
+    let amd = made.image("amd64", &layers());
+    let arm = made.image("arm64", &layers()[..1]);
+    let index = made.index(&[on(&amd, "amd64"), on(&arm, "arm64")]);
+    shelf.push(&made, "team/app:v1", &index).await;
+    node.pull(&shelf.name("team/app:v1")).await.unwrap();
+    let request = ExportRequest { names: vec![made.image_id(&amd)], ..ExportRequest::default() };
+    let (mut exported, mut again) = (Vec::new(), Vec::new());
+    node.images.export(&node.scope, &request, &mut exported).await.unwrap();
+    node.images.export(&node.scope, &request, &mut again).await.unwrap();
+    assert!(exported == again, "the same content gives the same bytes");
+    let other = Node::new();
+    let outcome = import(&other, exported, &ImportRequest::default()).await.unwrap();
+    assert_eq!(outcome.target.digest, amd.digest);
+    assert!(outcome.names.contains(&shelf.name("team/app:v1")), "{:?}", outcome.names);
+    let all = ExportRequest { all_platforms: true, ..request };
+    let error = node.images.export(&node.scope, &all, &mut Vec::new()).await.unwrap_err();
+    assert!(error.to_string().contains(&arm.digest.to_string()), "{error}");
+}

@@ -103,7 +103,7 @@ async fn one_row_an_image_and_any_identifier_finds_it() {
     let (node, _shelf, name, id, digest_name) = pulled().await;
     let rows = node.images.images(&node.scope, &ListRequest::default()).await.unwrap();
     assert_eq!(rows.len(), 1);
-    assert_eq!(rows[0].names, [name.clone()]);
+    assert_eq!(rows[0].names, std::slice::from_ref(&name));
     assert_eq!(rows[0].hash_references.len(), 2);
     assert!(rows[0].size.compressed > 0 && rows[0].size.unpacked > 0);
     assert_eq!(rows[0].size.unique, rows[0].size.compressed + rows[0].size.unpacked);
@@ -147,7 +147,7 @@ async fn records_that_others_write_converge() {
     let done = node.images.reconcile_image("k8s.io", "example.com/b:1").await.unwrap();
     assert_eq!(done.created, [format!("example.com/b@{}", target.digest)]);
     node.store().write_images(&node.scope, &[ImageChange::Delete { name: id.clone() }]).unwrap();
-    assert_eq!(node.images.reconcile_image("k8s.io", &id).await.unwrap().created, [id.clone()]);
+    assert_eq!(node.images.reconcile_image("k8s.io", &id).await.unwrap().created, std::slice::from_ref(&id));
     for gone in [&name, "example.com/b:1", "odd name"] {
         node.store().write_images(&node.scope, &[ImageChange::Delete { name: gone.to_owned() }]).unwrap();
         node.images.reconcile_image("k8s.io", gone).await.unwrap();
