@@ -301,7 +301,7 @@ impl Error {
 }
 
 fn remote_kind(error: &remote::Error) -> ErrorKind {
-    match error {
+    match error.principal() {
         remote::Error::NotFound { .. } => ErrorKind::NotFound,
         remote::Error::Unauthorized { .. } | remote::Error::Denied { .. } => ErrorKind::Permission,
         remote::Error::DigestMismatch { .. }

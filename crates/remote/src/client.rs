@@ -152,8 +152,14 @@ impl Client {
 
     async fn endpoints(&self, registry: &str) -> Result<Vec<Arc<Endpoint>>> {
         let (options, name) = (self.inner.options.clone(), registry.to_owned());
-        let loaded = tokio::task::spawn_blocking(move || hosts::load(&options, &name)).await;
-        let configs = loaded.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
+        let configs = match tokio::task::spawn_blocking(move || hosts::load(&options, &name)).await {
+            Ok(loaded) => loaded?,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime shuts down: nobody will ask again.
+                Err(_) => std::future::pending().await,
+            },
+        };
         let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, endpoints)) = known.get(registry).filter(|(old, _)| *old == configs) {
             return Ok(endpoints.clone());
@@ -237,7 +243,10 @@ impl Tour {
 
     /// The same, where the tour cannot be given away.
     pub(crate) fn take_error(&mut self, what: &str) -> Error {
-        self.errors.extend(self.revisit.drain(..).map(|e| Error::Skipped { host: e.host().to_owned() }));
-        Error::of_hosts(what, std::mem::take(&mut self.errors))
+        // The last error is the one that counts: see `Error::principal`.
+        let mut errors: Vec<Error> =
+            self.revisit.drain(..).map(|e| Error::Skipped { host: e.host().to_owned() }).collect();
+        errors.append(&mut self.errors);
+        Error::of_hosts(what, errors)
     }
 }

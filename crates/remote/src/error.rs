@@ -284,14 +284,23 @@ impl Error {
             | Self::Broken { .. }
             | Self::Skipped { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 500 | 502 | 503 | 504),
-            Self::Hosts { errors, .. } => errors.iter().any(Self::is_temporary),
+            Self::Hosts { errors, .. } => errors.last().is_some_and(Self::is_temporary),
             _ => false,
         }
     }
 
-    /// Whether every host that was asked says that it does not have it.
-    pub const fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound { .. })
+    /// The error that counts: of several hosts' the last one's, since that is the registry itself and the others are
+    /// mirrors, whose failures change nothing.
+    pub fn principal(&self) -> &Self {
+        match self {
+            Self::Hosts { errors, .. } => errors.last().unwrap_or(self),
+            _ => self,
+        }
+    }
+
+    /// Whether the registry, and not only a mirror, says that it does not have it.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.principal(), Self::NotFound { .. })
     }
 
     /// How long the host wants us to wait.

@@ -9,6 +9,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use http::{Method, StatusCode};
@@ -24,6 +25,8 @@ use super::Pushing;
 use super::feed::{Feed, channel};
 
 const OCTETS: &str = "application/octet-stream";
+/// How long to wait until an upload that is given up is cancelled.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where an upload stands.
 struct Session {
@@ -73,6 +76,7 @@ impl<'a> Upload<'a> {
             reached = reached.max(session.offset);
             let broken_session = self.refused_chunk(&error, &session);
             if !broken_session && retry::pause(&tuning, failures, &error).is_none() || failures >= tuning.attempts {
+                self.cancel(&session).await;
                 return Err(error);
             }
             let pause = retry::pause(&tuning, failures, &error).unwrap_or_default();
@@ -81,6 +85,13 @@ impl<'a> Upload<'a> {
             session = self.resume(session).await?;
             (self.progress)(session.offset);
         }
+    }
+
+    /// Lets the host forget what it has; if it does not answer, it will clean up by itself.
+    async fn cancel(&self, session: &Session) {
+        let request = self.pushing.request(Method::DELETE, Target::Url(session.location.clone()));
+        let answer = self.pushing.endpoint.send(self.pushing.client.auth(), &request);
+        let _ = tokio::time::timeout(CANCEL_TIMEOUT, answer).await;
     }
 
     /// Whether the host does not take this step but may take the blob in another way; remembers which.

@@ -74,6 +74,19 @@ async fn not_found_everywhere_is_not_found() {
 }
 
 #[tokio::test]
+async fn what_the_registry_says_counts_more_than_what_a_mirror_says() {
+    let broken = Fake::start(|_| status(500)).await;
+    let empty = Fake::start(|_| status(404)).await;
+    for (mirror, server, gone) in [(&broken, &empty, true), (&empty, &broken, false)] {
+        let text = format!("server = 'http://{}'\n[host.'http://{}']", server.address, mirror.address);
+        let root = hosts(&[("registry.invalid", &text)]);
+        let error = client_with_hosts(&root).resolve(&reference()).await.unwrap_err();
+        assert!(matches!(error, Error::Hosts { .. }), "{error}");
+        assert_eq!((error.is_not_found(), error.is_temporary()), (gone, !gone), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_mirror_without_resolve_gives_content_but_no_tags() {
     let (document, blob) = image(1);
     let mirror = good_host(&document, &blob).await;

@@ -196,6 +196,7 @@ async fn a_source_that_fails_or_ends_early_breaks_the_upload_off() {
         .await;
     assert!(failing.unwrap_err().to_string().contains("the disk is gone"));
     assert!(!target.session.lock().unwrap().done);
+    assert_eq!(target.fake.count("DELETE", "/uploads/u1"), 2, "what is given up has to be cancelled");
 }
 
 #[tokio::test]
