@@ -5,6 +5,7 @@
 //! `seq` is not above the last one's voids all earlier lines from that `seq` on. A last line that a crash
 //! cut short never committed either; whoever writes next removes it.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 
 use crate::db::{Tx, from_nanos};
-use crate::{Error, Labels, ObjectKind, Result, Store};
+use crate::{Error, Image, Labels, ObjectKind, Result, Store};
 
 /// What happened to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +126,39 @@ pub struct ParsedLog {
     pub damaged: Vec<usize>,
     /// Whether a last line without a line break was left out: a crash cut it short before its change was committed.
     pub torn: bool,
+}
+
+impl ParsedLog {
+    /// The records as the log leaves them, by namespace and name: for each its last line, unless that is a deletion.
+    /// Creation times are those of the first line since the record last came to be.
+    pub fn records(&self) -> Vec<(String, Image)> {
+        let mut records: BTreeMap<(&str, &str), Image> = BTreeMap::new();
+        for line in &self.lines {
+            let key = (line.namespace.as_str(), line.name.as_str());
+            let Some(digest) = &line.new else {
+                records.remove(&key);
+                continue;
+            };
+            let created_at = records.get(&key).map_or(line.at, |record| record.created_at);
+            let image = Image {
+                name: line.name.clone(),
+                target: line.state.target(digest.clone()),
+                labels: line.state.labels.clone(),
+                created_at,
+                updated_at: line.at,
+            };
+            records.insert(key, image);
+        }
+        records.into_iter().map(|((namespace, _), image)| (namespace.to_owned(), image)).collect()
+    }
+}
+
+impl RecordState {
+    fn target(&self, digest: Digest) -> Descriptor {
+        let mut target = Descriptor::new(self.media_type.clone(), digest, self.size);
+        target.annotations = self.annotations.clone();
+        target
+    }
 }
 
 /// Reads the content of a `history.log`; any bytes give a result.
@@ -357,7 +391,5 @@ impl Store {
 fn descriptor(digest: Digest, detail: &str) -> Result<Descriptor> {
     let state: RecordState = serde_json::from_str(detail)
         .map_err(|e| Error::Invalid { what: "row of the history", reason: format!("{digest}: {e}") })?;
-    let mut descriptor = Descriptor::new(state.media_type, digest, state.size);
-    descriptor.annotations = state.annotations;
-    Ok(descriptor)
+    Ok(state.target(digest))
 }

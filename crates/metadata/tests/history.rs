@@ -91,6 +91,31 @@ fn the_log_tells_the_same_as_the_database() {
     assert_eq!(store.check_metadata().unwrap(), []);
 }
 
+/// Should `meta.db` be lost, the log alone gives the names back, as they were.
+#[test]
+fn the_records_can_be_told_from_the_log() {
+    let root = Root::new();
+    let store = &root.store;
+    for step in 0..40_u32 {
+        let name = format!("n{}", step % 7);
+        let change = if step % 5 == 3 {
+            ImageChange::Delete { name }
+        } else {
+            let mut target = target(&format!("{}", step / 3));
+            target.annotations = labels([("step", &step.to_string())]);
+            ImageChange::Upsert { name, target, labels: labels([("k", &step.to_string())]) }
+        };
+        let namespace = if step % 2 == 0 { "even" } else { "odd" };
+        store.write_images(&Scope::new(namespace, "tests"), &[change]).unwrap();
+    }
+    let images = |namespace: &str| {
+        let all = store.images(namespace, &[]).unwrap();
+        all.into_iter().map(|image| (namespace.to_owned(), image)).collect::<Vec<_>>()
+    };
+    assert!(images("odd").len() < 7, "some are deleted");
+    assert_eq!(store.read_log().unwrap().records(), [images("even"), images("odd")].concat());
+}
+
 #[test]
 fn a_failed_change_leaves_no_line() {
     let root = Root::new();
