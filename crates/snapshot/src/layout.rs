@@ -58,36 +58,37 @@ impl Layout {
         stdfs::set_permissions(&tree, stdfs::Permissions::from_mode(0o755)).at("set the mode of", &tree)
     }
 
-    /// Writes `meta`: to a new file, which then takes the old one's place.
+    /// Writes `meta` in one step, as long as there is no power cut.
+    pub(crate) fn write_meta(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
+        let new = self.write_new_meta(id, meta)?;
+        stdfs::rename(&new, self.dir(id).join("meta")).at("rename", &new)
+    }
+
+    /// Makes everything in a snapshot durable, and then that it is so: `meta` takes its place only when the tree and
+    /// itself are on disk.
     ///
     /// # Durability
-    /// If `durable`, it is on disk when this returns.
-    pub(crate) fn write_meta(&self, id: SnapshotId, meta: &Meta, durable: bool) -> Result<()> {
+    /// Tree and `meta` survive a power cut when this returns.
+    pub(crate) fn commit(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
         let dir = self.dir(id);
-        let (new, path) = (dir.join("meta.new"), dir.join("meta"));
-        let bytes = serde_json::to_vec(meta).map_err(io::Error::other).at("encode", &path)?;
+        let new = self.write_new_meta(id, meta)?;
+        let handle = fs::open_dir(&dir).at("open", &dir)?;
+        rustix::fs::syncfs(&handle).at("sync the file system of", &dir)?;
+        stdfs::rename(&new, dir.join("meta")).at("rename", &new)?;
+        rustix::fs::fsync(&handle).at("sync", &dir)
+    }
+
+    fn write_new_meta(&self, id: SnapshotId, meta: &Meta) -> Result<PathBuf> {
+        let new = self.dir(id).join("meta.new");
+        let bytes = serde_json::to_vec(meta).map_err(io::Error::other).at("encode", &new)?;
         stdfs::write(&new, bytes).at("write", &new)?;
-        if durable {
-            stdfs::File::open(&new).and_then(|file| file.sync_all()).at("sync", &new)?;
-        }
-        stdfs::rename(&new, &path).at("rename", &new)?;
-        if durable {
-            let dir_fd = fs::open_dir(&dir).at("open", &dir)?;
-            rustix::fs::fsync(dir_fd).at("sync", &dir)?;
-        }
-        Ok(())
+        Ok(new)
     }
 
     /// Reads `meta`; `None` if there is none, or none that can be read.
     pub(crate) fn read_meta(&self, id: SnapshotId) -> Option<Meta> {
         let bytes = stdfs::read(self.dir(id).join("meta")).ok()?;
         serde_json::from_slice(&bytes).ok()
-    }
-
-    /// Writes everything of this file system to disk.
-    pub(crate) fn sync(&self) -> Result<()> {
-        let root = fs::open_dir(&self.root).at("open", &self.root)?;
-        rustix::fs::syncfs(root).at("sync the file system of", &self.root)
     }
 
     /// Counts what the tree takes on disk.

@@ -34,7 +34,7 @@ impl Driver for NativeDriver {
         if let (Some(nearest), true) = (parents.first(), meta.kind != "view") {
             crate::copy::tree(&self.layout.tree(*nearest), &self.layout.tree(id))?;
         }
-        self.layout.write_meta(id, meta, false)
+        self.layout.write_meta(id, meta)
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
@@ -47,8 +47,7 @@ impl Driver for NativeDriver {
 
     fn commit(&self, id: SnapshotId, _parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
         let usage = self.layout.usage(id)?;
-        self.layout.sync()?;
-        self.layout.write_meta(id, meta, true)?;
+        self.layout.commit(id, meta)?;
         Ok(usage)
     }
 

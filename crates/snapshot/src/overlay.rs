@@ -65,7 +65,7 @@ impl Driver for OverlayDriver {
         if let Some(nearest) = parents.first() {
             crate::copy::root_attributes(&self.layout.tree(*nearest), &self.layout.tree(id))?;
         }
-        self.layout.write_meta(id, meta, false)
+        self.layout.write_meta(id, meta)
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
@@ -98,8 +98,7 @@ impl Driver for OverlayDriver {
             crate::copy::root_attributes(nearest, &self.layout.tree(id))?;
         }
         let usage = self.layout.usage(id)?;
-        self.layout.sync()?;
-        self.layout.write_meta(id, meta, true)?;
+        self.layout.commit(id, meta)?;
         Ok(usage)
     }
 

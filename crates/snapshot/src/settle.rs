@@ -42,16 +42,14 @@ pub(crate) fn settle(target: &ApplyTarget, lowers: &[PathBuf]) -> Result<()> {
         hidden: HashMap::new(),
         touched: BTreeMap::new(),
         copied: HashMap::new(),
+        made: Vec::new(),
         opaque_root: deferred.opaque_root,
     };
-    for (path, target) in &deferred.replaced_links {
-        settler.target(path, target)?;
+    let settled = settler.run(deferred.links, &deferred.replaced_links, &deferred.whiteouts);
+    if settled.is_err() {
+        settler.undo();
     }
-    settler.links(deferred.links)?;
-    settler.whiteouts(&deferred.whiteouts)?;
-    settler.hide_everything()?;
-    settler.restore_times()?;
-    settler.imply()?;
+    settled?;
     std::fs::remove_file(notes).at("remove", notes)
 }
 
@@ -67,10 +65,40 @@ struct Settler<'a> {
     touched: BTreeMap<Vec<u8>, (apply::Time, apply::Time)>,
     /// Files copied up: where they were below, where they are now.
     copied: HashMap<Vec<u8>, Vec<u8>>,
+    /// What was made, so that a commit that failed (a full disk) can be tried again.
+    made: Vec<Vec<u8>>,
     opaque_root: bool,
 }
 
 impl Settler<'_> {
+    fn run(
+        &mut self,
+        links: BTreeMap<Vec<u8>, DeferredLink>,
+        replaced: &[(Vec<u8>, Vec<u8>)],
+        whiteouts: &BTreeSet<Vec<u8>>,
+    ) -> Result<()> {
+        for (path, target) in replaced {
+            self.target(path, target)?;
+        }
+        self.links(links)?;
+        self.whiteouts(whiteouts)?;
+        self.hide_everything()?;
+        self.restore_times()?;
+        self.imply()
+    }
+
+    /// Takes back what was made, as far as it goes: the failure that led here is the one to report.
+    fn undo(&mut self) {
+        for path in std::mem::take(&mut self.made).iter().rev() {
+            let (parent, name) = fs::split(path);
+            let undone = self.open(parent).map(|dir| fs::remove::remove(dir.as_fd(), name));
+            if !matches!(undone, Ok(Ok(()))) {
+                tracing::warn!(path = %self.shown(path).display(), "cannot take back what a failed commit made");
+            }
+        }
+        let _ = self.restore_times();
+    }
+
     fn shown(&self, path: &[u8]) -> PathBuf {
         fs::shown(self.path, path)
     }
@@ -190,6 +218,7 @@ impl Settler<'_> {
         self.make_parents(parent)?;
         let to = self.open(parent)?;
         let from = self.lower.parent(seen.layer, &seen.path)?;
+        self.made.push(path.to_vec());
         copy::file(from.as_fd(), fs::split(&seen.path).1, &seen.stat, to.as_fd(), name)
             .at("copy up to", self.shown(path))
     }
@@ -198,6 +227,7 @@ impl Settler<'_> {
         let ((from, from_name), (to, to_name)) = (fs::split(now), fs::split(path));
         self.make_parents(to)?;
         let (from, to) = (self.open(from)?, self.open(to)?);
+        self.made.push(path.to_vec());
         rustix::fs::linkat(from, from_name, to, to_name, AtFlags::empty()).at("make the hard link", self.shown(path))
     }
 
@@ -208,6 +238,7 @@ impl Settler<'_> {
         }
         let (parent, name) = fs::split(dir);
         self.make_parents(parent)?;
+        self.made.push(dir.to_vec());
         rustix::fs::mkdirat(self.open(parent)?, name, Mode::RWXU).at("make the directory", self.shown(dir))?;
         self.implied.insert(dir.to_vec());
         Ok(())

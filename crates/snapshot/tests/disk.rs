@@ -59,3 +59,38 @@ fn a_committed_tree_survives_a_power_cut() {
         assert_eq!(found.1, Some(meta("committed")));
     }
 }
+
+/// A commit that ran out of space half-way could not be repeated: the links that it had made were in its way.
+#[test]
+fn a_commit_that_failed_on_a_full_disk_can_be_repeated() {
+    let Some(disk) = Disk::new(24) else { return };
+    let driver = OverlayDriver::open(disk.path().join("overlayfs")).unwrap();
+    let (lower, upper) = (SnapshotId(1), SnapshotId(2));
+    let mut tar = Tar::default();
+    tar.file("small", "s").file("large", &"x".repeat(8 << 20)).dir("d", 0o750);
+    driver.create(lower, &[], &meta("active")).unwrap();
+    apply(&tar.end()[..], &driver.apply_target(lower), &Options::default()).unwrap();
+    driver.commit(lower, &[], &meta("committed")).unwrap();
+    driver.create(upper, &[], &meta("active")).unwrap();
+    let links = Tar::default().link("d/l1", "small").link("d/l2", "large").clone();
+    apply(&links.end()[..], &driver.apply_target(upper), &Options::default()).unwrap();
+
+    let ballast = disk.path().join("ballast");
+    let mut block = 1 << 20;
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while block >= 4096 {
+        // Until nothing fits, ever smaller.
+        if std::io::Write::write_all(&mut file, &vec![0; block]).is_err() || file.sync_all().is_err() {
+            block /= 2;
+        }
+    }
+    let error = driver.commit(upper, &[lower], &meta("committed")).unwrap_err();
+    assert!(matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{error}");
+    drop(file);
+    std::fs::remove_file(&ballast).unwrap();
+    driver.commit(upper, &[lower], &meta("committed")).unwrap();
+    let tree = describe(&driver.apply_target(upper).root);
+    assert_eq!(tree.keys().collect::<Vec<_>>(), ["d", "d/l1", "d/l2", "large", "small"]);
+    assert!(tree["small"].ends_with(" = d/l1") && tree["large"].ends_with(" = d/l2"), "{tree:#?}");
+    assert!(tree["d"].starts_with("dir 750"), "{tree:#?}");
+}

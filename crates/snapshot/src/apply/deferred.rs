@@ -10,12 +10,11 @@ use crate::error::At as _;
 use crate::{Error, Result};
 
 /// The open ends of one applied layer; paths are relative to the root and resolved as far as the layer goes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Deferred {
     /// Directories that no entry made; their attributes come from below.
     pub(crate) implied: BTreeSet<Vec<u8>>,
     /// Hard links to files that the layer does not have, by their own path.
-    #[serde(with = "as_pairs")]
     pub(crate) links: BTreeMap<Vec<u8>, DeferredLink>,
     /// Links that later entries replaced: (path, target). They leave nothing, but their targets must have been there.
     pub(crate) replaced_links: Vec<(Vec<u8>, Vec<u8>)>,
@@ -26,7 +25,7 @@ pub(crate) struct Deferred {
 }
 
 /// A hard link into a lower layer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DeferredLink {
     /// Its place in the tar, since links can stand on links.
     pub(crate) order: u64,
@@ -67,6 +66,7 @@ impl Deferred {
     pub(crate) fn load(path: &Path) -> Result<Self> {
         match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Saved::into_deferred)
                 .map_err(|error| Error::Damaged { reason: format!("{}: {error}", path.display()) }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error).at("read", path),
@@ -75,24 +75,95 @@ impl Deferred {
 
     /// Writes it beside the tree; made durable by the commit's `syncfs`, which comes after it was used.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let bytes = serde_json::to_vec(self).map_err(std::io::Error::other).at("encode", path)?;
+        let bytes = serde_json::to_vec(&Saved::of(self)).map_err(std::io::Error::other).at("encode", path)?;
         std::fs::write(path, bytes).at("write", path)
     }
 }
 
-/// JSON's keys are text and paths are not.
-mod as_pairs {
-    use std::collections::BTreeMap;
+/// The form on disk: JSON, whose texts are paths with `%` and all that is not UTF-8 percent-encoded.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    implied: Vec<String>,
+    links: Vec<SavedLink>,
+    replaced_links: Vec<(String, String)>,
+    whiteouts: Vec<String>,
+    opaque_root: bool,
+}
 
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+#[derive(Serialize, Deserialize)]
+struct SavedLink {
+    path: String,
+    order: u64,
+    target: String,
+    metadata: Metadata,
+}
 
-    type Map = BTreeMap<Vec<u8>, super::DeferredLink>;
-
-    pub(super) fn serialize<S: Serializer>(map: &Map, serializer: S) -> Result<S::Ok, S::Error> {
-        map.iter().collect::<Vec<_>>().serialize(serializer)
+impl Saved {
+    fn of(deferred: &Deferred) -> Self {
+        let link = |(path, link): (&Vec<u8>, &DeferredLink)| SavedLink {
+            path: escape(path),
+            order: link.order,
+            target: escape(&link.target),
+            metadata: link.metadata.clone(),
+        };
+        Self {
+            implied: deferred.implied.iter().map(|path| escape(path)).collect(),
+            links: deferred.links.iter().map(link).collect(),
+            replaced_links: deferred.replaced_links.iter().map(|(path, to)| (escape(path), escape(to))).collect(),
+            whiteouts: deferred.whiteouts.iter().map(|path| escape(path)).collect(),
+            opaque_root: deferred.opaque_root,
+        }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map, D::Error> {
-        Ok(Vec::deserialize(deserializer)?.into_iter().collect())
+    fn into_deferred(self) -> Deferred {
+        let link = |link: SavedLink| {
+            let target = unescape(&link.target);
+            (unescape(&link.path), DeferredLink { order: link.order, target, metadata: link.metadata })
+        };
+        Deferred {
+            implied: self.implied.iter().map(|path| unescape(path)).collect(),
+            links: self.links.into_iter().map(link).collect(),
+            replaced_links: self.replaced_links.iter().map(|(path, to)| (unescape(path), unescape(to))).collect(),
+            whiteouts: self.whiteouts.iter().map(|path| unescape(path)).collect(),
+            opaque_root: self.opaque_root,
+        }
+    }
+}
+
+fn escape(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    for chunk in path.utf8_chunks() {
+        text.push_str(&chunk.valid().replace('%', "%25"));
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("%{byte:02X}")));
+    }
+    text
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    super::entry::percent_decode(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let odd = b"a%b/\xff\xc3(\n\"\xc3\xa9".to_vec();
+        let metadata =
+            Metadata { mode: 0o4755, uid: 1, xattrs: vec![(odd.clone(), odd.clone())], ..Metadata::default() };
+        let link = DeferredLink { order: 3, target: odd.clone(), metadata };
+        let deferred = Deferred {
+            implied: [odd.clone(), b"b".to_vec()].into(),
+            links: [(odd.clone(), link)].into(),
+            replaced_links: vec![(odd.clone(), b"%41".to_vec())],
+            whiteouts: [odd].into(),
+            opaque_root: true,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deferred");
+        assert!(Deferred::load(&path).unwrap().is_empty());
+        deferred.save(&path).unwrap();
+        assert_eq!(Deferred::load(&path).unwrap(), deferred);
     }
 }

@@ -280,8 +280,13 @@ fn libarchive_xattr(name: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
         .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent);
     let engine = base64::engine::GeneralPurpose::new(&base64::alphabet::STANDARD, config);
     let value = engine.decode(value).ok()?;
-    let mut decoded = Vec::with_capacity(name.len());
-    let mut rest = name;
+    Some((percent_decode(name), value))
+}
+
+/// Decodes `%` and two hex digits to the byte that they stand for; leaves all else as it is.
+pub(super) fn percent_decode(text: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
     while let Some((&byte, tail)) = rest.split_first() {
         let code = (byte == b'%')
             .then(|| tail.get(..2))
@@ -290,7 +295,7 @@ fn libarchive_xattr(name: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
         decoded.push(code.unwrap_or(byte));
         rest = if code.is_some() { &tail[2..] } else { tail };
     }
-    Some((decoded, value))
+    decoded
 }
 
 #[cfg(test)]
