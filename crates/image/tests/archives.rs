@@ -292,3 +292,23 @@ async fn an_export_by_image_id_of_a_partial_index_is_imported_again() {
     let error = node.images.export(&node.scope, &all, &mut Vec::new()).await.unwrap_err();
     assert!(error.to_string().contains(&arm.digest.to_string()), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_descriptor_with_a_wrong_size_is_refused_whether_or_not_the_blob_is_there() {
+    let (node, directory, mut made) = (Node::new(), tempfile::tempdir().unwrap(), Made::default());
+    let image = made.image("amd64", &layers()[..1]);
+    let mut manifest: Value = serde_json::from_slice(made.bytes(&image.digest)).unwrap();
+    manifest["layers"][0]["size"] = json!(manifest["layers"][0]["size"].as_u64().unwrap() + 1);
+    let wrong = made.add(media_type::OCI_MANIFEST, manifest.to_string());
+    let (good, bad) = (directory.path().join("good"), directory.path().join("bad"));
+    write_layout(&good, &made, &image);
+    write_layout(&bad, &made, &wrong);
+    let request = ImportRequest { base_name: "example.com/app".to_owned(), ..ImportRequest::default() };
+    let import = |path| node.images.import_directory(&node.scope, path, &request, &|_| {});
+    import(&bad).await.unwrap_err();
+    assert!(node.names().is_empty());
+    import(&good).await.unwrap();
+    let error = import(&bad).await.unwrap_err();
+    assert!(matches!(error, Error::Inconsistent { .. }), "{error}");
+    assert_eq!(node.store().image("k8s.io", "example.com/app:v1").unwrap().target.digest, image.digest);
+}

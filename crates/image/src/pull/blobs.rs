@@ -88,12 +88,23 @@ impl Session<'_> {
         let kind = kind_word(descriptor);
         let fresh = |error: Error| (false, error);
         let Some(mut writer) = self.writer(descriptor, kind).await.map_err(fresh)? else {
+            self.check_size(descriptor).await.map_err(fresh)?;
             self.present(descriptor, kind);
             return Ok(());
         };
         let offset = self.resume_at(&mut *writer, descriptor).await.map_err(fresh)?;
         let result = self.fill(&mut *writer, descriptor, offset, tee).await;
         result.map_err(|error| (offset > 0, error))
+    }
+
+    /// A blob that is there must have the size that its descriptor says, lest a wrong manifest passes by luck.
+    async fn check_size(&self, descriptor: &Descriptor) -> Result<()> {
+        let found = self.content.info(&descriptor.digest).await?.size;
+        if found == descriptor.size {
+            return Ok(());
+        }
+        let reason = format!("its descriptor says {} bytes, it has {found}", descriptor.size);
+        Err(Error::Inconsistent { digest: descriptor.digest.clone(), reason })
     }
 
     async fn fill(
