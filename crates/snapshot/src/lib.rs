@@ -4,6 +4,7 @@
 //! ROOT/snapshots/<driver>/<id>/
 //!   fs/      the tree: overlayfs' upper directory, or the whole tree of `native`
 //!   work/    overlayfs' scratch directory
+//!   deferred what a layer applied without its parents leaves to the commit; there only in between
 //!   meta     JSON: key, kind, parent id, chain ID, labels; enough to rebuild the row in meta.db
 //! ```
 //!
@@ -131,7 +132,7 @@ pub trait Driver: Send + Sync {
     /// Whether a layer can be applied before its parent is there.
     fn supports_rebase(&self) -> bool;
 
-    /// The directory of a tree that an [`apply`](crate) may write into, and how whiteouts are to be written there.
+    /// The directory of a tree that [`apply::apply`] may write into, and how whiteouts are to be written there.
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget;
 }
 
