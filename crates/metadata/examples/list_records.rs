@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use orlop_content::MemoryStore;
-use orlop_metadata::{ImageChange, Labels, OpenOptions, Scope, Store};
-use orlop_oci::{Descriptor, Digest};
+use orlop_metadata::{ImageChange, Labels, ManifestSummary, OpenOptions, Scope, Store};
+use orlop_oci::{ChainId, Descriptor, Digest, ImageId, Platform};
 
 fn open(root: &std::path::Path) -> Store {
     let options = OpenOptions { content: Arc::new(MemoryStore::new()), drivers: Vec::new(), read_only: false };
@@ -39,6 +39,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     store.write_images(&Scope::new("k8s.io", "example"), &changes)?;
     println!("write {records} records in one transaction: {:?}", start.elapsed());
+    let start = Instant::now();
+    store.put_summaries(&summaries(records / 3))?;
+    println!("write {} summaries in one transaction: {:?}", records / 3, start.elapsed());
     drop(store);
 
     for round in 1..=3 {
@@ -51,8 +54,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let matching = store.images("k8s.io", &[filter])?.len();
         let filtered = start.elapsed() - all;
         println!("round {round}: open {opened:?}, list {listed} {:?}, filter to {matching} {filtered:?}", all - opened);
+        let start = Instant::now();
+        println!("         read {} summaries {:?}", store.summaries()?.len(), start.elapsed());
     }
     Ok(())
+}
+
+/// Images of eight layers.
+fn summaries(count: usize) -> Vec<(Digest, ManifestSummary)> {
+    let digest = |text: String| Digest::of(text.as_bytes());
+    let summary = |i: usize| ManifestSummary {
+        size: 1000,
+        media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        image_id: Some(ImageId::new(digest(name_of_config(i)))),
+        config_size: 5000,
+        platform: Some(Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), ..Platform::default() }),
+        chain: (0..8).map(|layer| ChainId::new(digest(format!("chain {i} {layer}")))).collect(),
+        layers: (0..8).map(|layer| (digest(format!("layer {i} {layer}")), 1_000_000)).collect(),
+        manifests: Vec::new(),
+    };
+    (0..count).map(|i| (digest(i.to_string()), summary(i))).collect()
 }
 
 fn name_of_config(i: usize) -> String {
