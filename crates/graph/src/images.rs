@@ -1,11 +1,13 @@
 //! The answers: rows of images and records, sizes, and what a removal frees.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
-use orlop_oci::{Digest, ImageId, Kind, Platform};
+use orlop_oci::{Digest, ImageId, Kind, Platform, Reference};
 
-use crate::build::{Item, Resolved, kind};
-use crate::{Builder, Record};
+use crate::Record;
+use crate::intern::FastMap;
+use crate::reach::{Store, Target};
 
 /// What an image takes, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub struct Sizes {
 }
 
 /// One image: all records that lead to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Image {
     /// The namespace.
     pub namespace: String,
@@ -71,45 +73,39 @@ pub struct Freed {
     pub bytes: u64,
 }
 
+/// A blob or snapshot: snapshots are numbered after the digests.
+type Item = u32;
+
 /// A store's state, resolved.
 #[derive(Debug)]
 pub struct Graph {
+    pub(crate) store: Store,
+    /// One for each namespace and target that records have.
+    pub(crate) targets: Vec<Target>,
+    /// By record: its target.
+    pub(crate) target_of: Vec<usize>,
     records: Vec<RecordView>,
     images: Vec<Image>,
-    /// The items of each image, sorted.
+    /// By image: its blobs and snapshots, each once.
     items: Vec<Vec<Item>>,
-    sizes: Vec<u64>,
     uses: Vec<u32>,
 }
 
-type Key = (String, Result<ImageId, Digest>);
-
 impl Graph {
-    pub(crate) fn new(builder: Builder) -> Self {
-        let mut resolved: HashMap<Digest, Resolved> = HashMap::new();
-        for record in &builder.records {
-            if !resolved.contains_key(&record.target) {
-                resolved.insert(record.target.clone(), builder.resolve(&record.target));
-            }
-        }
-        name_by_id_records(&builder.records, &mut resolved);
-        let records: Vec<RecordView> =
-            builder.records.iter().map(|record| view(record, &resolved[&record.target])).collect();
-        let mut groups: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
-        for (n, view) in records.iter().enumerate() {
-            let key = view.image_id.clone().ok_or_else(|| view.record.target.clone());
-            groups.entry((view.record.namespace.clone(), key)).or_default().push(n);
-        }
-        let mut graph = Self { records, images: Vec::new(), items: Vec::new(), sizes: Vec::new(), uses: Vec::new() };
-        let mut is_blob = vec![true; builder.sizes.len()];
-        for item in builder.snapshots.values().flatten() {
-            is_blob[*item as usize] = false;
-        }
-        for ((namespace, key), members) in groups {
-            graph.group(&builder, &resolved, namespace, key.ok(), members);
-        }
-        graph.sizes = builder.sizes;
-        graph.measure(&is_blob);
+    pub(crate) fn new(store: Store) -> Self {
+        let mut graph = Self {
+            targets: Vec::new(),
+            target_of: Vec::with_capacity(store.records.len()),
+            records: Vec::with_capacity(store.records.len()),
+            images: Vec::new(),
+            items: Vec::new(),
+            uses: vec![0; store.digests.len() + store.snapshots.len()],
+            store,
+        };
+        graph.resolve();
+        graph.view();
+        graph.collapse();
+        graph.measure();
         graph
     }
 
@@ -118,117 +114,153 @@ impl Graph {
         &self.records
     }
 
-    /// One row an image.
+    /// One row an image, by namespace, then by first name; images known only by hash references come last.
     pub fn images(&self) -> &[Image] {
         &self.images
     }
 
-    /// Bytes of all items that images use, each once.
-    pub fn total_bytes(&self) -> u64 {
-        self.uses.iter().zip(&self.sizes).filter(|(uses, _)| **uses > 0).map(|(_, size)| size).sum()
+    /// The images that use a blob, as positions in [`Graph::images`].
+    pub fn users(&self, blob: &Digest) -> Vec<usize> {
+        let Some(number) = self.store.digests.get(blob) else { return Vec::new() };
+        (0..self.images.len()).filter(|at| self.items[*at].contains(&number)).collect()
     }
 
-    /// What no image would use any more without these images (positions in [`Graph::images`]).
+    /// Bytes of all items that images use, each once.
+    pub fn total_bytes(&self) -> u64 {
+        (0..self.uses.len() as Item).filter(|item| self.uses[*item as usize] > 0).map(|item| self.bytes(item)).sum()
+    }
+
+    /// What no image would use any more without these images (positions in [`Graph::images`]). Holders do not count:
+    /// [`Graph::plan`] knows them.
     pub fn freed_by(&self, images: &[usize]) -> Freed {
-        let mut dropped: HashMap<Item, u32> = HashMap::new();
         let once: HashSet<usize> = images.iter().copied().collect();
-        for &image in &once {
-            for &item in &self.items[image] {
-                *dropped.entry(item).or_default() += 1;
-            }
+        let mut dropped: HashMap<Item, u32> = HashMap::new();
+        for item in once.iter().flat_map(|image| &self.items[*image]) {
+            *dropped.entry(*item).or_default() += 1;
         }
         let gone = dropped.into_iter().filter(|(item, count)| self.uses[*item as usize] == *count);
         gone.fold(Freed::default(), |freed, (item, _)| Freed {
             items: freed.items + 1,
-            bytes: freed.bytes + self.sizes[item as usize],
+            bytes: freed.bytes + self.bytes(item),
         })
     }
 
-    fn group(
-        &mut self,
-        builder: &Builder,
-        resolved: &HashMap<Digest, Resolved>,
-        namespace: String,
-        image_id: Option<ImageId>,
-        mut members: Vec<usize>,
-    ) {
-        members.sort_by(|a, b| self.records[*a].record.name.cmp(&self.records[*b].record.name));
-        let mut image = Image {
-            namespace,
-            image_id,
-            records: Vec::new(),
-            names: Vec::new(),
-            hash_references: Vec::new(),
-            targets: Vec::new(),
-            platforms: Vec::new(),
-            pinned: false,
-            incomplete: false,
-            sizes: Sizes::default(),
-        };
-        let mut items = Vec::new();
-        for &n in &members {
-            let view = &self.records[n];
-            let list = if view.kind.is_hash_reference() { &mut image.hash_references } else { &mut image.names };
-            list.push(view.record.name.clone());
-            image.pinned |= view.record.pinned;
-            image.incomplete |= view.incomplete;
-            if image.targets.contains(&view.record.target) {
+    fn bytes(&self, item: Item) -> u64 {
+        match (item as usize).checked_sub(self.store.digests.len()) {
+            Some(snapshot) => self.store.snapshots[snapshot].1,
+            None => self.store.blob_size(item),
+        }
+    }
+
+    /// Each namespace and target once, however many records name it.
+    fn resolve(&mut self) {
+        let mut marks = self.store.marks();
+        let mut known: FastMap<(u32, u32), usize> = FastMap::default();
+        let mut namespaces: Vec<&str> = Vec::new();
+        for record in &self.store.records {
+            let namespace = namespaces.iter().position(|n| *n == record.namespace).unwrap_or_else(|| {
+                namespaces.push(&record.namespace);
+                namespaces.len() - 1
+            });
+            // Every target has a number since the store was made.
+            let Some(number) = self.store.digests.get(&record.target) else { continue };
+            let at = *known.entry((namespace as u32, number)).or_insert_with(|| {
+                self.targets.push(self.store.target(&record.namespace, number, &mut marks));
+                self.targets.len() - 1
+            });
+            self.target_of.push(at);
+        }
+        // Where content is missing, an id record still tells the image ID of its target.
+        for (at, record) in self.store.records.iter().enumerate().filter(|(at, _)| self.store.kinds[*at] == Kind::Id) {
+            if let Ok(Reference::Id(id)) = record.name.parse() {
+                self.targets[self.target_of[at]].image_id.get_or_insert(id);
+            }
+        }
+    }
+
+    fn view(&mut self) {
+        for (at, record) in self.store.records.iter().enumerate() {
+            let target = &self.targets[self.target_of[at]];
+            self.records.push(RecordView {
+                record: record.clone(),
+                kind: self.store.kinds[at],
+                image_id: target.image_id.clone(),
+                platforms: target.platforms.clone(),
+                listed_size: target.listed_size,
+                incomplete: !target.complete,
+            });
+        }
+    }
+
+    fn collapse(&mut self) {
+        let mut order: Vec<usize> = (0..self.store.records.len()).collect();
+        order.sort_by(|a, b| self.store.records[*a].name.cmp(&self.store.records[*b].name));
+        let mut known: FastMap<(&str, &Digest), usize> = FastMap::default();
+        for at in order {
+            let (record, target) = (&self.store.records[at], &self.targets[self.target_of[at]]);
+            let identity = target.image_id.as_ref().map_or(&record.target, ImageId::digest);
+            let image = match known.entry((record.namespace.as_str(), identity)) {
+                Entry::Occupied(entry) => *entry.get(),
+                Entry::Vacant(entry) => {
+                    let (namespace, image_id) = (record.namespace.clone(), target.image_id.clone());
+                    self.images.push(Image { namespace, image_id, ..Image::default() });
+                    *entry.insert(self.images.len() - 1)
+                }
+            };
+            let image = &mut self.images[image];
+            image.records.push(at);
+            let is_hash_reference = self.store.kinds[at].is_hash_reference();
+            let names = if is_hash_reference { &mut image.hash_references } else { &mut image.names };
+            names.push(record.name.clone());
+            image.pinned |= record.pinned;
+            image.incomplete |= !target.complete;
+            if image.targets.contains(&record.target) {
                 continue;
             }
-            image.targets.push(view.record.target.clone());
-            let target = &resolved[&view.record.target];
-            items.extend_from_slice(&target.blobs);
-            for chain in &target.chains {
-                // One look-up for each chain; the key's namespace is cloned only here.
-                items.extend(builder.snapshots.get(&(image.namespace.clone(), chain.clone())).into_iter().flatten());
-            }
+            image.targets.push(record.target.clone());
             for platform in &target.platforms {
                 if !image.platforms.contains(platform) {
                     image.platforms.push(platform.clone());
                 }
             }
         }
-        image.records = members;
-        items.sort_unstable();
-        items.dedup();
-        self.images.push(image);
-        self.items.push(items);
+        self.images.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
     }
 
-    fn measure(&mut self, is_blob: &[bool]) {
-        self.uses = vec![0; self.sizes.len()];
-        for item in self.items.iter().flatten() {
-            self.uses[*item as usize] += 1;
-        }
-        for (image, items) in self.images.iter_mut().zip(&self.items) {
-            for &item in items {
-                let item = item as usize;
-                let bytes = self.sizes[item];
-                let form = if is_blob[item] { &mut image.sizes.compressed } else { &mut image.sizes.unpacked };
-                *form += bytes;
-                let use_ = if self.uses[item] > 1 { &mut image.sizes.shared } else { &mut image.sizes.unique };
-                *use_ += bytes;
+    fn measure(&mut self) {
+        let mut marks = self.store.marks();
+        let first_snapshot = self.store.digests.len() as Item;
+        for image in &self.images {
+            marks.0.clear();
+            marks.1.clear();
+            let mut items = Vec::new();
+            for target in image.records.iter().map(|r| &self.targets[self.target_of[*r]]) {
+                items.extend(target.blobs.iter().copied().filter(|n| marks.0.insert(*n)));
+                let snapshots = target.snapshots.iter().copied().filter(|n| marks.1.insert(*n));
+                items.extend(snapshots.map(|n| first_snapshot + n));
             }
+            items.iter().for_each(|item| self.uses[*item as usize] += 1);
+            self.items.push(items);
         }
+        let sizes: Vec<Sizes> = self.items.iter().map(|items| self.sizes(items)).collect();
+        for (image, sizes) in self.images.iter_mut().zip(sizes) {
+            image.sizes = sizes;
+        }
+    }
+
+    fn sizes(&self, items: &[Item]) -> Sizes {
+        let mut sizes = Sizes::default();
+        for &item in items {
+            let bytes = self.bytes(item);
+            let is_blob = (item as usize) < self.store.digests.len();
+            *(if is_blob { &mut sizes.compressed } else { &mut sizes.unpacked }) += bytes;
+            let is_shared = self.uses[item as usize] > 1;
+            *(if is_shared { &mut sizes.shared } else { &mut sizes.unique }) += bytes;
+        }
+        sizes
     }
 }
 
-/// Where content is missing, an id record still tells the image ID of its target.
-fn name_by_id_records(records: &[Record], resolved: &mut HashMap<Digest, Resolved>) {
-    for record in records.iter().filter(|r| kind(r) == Kind::Id) {
-        if let (Some(target), Ok(id)) = (resolved.get_mut(&record.target), record.name.parse()) {
-            target.image_id.get_or_insert_with(|| ImageId::new(id));
-        }
-    }
-}
-
-fn view(record: &Record, target: &Resolved) -> RecordView {
-    RecordView {
-        kind: kind(record),
-        image_id: target.image_id.clone(),
-        platforms: target.platforms.clone(),
-        listed_size: target.listed_size,
-        incomplete: target.incomplete,
-        record: record.clone(),
-    }
+fn sort_key(image: &Image) -> (&str, bool, &[String], &[String]) {
+    (&image.namespace, image.names.is_empty(), &image.names, &image.hash_references)
 }

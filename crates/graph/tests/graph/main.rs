@@ -1,0 +1,5 @@
+//! The graph through its public surface.
+
+mod plan;
+mod rows;
+mod store;
