@@ -179,10 +179,10 @@ impl Graph {
     }
 
     fn view(&mut self) {
-        for (at, record) in self.store.records.iter().enumerate() {
+        for (at, record) in std::mem::take(&mut self.store.records).into_iter().enumerate() {
             let target = &self.targets[self.target_of[at]];
             self.records.push(RecordView {
-                record: record.clone(),
+                record,
                 kind: self.store.kinds[at],
                 image_id: target.image_id.clone(),
                 platforms: target.platforms.clone(),
@@ -193,11 +193,9 @@ impl Graph {
     }
 
     fn collapse(&mut self) {
-        let mut order: Vec<usize> = (0..self.store.records.len()).collect();
-        order.sort_by(|a, b| self.store.records[*a].name.cmp(&self.store.records[*b].name));
         let mut known: FastMap<(&str, &Digest), usize> = FastMap::default();
-        for at in order {
-            let (record, target) = (&self.store.records[at], &self.targets[self.target_of[at]]);
+        for (at, view) in self.records.iter().enumerate() {
+            let (record, target) = (&view.record, &self.targets[self.target_of[at]]);
             let identity = target.image_id.as_ref().map_or(&record.target, ImageId::digest);
             let image = match known.entry((record.namespace.as_str(), identity)) {
                 Entry::Occupied(entry) => *entry.get(),
@@ -209,9 +207,6 @@ impl Graph {
             };
             let image = &mut self.images[image];
             image.records.push(at);
-            let is_hash_reference = self.store.kinds[at].is_hash_reference();
-            let names = if is_hash_reference { &mut image.hash_references } else { &mut image.names };
-            names.push(record.name.clone());
             image.pinned |= record.pinned;
             image.incomplete |= !target.complete;
             if image.targets.contains(&record.target) {
@@ -222,6 +217,14 @@ impl Graph {
                 if !image.platforms.contains(platform) {
                     image.platforms.push(platform.clone());
                 }
+            }
+        }
+        for image in &mut self.images {
+            image.records.sort_by(|a, b| self.records[*a].record.name.cmp(&self.records[*b].record.name));
+            for view in image.records.iter().map(|r| &self.records[*r]) {
+                let is_hash_reference = view.kind.is_hash_reference();
+                let names = if is_hash_reference { &mut image.hash_references } else { &mut image.names };
+                names.push(view.record.name.clone());
             }
         }
         self.images.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));

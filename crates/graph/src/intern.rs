@@ -63,25 +63,67 @@ impl Hasher for FastHasher {
 pub(crate) type FastMap<K, V> = HashMap<K, V, Fast>;
 
 /// Numbers digests in the order of their first sight.
+///
+/// A table of numbers with linear probing. The hashes are kept, so that growing looks at no digest, and comparing
+/// looks at few.
 #[derive(Debug, Default)]
 pub(crate) struct Digests {
-    numbers: FastMap<Digest, Number>,
+    hasher: Fast,
+    /// A power of two long, at most half full; `EMPTY` where there is nothing.
+    slots: Vec<Number>,
+    hashes: Vec<u64>,
     digests: Vec<Digest>,
 }
 
+const EMPTY: Number = Number::MAX;
+
 impl Digests {
     pub(crate) fn add(&mut self, digest: &Digest) -> Number {
-        if let Some(number) = self.numbers.get(digest) {
-            return *number;
+        if self.slots.len() <= 2 * self.digests.len() {
+            self.grow();
         }
-        let number = self.digests.len() as Number;
-        self.numbers.insert(digest.clone(), number);
-        self.digests.push(digest.clone());
-        number
+        let hash = self.hasher.hash_one(digest);
+        let slot = self.slot(hash, digest);
+        if self.slots[slot] == EMPTY {
+            self.slots[slot] = self.digests.len() as Number;
+            self.hashes.push(hash);
+            self.digests.push(digest.clone());
+        }
+        self.slots[slot]
     }
 
     pub(crate) fn get(&self, digest: &Digest) -> Option<Number> {
-        self.numbers.get(digest).copied()
+        if self.slots.is_empty() {
+            return None;
+        }
+        let number = self.slots[self.slot(self.hasher.hash_one(digest), digest)];
+        (number != EMPTY).then_some(number)
+    }
+
+    /// Where a digest is, or would be.
+    fn slot(&self, hash: u64, digest: &Digest) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = hash as usize & mask;
+        loop {
+            let number = self.slots[slot];
+            let known = number as usize;
+            if number == EMPTY || (self.hashes[known] == hash && self.digests[known] == *digest) {
+                return slot;
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+
+    fn grow(&mut self) {
+        let length = (self.slots.len() * 4).max(1 << 10);
+        self.slots = vec![EMPTY; length];
+        for (number, hash) in self.hashes.iter().enumerate() {
+            let mut slot = *hash as usize & (length - 1);
+            while self.slots[slot] != EMPTY {
+                slot = (slot + 1) & (length - 1);
+            }
+            self.slots[slot] = number as Number;
+        }
     }
 
     pub(crate) fn digest(&self, number: Number) -> &Digest {

@@ -129,12 +129,12 @@ impl Graph {
     }
 
     fn find(&self, namespace: &str, name: &str) -> Option<usize> {
-        self.store.records.iter().position(|r| r.name == name && r.namespace == namespace)
+        self.records().iter().position(|r| r.record.name == name && r.record.namespace == namespace)
     }
 
     /// What becomes of the hash references of an image in a managed namespace when `asked` go.
     fn fate(&self, image: &Image, asked: &BTreeSet<usize>) -> Fate {
-        let record = |at: usize| &self.store.records[at];
+        let record = |at: usize| &self.records()[at].record;
         let is_name = |at: &usize| self.store.is_name[*at];
         let is_id = |at: usize| self.store.kinds[at] == Kind::Id;
         let left: Vec<usize> = image.records.iter().copied().filter(|r| !asked.contains(r)).collect();
@@ -165,12 +165,12 @@ impl Graph {
     /// carry the pin of their name; it goes with that.
     fn keeper(&self, image: &Image, left: &[usize], asked: &BTreeSet<usize>) -> Option<Why> {
         let name_goes = image.records.iter().any(|r| asked.contains(r) && self.store.is_name[*r]);
-        let counts = |r: &&usize| self.store.records[**r].pinned && (self.store.is_name[**r] || !name_goes);
-        let pin = left.iter().find(counts).map(|r| Why::Pinned(self.store.records[*r].name.clone()));
+        let counts = |r: &&usize| self.records()[**r].record.pinned && (self.store.is_name[**r] || !name_goes);
+        let pin = left.iter().find(counts).map(|r| Why::Pinned(self.records()[*r].record.name.clone()));
         pin.or_else(|| {
             let mut holders = self.store.holders.iter().filter(|h| h.namespace == image.namespace);
             let holds = |h: &&Holder| match &h.held {
-                Held::Record(name) => image.records.iter().any(|r| self.store.records[*r].name == *name),
+                Held::Record(name) => image.records.iter().any(|r| self.records()[*r].record.name == *name),
                 Held::Blob(_) | Held::Chain(_) => false,
             };
             holders.find(holds).map(|h| Why::Holder(h.name.clone()))
@@ -180,7 +180,7 @@ impl Graph {
     /// Finds what only the going records reach, and what of that others hold.
     fn weigh(&self, going: &BTreeSet<usize>, stays: impl Fn(&usize) -> bool, plan: &mut Plan) {
         let mut kept = self.store.marks();
-        for r in (0..self.store.records.len()).filter(stays) {
+        for r in (0..self.records().len()).filter(stays) {
             let target = &self.targets[self.target_of[r]];
             target.blobs.iter().for_each(|n| _ = kept.0.insert(*n));
             target.snapshots.iter().for_each(|n| _ = kept.1.insert(*n));

@@ -37,6 +37,7 @@ pub(crate) struct Store {
     numbers: Vec<Number>,
     links: FastMap<Number, Vec<Number>>,
     wanted: PlatformMatcher,
+    /// Until the graph takes them.
     pub(crate) records: Vec<Record>,
     /// By record: the kind of its name.
     pub(crate) kinds: Vec<Kind>,

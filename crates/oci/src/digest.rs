@@ -108,9 +108,19 @@ impl Digest {
         &self.0[..19]
     }
 
+    /// Whether a text is a digest; takes no memory.
+    pub(crate) fn is_valid(text: &str) -> bool {
+        let Some((name, hex)) = text.split_once(':') else { return false };
+        Algorithm::from_name(name).is_some_and(|a| a.hex_len() == hex.len() && is_lower_hex(hex))
+    }
+
     fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
         Self(format!("{}:{}", algorithm.as_str(), hex::encode(hash)).into())
     }
+}
+
+fn is_lower_hex(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl FromStr for Digest {
@@ -119,8 +129,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::Shape(text.to_owned()))?;
         let algorithm = Algorithm::from_name(name).ok_or_else(|| DigestError::Algorithm(name.to_owned()))?;
-        let lower_hex = hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if hex.len() != algorithm.hex_len() || !lower_hex {
+        if hex.len() != algorithm.hex_len() || !is_lower_hex(hex) {
             return Err(DigestError::Hex {
                 digest: text.to_owned(),
                 algorithm: algorithm.as_str(),

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use crate::{Digest, DigestError, ImageId};
 
 const DEFAULT_DOMAIN: &str = "docker.io";
+/// What Docker Hub was called once; still written.
+const LEGACY_DOMAIN: &str = "index.docker.io";
 const DEFAULT_TAG: &str = "latest";
 /// distribution/reference bounds the repository path.
 const MAX_PATH_BYTES: usize = 255;
@@ -245,10 +247,26 @@ impl Kind {
 /// Says which kind of name a record has, as written: `busybox` without host and tag is [`Kind::Other`], since no
 /// normalising writer would have stored it.
 pub fn classify(name: &str) -> Kind {
-    match name.parse::<Reference>() {
-        Ok(reference) if reference.to_string() == name => reference.kind(),
+    // Listings ask this of every record: nothing is parsed into memory of its own.
+    if Digest::is_valid(name) {
+        return Kind::Id;
+    }
+    if let Some((repository, digest)) = name.split_once('@') {
+        let is_normal = Digest::is_valid(digest) && is_normal_repository(repository);
+        return if is_normal { Kind::Digest } else { Kind::Other };
+    }
+    match split_tag(name) {
+        (repository, Some(tag)) if is_tag(tag) && is_normal_repository(repository) => Kind::Tag,
         _ => Kind::Other,
     }
+}
+
+/// Whether a name is what [`RepositoryName`] would show it as.
+fn is_normal_repository(name: &str) -> bool {
+    let Some((domain, path)) = name.split_once('/') else { return false };
+    let is_host = looks_like_host(domain) && domain != LEGACY_DOMAIN && is_domain(domain);
+    let is_whole = domain != DEFAULT_DOMAIN || path.contains('/');
+    is_host && is_whole && path.len() <= MAX_PATH_BYTES && path.split('/').all(is_path_component)
 }
 
 /// `sha256:<64 hex>` or 64 bare hex digits, which Docker reads as an ID too.
@@ -262,18 +280,18 @@ fn is_bare_id(text: &str) -> bool {
 
 fn split_domain(name: &str) -> (String, String) {
     let (domain, path) = match name.split_once('/') {
-        Some((first, rest))
-            if first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
-            (first, rest)
-        }
+        Some((first, rest)) if looks_like_host(first) => (first, rest),
         _ => (DEFAULT_DOMAIN, name),
     };
-    let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
+    let domain = if domain == LEGACY_DOMAIN { DEFAULT_DOMAIN } else { domain };
     if domain == DEFAULT_DOMAIN && !path.contains('/') && !path.is_empty() {
         return (domain.to_owned(), format!("library/{path}"));
     }
     (domain.to_owned(), path.to_owned())
+}
+
+fn looks_like_host(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 
 /// The last colon starts a tag unless a slash follows it (then it belongs to a port).

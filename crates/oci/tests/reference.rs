@@ -203,6 +203,14 @@ fn kinds_of_record_names() {
     assert_eq!([Kind::Tag, Kind::Digest, Kind::Id, Kind::Other].map(Kind::as_str), ["tag", "digest", "id", "other"]);
 }
 
+/// What [`classify`] means, said by parsing.
+fn kind_by_parsing(name: &str) -> Kind {
+    match name.parse::<Reference>() {
+        Ok(reference) if reference.to_string() == name => reference.kind(),
+        _ => Kind::Other,
+    }
+}
+
 fn written() -> impl Strategy<Value = String> {
     let host = prop_oneof![
         Just(String::new()),
@@ -230,6 +238,7 @@ proptest! {
 
     #[test]
     fn near_references_do_not_panic(text in "[a-zA-Z0-9:/@._\\[\\]-]{0,40}") {
+        prop_assert_eq!(classify(&text), kind_by_parsing(&text));
         if let Ok(reference) = text.parse::<Reference>() {
             prop_assert_eq!(&reference.to_string().parse::<Reference>().unwrap(), &reference);
         }
@@ -243,6 +252,7 @@ proptest! {
         let shown = reference.to_string();
         prop_assert_eq!(&shown.parse::<Reference>().unwrap(), &reference);
         prop_assert_eq!(classify(&shown), reference.kind());
+        prop_assert_eq!(classify(&text), kind_by_parsing(&text));
         if let Some(repository) = reference.repository() {
             prop_assert_eq!(&RepositoryName::parse(&repository.to_string()).unwrap(), repository);
         }
