@@ -147,6 +147,10 @@ fn a_container_keeps_hash_references_and_snapshots() {
     assert_eq!(named.returns, [(id, "container web".to_owned())]);
     assert_eq!(named.bytes, 0);
 
+    // All three at once: both hash references return, and hold the image.
+    let all = plan(&store, &["docker.io/library/a:1", &a_digest(), &store.id(&digest("a"))]);
+    assert_eq!((all.returns.len(), all.bytes), (2, 0));
+
     // The same container by its snapshot only.
     let mut store = two_images();
     let top = store.summaries[&digest("a")].chain[1].clone();
