@@ -105,14 +105,30 @@ impl Merged {
 
     /// The layers whose directories at `dir` are shown as one.
     pub(crate) fn layers_of(&mut self, dir: &[u8]) -> Result<Vec<usize>> {
-        if dir.is_empty() {
-            return Ok((0..self.layers.len()).collect());
+        // Up to what is known, then down again: recursion would follow a layer as deep as it likes.
+        let mut unknown = Vec::new();
+        let mut here = dir;
+        let mut layers: Vec<usize> = loop {
+            if here.is_empty() {
+                break (0..self.layers.len()).collect();
+            }
+            if let Some(known) = self.directories.get(here) {
+                break known.clone();
+            }
+            unknown.push(here);
+            here = fs::split(here).0;
+        };
+        for dir in unknown.into_iter().rev() {
+            layers = self.directories_at(dir, layers)?;
+            self.directories.insert(dir.to_vec(), layers.clone());
         }
-        if let Some(known) = self.directories.get(dir) {
-            return Ok(known.clone());
-        }
+        Ok(layers)
+    }
+
+    /// Of the layers whose directories make up `dir`'s parent, those whose directories make up `dir`.
+    fn directories_at(&self, dir: &[u8], above: Vec<usize>) -> Result<Vec<usize>> {
         let mut merged = Vec::new();
-        for layer in self.layers_of(fs::split(dir).0)? {
+        for layer in above {
             let Some(stat) = self.stat(layer, dir)? else { continue };
             if fs::file_type(&stat) != FileType::Directory {
                 break;
@@ -122,7 +138,6 @@ impl Merged {
                 break;
             }
         }
-        self.directories.insert(dir.to_vec(), merged.clone());
         Ok(merged)
     }
 

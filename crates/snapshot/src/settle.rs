@@ -124,28 +124,35 @@ impl Settler<'_> {
 
     /// Whether a parent of `path` in this layer hides what is below it.
     fn is_hidden(&mut self, path: &[u8]) -> Result<bool> {
-        if path.is_empty() || self.opaque_root {
-            return Ok(self.opaque_root);
-        }
-        let parent = fs::split(path).0;
-        if parent.is_empty() {
-            return Ok(false);
-        }
-        if let Some(known) = self.hidden.get(parent) {
-            return Ok(*known);
-        }
-        let hides = match self.stat(parent)? {
-            None => false,
-            Some(stat) if fs::file_type(&stat) == FileType::Directory => {
-                let (above, name) = fs::split(parent);
-                is_opaque(self.open(above)?.as_fd(), name, self.opaque)
-                    .at("read an attribute of", self.shown(parent))?
+        // Up to what is known, then down again: recursion would follow a layer as deep as it likes.
+        let mut unknown = Vec::new();
+        let mut dir = fs::split(path).0;
+        let mut hidden = self.opaque_root;
+        while !hidden && !dir.is_empty() {
+            if let Some(known) = self.hidden.get(dir) {
+                hidden = *known;
+                break;
             }
-            Some(_) => true,
-        };
-        let hidden = hides || self.is_hidden(parent)?;
-        self.hidden.insert(parent.to_vec(), hidden);
+            unknown.push(dir);
+            dir = fs::split(dir).0;
+        }
+        for dir in unknown.into_iter().rev() {
+            hidden = hidden || self.hides(dir)?;
+            self.hidden.insert(dir.to_vec(), hidden);
+        }
         Ok(hidden)
+    }
+
+    /// Whether `path` in this layer, by itself, hides what layers below have there.
+    fn hides(&self, path: &[u8]) -> Result<bool> {
+        match self.stat(path)? {
+            None => Ok(false),
+            Some(stat) if fs::file_type(&stat) == FileType::Directory => {
+                let (above, name) = fs::split(path);
+                is_opaque(self.open(above)?.as_fd(), name, self.opaque).at("read an attribute of", self.shown(path))
+            }
+            Some(_) => Ok(true),
+        }
     }
 
     fn links(&mut self, links: BTreeMap<Vec<u8>, DeferredLink>) -> Result<()> {
@@ -233,14 +240,19 @@ impl Settler<'_> {
 
     /// Makes the directories down to `dir`, which are all visible from below, and notes that `dir` changes.
     fn make_parents(&mut self, dir: &[u8]) -> Result<()> {
-        if dir.is_empty() || self.stat(dir)?.is_some() {
-            return self.touch(dir);
+        let mut missing = Vec::new();
+        let mut there = dir;
+        while !there.is_empty() && self.stat(there)?.is_none() {
+            missing.push(there);
+            there = fs::split(there).0;
         }
-        let (parent, name) = fs::split(dir);
-        self.make_parents(parent)?;
-        self.made.push(dir.to_vec());
-        rustix::fs::mkdirat(self.open(parent)?, name, Mode::RWXU).at("make the directory", self.shown(dir))?;
-        self.implied.insert(dir.to_vec());
+        self.touch(there)?;
+        for dir in missing.into_iter().rev() {
+            let (parent, name) = fs::split(dir);
+            self.made.push(dir.to_vec());
+            rustix::fs::mkdirat(self.open(parent)?, name, Mode::RWXU).at("make the directory", self.shown(dir))?;
+            self.implied.insert(dir.to_vec());
+        }
         Ok(())
     }
 

@@ -6,8 +6,9 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use orlop_oci::Compression;
+use orlop_oci::{Compression, DiffId, Digest};
 use orlop_snapshot::apply::{Limits, Options, apply};
+use orlop_snapshot::diff::diff_tree;
 use orlop_snapshot::{Driver, Error, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
 use orlop_testkit::archive::oci_archive;
 use orlop_testkit::containerd::{self, Containerd, Programs};
@@ -15,6 +16,7 @@ use orlop_testkit::corpus::stream::{BOMB_UNIT, bomb, many_entries};
 use orlop_testkit::corpus::{Case, Expect, Hideout, all, awkward};
 use orlop_testkit::fingerprint::{self, Fingerprint};
 use orlop_testkit::process::need_root;
+use orlop_testkit::tar::{Entry, tar};
 
 fn meta(parent: Option<u64>) -> Meta {
     Meta { namespace: "n".into(), key: "k".into(), kind: "active".into(), parent, labels: BTreeMap::new() }
@@ -156,6 +158,39 @@ fn debians_containerd_unpacks_the_same() {
     if let Some(programs) = Programs::debian().filter(|_| need_root()) {
         against(&programs);
     }
+}
+
+/// Every step on the deepest tree that the limit on paths allows, on a thread with the stack that the runtime's have:
+/// nothing may follow directories by recursion that a layer can make too deep.
+#[test]
+fn the_deepest_tree_there_can_be() {
+    if !need_root() {
+        return;
+    }
+    let deep = tar(&[Entry::file("d/".repeat(2_040) + "f", "deep")]);
+    let more =
+        tar(&[Entry::file("d/".repeat(2_000) + "g", "less deep"), Entry::hardlink("l", "d/".repeat(2_040) + "f")]);
+    let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let native = NativeDriver::open(dir.path().join("native")).unwrap();
+        let overlay = OverlayDriver::open(dir.path().join("overlayfs")).unwrap();
+        for driver in [&native as &dyn Driver, &overlay] {
+            for (index, layer) in [&deep, &more].into_iter().enumerate() {
+                let id = SnapshotId(index as u64 + 1);
+                driver.create(id, &chain(index), &meta(None)).unwrap();
+                apply(&layer[..], &driver.apply_target(id), &Options::default()).unwrap();
+                driver.commit(id, &chain(index), &meta(None)).unwrap();
+                assert!(driver.usage(id).unwrap().inodes > 2_000);
+            }
+            let mut again = Vec::new();
+            let made = diff_tree(&driver.apply_target(SnapshotId(1)), &mut again, Compression::None).unwrap();
+            assert_eq!(made.diff_id, DiffId::new(Digest::of(&again)));
+            driver.remove(SnapshotId(2), None).unwrap();
+            driver.remove(SnapshotId(1), None).unwrap();
+            assert!(driver.list().unwrap().is_empty());
+        }
+    });
+    thread.unwrap().join().unwrap();
 }
 
 /// Reads on, and counts.
