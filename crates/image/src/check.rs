@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_content as content;
 use orlop_metadata::{self as metadata, ImageChange, MetadataProblem, Scope, Store};
-use orlop_oci::{Descriptor, Digest, Digester};
+use orlop_oci::{Descriptor, Digest, Digester, Platform};
 
+use crate::catalog::Catalog;
 use crate::pull::Stored;
-use crate::walk::{self, Node, Select};
-use crate::{Error, Images, Result};
+use crate::walk::{self, Node, Select, Tree};
+use crate::{Error, Images, Result, labels};
 
 /// What to check.
 #[derive(Debug, Clone, Default)]
@@ -107,28 +108,23 @@ impl Images {
             Err(error) => return Err(error),
         };
         let catalog = self.target_catalog(scope, target).await?;
-        if tree.nodes.is_empty() {
-            let detail = format!("{name}: its target is not in this store");
-            problems.push(Problem { class: "image-incomplete", subject: name.to_owned(), detail, fix: pull });
-            return Ok(());
-        }
-        let lacking = |node: &Node| -> Vec<String> {
-            let children = node.document.children().into_iter();
-            let absent = children.filter(|d| d.urls.is_empty() && !catalog.content.contains_key(&d.digest));
-            absent.map(|d| format!("{} {}", walk::kind_word(d), d.digest)).collect()
-        };
-        let images: Vec<&Node> = tree.manifests().collect();
-        let best = tree.image_for(&self.settings().platform);
-        // An index of other platforms only is complete as soon as one of them is.
-        let judged: Vec<Vec<String>> = match best {
-            Some(node) => vec![lacking(node)],
-            None => images.iter().map(|node| lacking(node)).collect(),
-        };
-        if judged.iter().all(|missing| !missing.is_empty()) {
-            let missing = judged.into_iter().next().unwrap_or_else(|| vec!["every manifest of its index".to_owned()]);
-            let detail = format!("{name}: missing {}", missing.join(", "));
-            problems.push(Problem { class: "image-incomplete", subject: name.to_owned(), detail, fix: pull });
-        }
+        problems.extend(lacking(name, &tree, &catalog, &self.settings().platform, &pull));
+        self.check_held_snapshots(scope, name, &tree, problems).await
+    }
+
+    /// Whether the snapshots that configs say they hold are there.
+    async fn check_held_snapshots(
+        &self,
+        scope: &Scope,
+        name: &str,
+        tree: &Tree,
+        problems: &mut Vec<Problem>,
+    ) -> Result<()> {
+        let configs: Vec<Digest> =
+            tree.manifests().filter_map(|n| n.image.as_ref().map(|i| i.id.digest().clone())).collect();
+        let (scope, name) = (scope.clone(), name.to_owned());
+        let missing = self.blocking(move |store| held_snapshots(store, &scope, &configs, &name)).await?;
+        problems.extend(missing);
         Ok(())
     }
 
@@ -159,6 +155,60 @@ impl Images {
         }
         Ok(())
     }
+}
+
+/// What no image of a target can be without.
+fn lacking(name: &str, tree: &Tree, catalog: &Catalog, host: &Platform, fix: &str) -> Option<Problem> {
+    let problem = |detail| {
+        let (subject, fix) = (name.to_owned(), fix.to_owned());
+        Some(Problem { class: "image-incomplete", subject, detail, fix })
+    };
+    if tree.nodes.is_empty() {
+        return problem(format!("{name}: its target is not in this store"));
+    }
+    let lacks = |node: &Node| -> Vec<String> {
+        let children = node.document.children().into_iter();
+        let absent = children.filter(|d| d.urls.is_empty() && !catalog.content.contains_key(&d.digest));
+        absent.map(|d| format!("{} {}", walk::kind_word(d), d.digest)).collect()
+    };
+    // An index of other platforms only is complete as soon as one of them is.
+    let judged: Vec<Vec<String>> = match tree.image_for(host) {
+        Some(node) => vec![lacks(node)],
+        None => tree.manifests().map(lacks).collect(),
+    };
+    if judged.iter().any(Vec::is_empty) {
+        return None;
+    }
+    let missing = judged.into_iter().next().unwrap_or_else(|| vec!["every manifest of its index".to_owned()]);
+    problem(format!("{name}: missing {}", missing.join(", ")))
+}
+
+/// Snapshots that `gc.ref.snapshot` labels of configs name and that are not there.
+fn held_snapshots(store: &Store, scope: &Scope, configs: &[Digest], name: &str) -> Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for config in configs {
+        let held = match store.content(scope).stat(config) {
+            Ok(info) => info.labels,
+            Err(metadata::Error::NotFound { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for (label, key) in held {
+            let Some(driver) = label.strip_prefix(labels::GC_SNAPSHOT).filter(|d| store.driver(d).is_ok()) else {
+                continue;
+            };
+            match store.snapshots(scope, driver)?.stat(&key) {
+                Ok(_) => {}
+                Err(metadata::Error::NotFound { .. }) => problems.push(Problem {
+                    class: "snapshot-missing",
+                    subject: format!("{}/{driver}/{key}", scope.namespace),
+                    detail: format!("{name}: it was unpacked, and its snapshot is not there"),
+                    fix: format!("orlop pull {name}"),
+                }),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(problems)
 }
 
 async fn hash(raw: &dyn content::Store, digest: &Digest) -> Result<Digest> {
