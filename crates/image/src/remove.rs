@@ -1,6 +1,6 @@
 //! Removing: a plan, its hash, and its execution.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use orlop_metadata::gc::{Disposal, Report};
@@ -261,31 +261,41 @@ impl Images {
         gone.filter(|digest| !kept.contains(digest)).collect()
     }
 
-    /// Why blobs of the removed records stay.
+    /// Why blobs of the removed records stay. Every record is looked at once, however many are removed.
     fn in_use(&self, catalog: &Catalog, doomed: &Doomed, with: &Report) -> Vec<Reason> {
         let gone: BTreeSet<&str> = with.content.iter().map(|(_, digest)| digest.as_str()).collect();
         let (going, staying): (Vec<&Image>, Vec<&Image>) =
             catalog.records.iter().partition(|r| doomed.names.contains(&r.name));
         let targets: BTreeMap<&Digest, &Image> = going.iter().map(|r| (&r.target.digest, *r)).collect();
-        let mut reasons = Vec::new();
-        for (digest, record) in targets {
-            let there = |d: &Digest| catalog.content.contains_key(d) && !gone.contains(d.as_str());
-            let kept: BTreeSet<Digest> = catalog.blobs(&record.target).into_keys().filter(there).collect();
-            if kept.is_empty() {
-                continue;
-            }
-            let users = staying.iter().filter(|r| catalog.blobs(&r.target).keys().any(|d| kept.contains(d)));
-            let names: BTreeSet<&str> = users.map(|r| r.name.as_str()).collect();
-            let reason = match names.first() {
-                Some(first) if names.len() == 1 => format!("{} of its blobs stay: {first} uses them", kept.len()),
-                Some(first) => {
-                    format!("{} of its blobs stay: {first} and {} more records use them", kept.len(), names.len() - 1)
+        let there = |d: &Digest| catalog.content.contains_key(d) && !gone.contains(d.as_str());
+        let kept: Vec<(&Digest, Vec<Digest>)> = targets
+            .into_iter()
+            .map(|(target, record)| (target, catalog.blobs(&record.target).into_keys().filter(there).collect()))
+            .collect();
+        let mut users: HashMap<&Digest, BTreeSet<&str>> =
+            kept.iter().flat_map(|(_, blobs)| blobs).map(|digest| (digest, BTreeSet::new())).collect();
+        for record in staying {
+            for digest in catalog.blobs(&record.target).keys() {
+                if let Some(names) = users.get_mut(digest) {
+                    names.insert(&record.name);
                 }
-                None => format!("{} of its blobs stay: a lease, a label or another namespace holds them", kept.len()),
-            };
-            reasons.push(Reason { name: digest.to_string(), reason });
+            }
         }
-        reasons
+        let nonempty = kept.iter().filter(|(_, blobs)| !blobs.is_empty());
+        nonempty
+            .map(|(target, blobs)| {
+                let names: BTreeSet<&str> = blobs.iter().flat_map(|d| users[d].iter().copied()).collect();
+                Reason { name: target.to_string(), reason: why_kept(blobs.len(), &names) }
+            })
+            .collect()
+    }
+}
+
+fn why_kept(blobs: usize, names: &BTreeSet<&str>) -> String {
+    match names.first() {
+        Some(first) if names.len() == 1 => format!("{blobs} of its blobs stay: {first} uses them"),
+        Some(first) => format!("{blobs} of its blobs stay: {first} and {} more records use them", names.len() - 1),
+        None => format!("{blobs} of its blobs stay: a lease, a label or another namespace holds them"),
     }
 }
 

@@ -155,3 +155,32 @@ async fn records_that_others_write_converge() {
     assert!(!node.names().contains(&digest_name));
     assert!(node.names().is_empty(), "{:?}", node.names());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_frees_what_only_the_image_has_and_names_who_keeps_the_rest() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let both = layers();
+    let first = made.image("amd64", &both[..2]);
+    let second = made.image("amd64", &[both[0].clone(), both[2].clone()]);
+    shelf.push(&made, "team/a:1", &first).await;
+    shelf.push(&made, "team/b:1", &second).await;
+    for name in ["team/a:1", "team/b:1"] {
+        node.pull(&shelf.name(name)).await.unwrap();
+    }
+    let request = RemoveRequest { no_trash: true, ..removal(&shelf.name("team/a:1")) };
+    let plan = node.images.plan_remove(&node.scope, &request).await.unwrap();
+    assert_eq!((plan.blobs.len(), plan.snapshots.len()), (3, 1), "manifest, config and its own layer: {plan:?}");
+    assert_eq!(plan.in_use.len(), 1);
+    assert!(plan.in_use[0].reason.starts_with("1 of its blobs stay: "), "{plan:?}");
+    assert!(plan.freed_now > 0 && plan.freed_when_trash_empties == 0);
+    let before = node.images.disk_usage(&node.scope).await.unwrap();
+    node.images.remove(&node.scope, &request).await.unwrap();
+    let after = node.images.disk_usage(&node.scope).await.unwrap();
+    let freed = (before.content + before.snapshots) - (after.content + after.snapshots);
+    // Blobs are planned by length and freed by blocks, and each directory takes one as well.
+    let slack = 4096 * (plan.blobs.len() + 3 * plan.snapshots.len()) as u64;
+    assert!(freed.abs_diff(plan.freed_now) <= slack, "planned {}, freed {freed}", plan.freed_now);
+    let both: Vec<String> = vec![shelf.name("team/a:1"), shelf.name("team/b:1")];
+    let last = RemoveRequest { names: both[1..].to_vec(), ..RemoveRequest::default() };
+    assert!(node.images.plan_remove(&node.scope, &last).await.unwrap().in_use.is_empty());
+}
