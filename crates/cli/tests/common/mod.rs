@@ -9,21 +9,21 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A store in a temporary directory.
-pub struct Orlop {
+pub(crate) struct Orlop {
     dir: TempDir,
     namespace: &'static str,
 }
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
-pub struct Done {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Done {
-    pub fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -33,40 +33,40 @@ impl Done {
 }
 
 impl Orlop {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a temporary directory"), namespace: "k8s.io" }
     }
 
     /// The same in another namespace.
-    pub fn in_namespace(mut self, namespace: &'static str) -> Self {
+    pub(crate) fn in_namespace(mut self, namespace: &'static str) -> Self {
         self.namespace = namespace;
         self
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
     /// A place beside the root for archives and the like.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// A command, to be run or fed.
-    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = binary();
         command.arg("--root").arg(self.root()).args(["--namespace", self.namespace]).args(args);
         command
     }
 
     /// Runs a command, however it ends.
-    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Done {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Done {
         Done::of(&self.command(args).output().expect("orlop starts"))
     }
 
     /// Runs a command that must succeed; returns what it printed.
     #[track_caller]
-    pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+    pub(crate) fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
         let command = self.command(args);
         let shown = format!("{command:?}");
         let done = Done::of(&{ command }.output().expect("orlop starts"));
@@ -76,7 +76,7 @@ impl Orlop {
 
     /// Runs a command that must succeed, and parses its JSON.
     #[track_caller]
-    pub fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Value {
+    pub(crate) fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Value {
         let mut command = self.command(args);
         command.args(["-o", "json"]);
         let done = Done::of(&command.output().expect("orlop starts"));
@@ -86,7 +86,7 @@ impl Orlop {
 
     /// The names of all records, sorted.
     #[track_caller]
-    pub fn records(&self) -> Vec<String> {
+    pub(crate) fn records(&self) -> Vec<String> {
         let mut names: Vec<String> = self.ok(["images", "--all", "-o", "name"]).lines().map(str::to_owned).collect();
         names.sort();
         names
@@ -94,22 +94,24 @@ impl Orlop {
 
     /// The store has no damage and no contradiction, and every byte hashes to its name.
     #[track_caller]
-    pub fn is_sound(&self) {
+    pub(crate) fn is_sound(&self) {
         let done = self.run(["check", "--deep", "-o", "json"]);
         assert_eq!(done.code, 0, "check finds something: {}\n{}", done.out, done.err);
     }
 
     /// Bytes on standard input.
-    pub fn fed(&self, args: &[&str], input: &Path) -> Done {
+    pub(crate) fn fed(&self, args: &[&str], input: &Path) -> Done {
         let file = std::fs::File::open(input).expect("the input opens");
         Done::of(&self.command(args).stdin(Stdio::from(file)).output().expect("orlop starts"))
     }
 }
 
 /// The binary, away from the environment of whoever runs the tests.
-pub fn binary() -> Command {
+pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));
-    for variable in ["ORLOP_ROOT", "ORLOP_ADDRESS", "ORLOP_CONFIG", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE"] {
+    for variable in
+        ["ORLOP_ROOT", "ORLOP_ADDRESS", "ORLOP_CONFIG", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "COLUMNS"]
+    {
         command.env_remove(variable);
     }
     command.env("DOCKER_CONFIG", "/nonexistent").env("NO_COLOR", "1").stdin(Stdio::null());
@@ -117,7 +119,7 @@ pub fn binary() -> Command {
 }
 
 /// Whether the tests run as root; without it those that mount, chown or make devices say that they skip.
-pub fn is_root(test: &str) -> bool {
+pub(crate) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("{test}: skipped, it needs root");
