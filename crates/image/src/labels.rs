@@ -1,4 +1,4 @@
-//! The labels that are written and read here: containerd's, CRI's and three of Orlop's own.
+//! The labels that are written and read here: containerd's, CRI's and Orlop's own.
 
 /// CRI's mark of a record it looks after; its value is [`MANAGED_VALUE`].
 pub(crate) const MANAGED: &str = "io.cri-containerd.image";
@@ -22,3 +22,7 @@ pub(crate) const SOURCE: &str = "containerd.io/distribution.source.";
 pub(crate) const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
 /// Before a driver's name, on a config: the snapshot that it holds.
 pub(crate) const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
+/// On a lease: when it ends by itself.
+pub(crate) const GC_EXPIRE: &str = "containerd.io/gc.expire";
+/// On a lease: the process that works under it.
+pub(crate) const OWNER: &str = "io.orlop.owner";

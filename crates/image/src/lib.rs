@@ -25,6 +25,7 @@ mod event;
 mod export;
 mod import;
 mod labels;
+mod lease;
 mod pull;
 mod push;
 mod reconcile;

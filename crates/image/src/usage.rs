@@ -9,7 +9,7 @@ use orlop_metadata::gc::{self, Disposal};
 use orlop_metadata::{Image, Scope, Store};
 
 use crate::reconcile::is_name;
-use crate::{Error, ImageRow, Images, ListRequest, Result};
+use crate::{Error, ImageRow, Images, ListRequest, Result, lease};
 
 /// What to collect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,6 +83,7 @@ impl Images {
             if self.settings().is_cri(&namespace.name) {
                 self.reconcile(&namespace.name).await?;
             }
+            self.blocking(move |store| lease::end_orphans(store, &namespace.name)).await?;
         }
         self.blocking(move |store| {
             let report = match request.full {

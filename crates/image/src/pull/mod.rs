@@ -123,24 +123,6 @@ impl Images {
         Plan { select, unpack, snapshotter, concurrency: concurrency.max(1) }
     }
 
-    /// Runs `work` under the scope's lease, or under one of its own that ends with it.
-    pub(crate) async fn under_lease<T>(&self, scope: &Scope, work: impl AsyncFnOnce(Scope) -> Result<T>) -> Result<T> {
-        if scope.lease.is_some() {
-            return work(scope.clone()).await;
-        }
-        let (plain, seconds) = (scope.clone(), self.settings().lease_seconds);
-        let leased = self.blocking(move |store| Ok(store.scoped_lease(&plain, seconds)?)).await?;
-        let result = work(leased.clone()).await;
-        let ended = self
-            .blocking(move |store| match &leased.lease {
-                Some(lease) => Ok(store.delete_lease(&leased.namespace, lease)?),
-                None => Ok(()),
-            })
-            .await;
-        let value = result?;
-        ended.map(|()| value)
-    }
-
     pub(crate) fn session<'a>(&'a self, scope: Scope, origin: &'a dyn Origin, sink: Sink<'a>) -> Session<'a> {
         Session {
             images: self,
