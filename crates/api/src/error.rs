@@ -68,8 +68,7 @@ pub struct Details {
 pub fn with_details(mut status: Status, details: &Details) -> Status {
     let mut details = details.clone();
     if details.hint.len() > MAX_HINT_BYTES {
-        let end = (0..=MAX_HINT_BYTES).rev().find(|&i| details.hint.is_char_boundary(i)).unwrap_or(0);
-        details.hint.truncate(end);
+        details.hint.truncate(details.hint.floor_char_boundary(MAX_HINT_BYTES));
     }
     if let Ok(json) = serde_json::to_vec(&details) {
         status.metadata_mut().insert_bin(DETAILS_KEY, MetadataValue::from_bytes(&json));

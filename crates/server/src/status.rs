@@ -22,9 +22,17 @@ impl ToStatus for Status {
     }
 }
 
+/// Messages travel in headers, for which clients have little room, and each byte may take three there.
+const MAX_MESSAGE_BYTES: usize = 2048;
+
 fn status(error: &dyn std::fmt::Display, (code, class): (Code, Class), hint: &str) -> Status {
     let hint = if hint.is_empty() { general_hint(class) } else { hint };
-    with_details(Status::new(code, error.to_string()), &Details { class, hint: hint.to_owned() })
+    let mut message = error.to_string();
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+    }
+    with_details(Status::new(code, message), &Details { class, hint: hint.to_owned() })
 }
 
 /// What helps whatever failed.

@@ -258,6 +258,17 @@ async fn failures_say_their_class() {
     assert_eq!(error.code(), Code::FailedPrecondition, "no namespace");
 }
 
+/// Longer messages used to break the call, since headers are bounded.
+#[tokio::test]
+async fn a_long_message_is_cut() {
+    let node = Node::new();
+    let name = "é".repeat(100_000);
+    let error = client(&node).inspect(cri(pb::InspectRequest { name })).await.unwrap_err();
+    assert!(matches!(error.code(), Code::NotFound | Code::InvalidArgument), "{:?}", error.code());
+    assert!(error.message().contains('é') && error.message().ends_with('…'));
+    assert!(details(&error).is_some());
+}
+
 /// A thousand rows of a kilobyte come in pages, and none is lost or out of order.
 #[tokio::test]
 async fn long_lists_come_in_pages() {

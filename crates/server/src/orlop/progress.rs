@@ -60,7 +60,7 @@ impl Events {
         self.news.notify_one();
     }
 
-    fn take(&self) -> Vec<pb::Progress> {
+    fn take(&self) -> VecDeque<pb::Progress> {
         let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         let target = pending.target.map(|t| pb::Progress { target: Some(descriptor(&t)), ..pb::Progress::default() });
         let messages = pending.messages.into_iter().map(|message| pb::Progress { message, ..pb::Progress::default() });
@@ -80,33 +80,44 @@ where
     let work = operation(events.clone());
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
+        // What was taken and not yet sent: it outlives the operation, whenever that ends.
+        let mut taken = VecDeque::new();
         let outcome = tokio::select! {
             outcome = work => outcome,
             () = sender.closed() => return,
-            () = forward(&events, &sender) => return,
+            () = forward(&events, &mut taken, &sender) => return,
         };
-        for progress in events.take() {
-            if sender.send(Ok(progress)).await.is_err() {
-                return;
-            }
+        taken.extend(events.take());
+        if send(&mut taken, &sender).await.is_ok() {
+            // A client that is gone does not miss the end.
+            let _ = sender.send(outcome.map(done).map_err(|e| e.to_status())).await;
         }
-        let last = outcome.map(done).map_err(|e| e.to_status());
-        // A client that is gone does not miss it.
-        let _ = sender.send(last).await;
     });
     Box::pin(ReceiverStream::new(receiver))
 }
 
+type Sender = mpsc::Sender<Result<pb::Progress, Status>>;
+
 /// Sends what there is whenever there is something; returns when the client is gone.
-async fn forward(events: &Events, sender: &mpsc::Sender<Result<pb::Progress, Status>>) {
+async fn forward(events: &Events, taken: &mut VecDeque<pb::Progress>, sender: &Sender) {
     loop {
         events.news.notified().await;
-        for progress in events.take() {
-            if sender.send(Ok(progress)).await.is_err() {
-                return;
-            }
+        *taken = events.take();
+        if send(taken, sender).await.is_err() {
+            return;
         }
     }
+}
+
+/// Sends all of it; what is not sent when this is dropped is still there.
+async fn send(taken: &mut VecDeque<pb::Progress>, sender: &Sender) -> Result<(), ()> {
+    while !taken.is_empty() {
+        let place = sender.reserve().await.map_err(|_| ())?;
+        if let Some(progress) = taken.pop_front() {
+            place.send(Ok(progress));
+        }
+    }
+    Ok(())
 }
 
 fn done(outcome: Outcome) -> pb::Progress {
@@ -205,6 +216,28 @@ mod tests {
         assert_eq!(last.into_values().collect::<std::collections::BTreeSet<_>>(), [3, 1_000_000].into());
         assert_eq!((messages, done.unwrap().names), (vec!["almost".to_owned()], vec!["name".to_owned()]));
         assert!(count < 1000, "{count} events: states that are overtaken are not sent");
+    }
+
+    /// States that were taken while the queue was full used to be lost when the operation ended just then.
+    #[tokio::test]
+    async fn a_slow_client_misses_no_final_state() {
+        const BLOBS: usize = 10 * QUEUE;
+        let (ended, mut end) = mpsc::channel::<()>(1);
+        let mut stream = stream(move |events| async move {
+            let _ended = ended;
+            for blob in 0..BLOBS {
+                events.push(of_blob(&blob.to_string(), 10));
+                // Lets the queue fill up in between.
+                tokio::task::yield_now().await;
+            }
+            Ok(outcome())
+        });
+        assert!(end.recv().await.is_none(), "the operation does not wait for the client");
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(progress) = stream.next().await {
+            seen.extend(progress.unwrap().blob.map(|blob| blob.digest));
+        }
+        assert_eq!(seen.len(), BLOBS);
     }
 
     #[tokio::test]
