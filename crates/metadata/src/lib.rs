@@ -45,7 +45,7 @@ pub use filter::{Filter, FilterError};
 pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, parse_log};
 pub use images::{Image, ImageChange};
 pub use leases::{Lease, Resource, ResourceKind};
-pub use namespaces::NamespaceInfo;
+pub use namespaces::{NamespaceInfo, validate_namespace};
 pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind};
 pub use store::{OpenOptions, Scope, Store};
 pub use summary::ManifestSummary;

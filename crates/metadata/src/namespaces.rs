@@ -36,7 +36,7 @@ impl Store {
 
     /// Makes a namespace.
     pub fn create_namespace(&self, name: &str, labels: Labels) -> Result<NamespaceInfo> {
-        validate(name)?;
+        validate_namespace(name)?;
         labels::validate(&labels)?;
         let labels = labels::without_empty(labels);
         self.write("create namespace", |tx| {
@@ -106,13 +106,17 @@ fn contents(conn: &Connection, name: &str) -> Result<Vec<&'static str>> {
 
 /// Makes a namespace that is about to hold something.
 pub(crate) fn ensure(tx: &Tx<'_>, name: &str) -> Result<()> {
-    validate(name)?;
+    validate_namespace(name)?;
     tx.prepare_cached("INSERT OR IGNORE INTO namespace (name) VALUES (?1)")?.execute([name])?;
     Ok(())
 }
 
-/// containerd's identifiers: words of ASCII letters and digits, joined by single `.`, `_` or `-`.
-fn validate(name: &str) -> Result<()> {
+/// Checks a namespace's name by containerd's rule for identifiers: words of ASCII letters and digits, joined by single
+/// `.`, `_` or `-`; at most 76 bytes.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn validate_namespace(name: &str) -> Result<()> {
     let invalid = |reason: String| Err(Error::Invalid { what: "namespace", reason });
     if name.is_empty() {
         return invalid("it is empty".to_owned());

@@ -1,9 +1,11 @@
 //! What the headers of a call say.
 
 use orlop_api::{ACTOR_HEADER, LEASE_HEADER, NAMESPACE_HEADER};
-use orlop_metadata::Scope;
+use orlop_metadata::{Scope, validate_namespace};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
+
+use crate::status::ToStatus;
 
 /// Who the history names when the client does not say.
 const DEFAULT_ACTOR: &str = "grpc";
@@ -14,12 +16,13 @@ const MAX_ACTOR_BYTES: usize = 64;
 /// The namespace, lease and actor of a call.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION` without a namespace, as containerd answers.
+/// `FAILED_PRECONDITION` without a namespace, `INVALID_ARGUMENT` if it cannot be one, as containerd answers.
 pub(crate) fn scope<T>(request: &Request<T>) -> Result<Scope, Status> {
     let headers = request.metadata();
     let namespace = header(headers, NAMESPACE_HEADER)?.ok_or_else(|| {
         Status::failed_precondition(format!("namespace is required: send the {NAMESPACE_HEADER} header"))
     })?;
+    validate_namespace(namespace).map_err(|e| e.to_status())?;
     let actor = header(headers, ACTOR_HEADER)?.unwrap_or(DEFAULT_ACTOR);
     // Headers are visible ASCII: any byte is a boundary.
     let scope = Scope::new(namespace, &actor[..actor.len().min(MAX_ACTOR_BYTES)]);

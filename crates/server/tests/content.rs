@@ -257,6 +257,10 @@ async fn a_call_without_a_namespace_is_refused_and_namespaces_are_apart() {
     let wanted = pb::InfoRequest { digest };
     let error = client(&node).info(Request::new(wanted.clone())).await.unwrap_err();
     assert_eq!((error.code(), error.message().contains("namespace is required")), (Code::FailedPrecondition, true));
+    for invalid in ["../x", "a..b", " "] {
+        let error = client(&node).info(request_in(invalid, wanted.clone())).await.unwrap_err();
+        assert!(matches!(error.code(), Code::InvalidArgument | Code::FailedPrecondition), "{invalid:?}: {error}");
+    }
     let error = client(&node).info(request_in("other", wanted.clone())).await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     client(&node).info(request(wanted)).await.unwrap();
