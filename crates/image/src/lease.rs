@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use crate::{Images, Result, labels};
 
 impl Images {
-    /// Runs `work` under the scope's lease, or under one of its own that ends with it.
+    /// Runs `work` under the scope's lease, or under one of its own that ends with it. A root that cannot be written
+    /// needs none: nothing can be deleted from it either.
     pub(crate) async fn under_lease<T>(&self, scope: &Scope, work: impl AsyncFnOnce(Scope) -> Result<T>) -> Result<T> {
-        if scope.lease.is_some() {
+        if scope.lease.is_some() || self.store().read_only_reason().is_some() {
             return work(scope.clone()).await;
         }
         let (plain, seconds) = (scope.clone(), self.settings().lease_seconds);

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 /// A store in a temporary directory.
 pub(crate) struct Orlop {
     dir: TempDir,
+    root: PathBuf,
     namespace: &'static str,
 }
 
@@ -34,7 +35,13 @@ impl Done {
 
 impl Orlop {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a temporary directory"), namespace: "k8s.io" }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { root: dir.path().join("root"), dir, namespace: "k8s.io" }
+    }
+
+    /// A store below a directory that the test provides.
+    pub(crate) fn below(directory: &Path) -> Self {
+        Self { root: directory.join("root"), ..Self::new() }
     }
 
     /// The same in another namespace.
@@ -44,7 +51,7 @@ impl Orlop {
     }
 
     pub(crate) fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
+        self.root.clone()
     }
 
     /// A place beside the root for archives and the like.

@@ -1,0 +1,216 @@
+//! What must not harm a store: hostile layers, bombs, full and read-only disks, kills at any moment. After each the store
+//! opens, has what was acknowledged, and is sound.
+
+mod common;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::Orlop;
+use orlop_oci::{Compression, DiffId, Digest, Digester};
+use orlop_testkit::archive;
+use orlop_testkit::corpus::{self, Expect, Hideout, stream};
+use orlop_testkit::disk::Disk;
+use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::tar::Entry;
+
+fn archive_of(store: &Orlop, name: &str, content: &Content) -> String {
+    let file = store.path(&format!("{}.tar", name.replace(['/', ':'], "_")));
+    std::fs::write(&file, archive::oci_archive(&[(name, content)])).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+fn small() -> Content {
+    Content::image(&Image::host().layer(Layer::new([Entry::file("small", "small")]).packed(Compression::Gzip)))
+}
+
+fn noise(seed: u64, mebibytes: usize) -> Content {
+    Content::image(&Image::host().layer(Layer::noise("noise", seed, mebibytes << 20).packed(Compression::Gzip)))
+}
+
+#[test]
+fn no_layer_reaches_outside_and_broken_ones_are_refused() {
+    if !common::is_root("no_layer_reaches_outside_and_broken_ones_are_refused") {
+        return;
+    }
+    let store = Orlop::new();
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    let aim = tempfile::tempdir().unwrap();
+    let hideout = Hideout::create(aim.path()).unwrap();
+    let mut before = store.records();
+    for case in corpus::broken().into_iter().chain(corpus::hostile(&hideout)) {
+        let name = "docker.io/library/bad:1";
+        let done = store.run(["import", &archive_of(&store, name, &case.image())]);
+        assert_eq!(hideout.check(), Ok(()), "{}", case.name);
+        let refused = done.code != 0;
+        assert!(refused || case.expect != Expect::Refused, "{} was taken", case.name);
+        if refused {
+            assert!(done.err.lines().any(|l| l.starts_with("orlop: ")), "{}: {}", case.name, done.err);
+            assert_eq!(store.records(), before, "{}", case.name);
+        } else {
+            store.ok(["rm", "--no-trash", name]);
+        }
+        before = store.records();
+    }
+    store.ok(["gc", "--trash"]);
+    store.is_sound();
+}
+
+/// An image of one layer whose bytes are made as they are read.
+fn streamed(reader: impl Read) -> (Vec<u8>, DiffId) {
+    let mut packed = Vec::new();
+    let mut reader = reader;
+    reader.read_to_end(&mut packed).unwrap();
+    let mut digester = Digester::new(orlop_oci::Algorithm::Sha256);
+    let mut plain = flate2::read::MultiGzDecoder::new(&packed[..]);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match plain.read(&mut buffer).unwrap() {
+            0 => return (packed, DiffId::new(digester.finish())),
+            n => digester.update(&buffer[..n]),
+        }
+    }
+}
+
+#[test]
+fn a_decompression_bomb_is_refused() {
+    if !common::is_root("a_decompression_bomb_is_refused") {
+        return;
+    }
+    let (packed, diff_id) = streamed(stream::bomb(Compression::Gzip, 6 << 30));
+    let layer = Digest::of(&packed);
+    let put = |bytes: &[u8]| (format!("blobs/sha256/{}", Digest::of(bytes).hex()), bytes.to_vec());
+    let platform = orlop_oci::Platform::host();
+    let config = serde_json::json!({
+        "architecture": platform.architecture, "os": platform.os,
+        "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+    })
+    .to_string();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": orlop_oci::media_type::OCI_MANIFEST,
+        "config": { "mediaType": orlop_oci::media_type::OCI_CONFIG, "digest": Digest::of(config.as_bytes()), "size": config.len() },
+        "layers": [{ "mediaType": orlop_oci::media_type::OCI_LAYER_GZIP, "digest": layer, "size": packed.len() }],
+    })
+    .to_string();
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": orlop_oci::media_type::OCI_MANIFEST, "digest": Digest::of(manifest.as_bytes()), "size": manifest.len(),
+        "annotations": { "io.containerd.image.name": "docker.io/library/bomb:1" },
+    }] })
+    .to_string();
+    let mut files: std::collections::BTreeMap<String, Vec<u8>> =
+        [put(config.as_bytes()), put(manifest.as_bytes()), put(&packed)].into();
+    files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+    files.insert("index.json".into(), index.into_bytes());
+    let store = Orlop::new();
+    let file = store.path("bomb.tar");
+    std::fs::write(&file, archive::archive(&files)).unwrap();
+    let done = store.run(["import", file.to_str().unwrap()]);
+    assert_ne!(done.code, 0, "{}", done.out);
+    assert!(done.err.contains(layer.as_str()), "{}", done.err);
+    assert_eq!(store.records(), Vec::<String>::new());
+    store.ok(["gc", "--trash"]);
+    store.is_sound();
+}
+
+#[test]
+fn a_full_disk_is_said_and_loses_nothing() {
+    let Some(disk) = Disk::new(40) else { return };
+    let store = Orlop::below(&disk.path());
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    let acknowledged = store.records();
+    let done = store.run(["import", &archive_of(&store, "docker.io/library/big:1", &noise(1, 60))]);
+    assert_eq!(done.code, 6, "{}", done.err);
+    assert_eq!(store.records(), acknowledged);
+    assert_eq!(store.ok(["verify", "good:1", "-q"]), "");
+    // What the failed import left goes by itself; then what fits is taken.
+    for ingest in store.json(["content", "active"])["ingests"].as_array().unwrap() {
+        store.ok(["content", "abort", ingest["reference"].as_str().unwrap()]);
+    }
+    store.ok(["gc", "--trash"]);
+    store.ok(["import", &archive_of(&store, "docker.io/library/fits:1", &noise(2, 8))]);
+    store.is_sound();
+}
+
+#[test]
+fn a_read_only_root_is_read_and_says_why_it_is_not_written() {
+    let Some(disk) = Disk::new(40) else { return };
+    let store = Orlop::below(&disk.path());
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    disk.remount("ro");
+    assert!(store.ok(["images"]).contains("docker.io/library/good:1"));
+    store.ok(["export", "good:1", "-O", store.path("out.tar").to_str().unwrap()]);
+    for args in [&["rm", "good:1"][..], &["tag", "good:1", "b:1"], &["gc"], &["leases", "create"]] {
+        let done = store.run(args);
+        assert_eq!(done.code, 7, "{args:?}: {}", done.err);
+    }
+    disk.remount("rw");
+    store.ok(["tag", "good:1", "b:1"]);
+    store.is_sound();
+}
+
+/// A small generator of numbers, so that a failure can be repeated with its seed.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *seed >> 33
+}
+
+fn killed_at_a_moment(store: &Orlop, args: &[&str], milliseconds: u64) {
+    let mut child = store.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // Not a wait for something: the moment of the kill is what the test varies.
+    std::thread::sleep(Duration::from_millis(milliseconds));
+    let _ = child.kill();
+    child.wait().unwrap();
+}
+
+fn exists(path: &Path) -> bool {
+    path.try_exists().unwrap()
+}
+
+#[test]
+fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
+    let rounds: u64 = std::env::var("ORLOP_TEST_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(16);
+    let mut seed = 20_261_123;
+    let store = Orlop::new();
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    let acknowledged = store.records();
+    let big = archive_of(&store, "docker.io/library/big:1", &noise(5, 4));
+    for round in 0..rounds {
+        let at = next(&mut seed) % 200;
+        killed_at_a_moment(&store, &["import", &big], at);
+        let records = store.records();
+        assert!(acknowledged.iter().all(|r| records.contains(r)), "round {round}, {at} ms: {records:?}");
+        store.is_sound();
+        if records.contains(&"docker.io/library/big:1".to_owned()) {
+            killed_at_a_moment(&store, &["rm", "big:1"], next(&mut seed) % 60);
+            store.is_sound();
+            killed_at_a_moment(&store, &["gc", "--trash"], next(&mut seed) % 60);
+            store.is_sound();
+        }
+    }
+    store.ok(["import", &big]);
+    store.ok(["rm", "--no-trash", "big:1", "good:1"]);
+    store.ok(["gc", "--full", "--trash"]);
+    store.is_sound();
+    let blobs = store.root().join("content/blobs/sha256");
+    assert!(!exists(&blobs) || std::fs::read_dir(&blobs).unwrap().next().is_none(), "nothing is left");
+}
+
+#[test]
+fn two_commands_at_once_on_one_root_both_succeed() {
+    let store = Orlop::new();
+    let files: Vec<String> =
+        (0..4).map(|n| archive_of(&store, &format!("docker.io/library/n{n}:1"), &noise(n % 2, 1))).collect();
+    let children: Vec<_> = files
+        .iter()
+        .map(|file| store.command(["import", file]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let images = store.json(["images"]);
+    assert_eq!(images["images"].as_array().unwrap().len(), 2, "four names, two images");
+    store.is_sound();
+}
