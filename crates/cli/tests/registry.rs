@@ -39,7 +39,7 @@ fn registry_with(content: &Content) -> Option<Registry> {
 }
 
 fn hosts_toml(dir: &Path, host: &str, text: &str) {
-    let dir = dir.join(host.replace(':', "_").replacen('_', "_", 1) + "_");
+    let dir = dir.join(host.replace(':', "_") + "_");
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("hosts.toml"), text).unwrap();
 }
