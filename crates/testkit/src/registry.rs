@@ -8,7 +8,7 @@ use crate::process::{Daemon, need};
 use crate::tls::Certificates;
 use crate::token::TokenServer;
 
-/// The name and password that [`Auth::Basic`] accepts.
+/// The name and password that [`Options::basic`] accepts.
 pub const USER: &str = "user";
 /// See [`USER`].
 pub const PASSWORD: &str = "secret";
