@@ -295,12 +295,15 @@ fn collecting_into_the_trash_can_be_undone() {
     make(&rig, "image");
     rig.store.collect(Disposal::Reclaim).expect("a collection");
     rig.store.delete_image(&rig.scope(NS, None), "image", None).expect("deleted");
+    // Nothing else leads to this one, neither before nor after.
+    rig.snapshots(NS, None).prepare("loose", "", labels(&[])).expect("prepared");
     let disposal = Disposal::Trash { reason: "orlop gc".to_owned() };
     let report = rig.store.collect(disposal.clone()).expect("a collection");
-    assert_eq!((report.content.len(), report.snapshots.len(), report.trash.is_some()), (3, 2, true));
+    assert_eq!((report.content.len(), report.snapshots.len(), report.trash.is_some()), (3, 3, true));
     let undone = rig.store.undo(&rig.scope(NS, None), None).expect("undone");
-    assert_eq!((undone.blobs, undone.snapshots, undone.images.len()), (3, 2, 0));
+    assert_eq!((undone.blobs, undone.snapshots, undone.images.len()), (3, 3, 0));
     rig.store.collect(Disposal::Reclaim).expect("a collection");
+    assert_eq!((rig.trees_on_disk(), rig.blobs_on_disk().len()), (0, 0));
     assert!(rig.store.collect(disposal).expect("a collection").trash.is_none(), "nothing needs no entry");
 }
 
