@@ -170,6 +170,8 @@ async fn an_image_is_imported_unpacked_exported_and_collected(start: Start) {
     assert_eq!(filtered, "example.org/hello:2.0\n");
     daemon.ok(&["images", "rm", "example.org/hello:1.0"]).await;
     assert_eq!(daemon.ok(&["images", "ls", "-q"]).await, "example.org/hello:2.0\n");
+    // The layer that the diff made goes too.
+    daemon.collect().await;
     assert_eq!(rows(&daemon.ok(&["content", "ls"]).await).len(), 4, "the other name keeps everything");
     daemon.ok(&["images", "rm", "--sync", "example.org/hello:2.0"]).await;
     assert_eq!(daemon.ok(&["content", "ls", "-q"]).await, "");
