@@ -1,6 +1,6 @@
 //! Ties the open ends of a layer that was applied without its parents, so that the tree comes out as if they had been
 //! there: directories that the layer only implies take their attributes from below, hard links into lower layers
-//! become real ones by copying the file up, a deletion of everything becomes one of each name.
+//! become real ones by copying the file up with all its names, a deletion of everything becomes one of each name.
 //!
 //! What the layer itself says later in its tar wins over what it left open; that is in the tree already.
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::apply::{self, Deferred, DeferredLink};
+use crate::apply::{self, Deferred, DeferredLink, Metadata};
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::fs::{self, xattr};
@@ -41,11 +41,13 @@ pub(crate) fn settle(target: &ApplyTarget, lowers: &[PathBuf]) -> Result<()> {
         implied: deferred.implied,
         hidden: HashMap::new(),
         touched: BTreeMap::new(),
+        waiting: deferred.links.keys().cloned().collect(),
         copied: HashMap::new(),
+        postponed: HashMap::new(),
         made: Vec::new(),
         opaque_root: deferred.opaque_root,
     };
-    let settled = settler.run(deferred.links, &deferred.replaced_links, &deferred.whiteouts);
+    let settled = settler.run(deferred.links, deferred.replaced_links, &deferred.whiteouts);
     if settled.is_err() {
         settler.undo();
     }
@@ -63,24 +65,32 @@ struct Settler<'a> {
     hidden: HashMap<Vec<u8>, bool>,
     /// Directories written into, with the times they had.
     touched: BTreeMap<Vec<u8>, (apply::Time, apply::Time)>,
-    /// Files copied up: where they were below, where they are now.
-    copied: HashMap<Vec<u8>, Vec<u8>>,
+    /// Where links will be made: what lower layers have there is as good as gone.
+    waiting: BTreeSet<Vec<u8>>,
+    /// Files copied up, and where they are now.
+    copied: HashMap<FileId, Vec<u8>>,
+    /// What replaced links said of files that nothing shows, should a later link bring them back.
+    postponed: HashMap<FileId, Vec<Metadata>>,
     /// What was made, so that a commit that failed (a full disk) can be tried again.
     made: Vec<Vec<u8>>,
     opaque_root: bool,
+}
+
+/// A file of a lower layer, whatever its names: device and inode.
+type FileId = (u64, u64);
+
+fn file_id(stat: &Stat) -> FileId {
+    (stat.st_dev, stat.st_ino)
 }
 
 impl Settler<'_> {
     fn run(
         &mut self,
         links: BTreeMap<Vec<u8>, DeferredLink>,
-        replaced: &[(Vec<u8>, Vec<u8>)],
+        replaced: Vec<(Vec<u8>, DeferredLink)>,
         whiteouts: &BTreeSet<Vec<u8>>,
     ) -> Result<()> {
-        for (path, target) in replaced {
-            self.target(path, target)?;
-        }
-        self.links(links)?;
+        self.links(links, replaced)?;
         self.whiteouts(whiteouts)?;
         self.hide_everything()?;
         self.restore_times()?;
@@ -155,13 +165,19 @@ impl Settler<'_> {
         }
     }
 
-    fn links(&mut self, links: BTreeMap<Vec<u8>, DeferredLink>) -> Result<()> {
-        let mut links: Vec<_> = links.into_iter().collect();
-        links.sort_by_key(|(_, link)| link.order);
-        for (path, link) in links {
+    /// Links stand on links, and each says what the file is to have: so in the order of the tar.
+    fn links(&mut self, links: BTreeMap<Vec<u8>, DeferredLink>, replaced: Vec<(Vec<u8>, DeferredLink)>) -> Result<()> {
+        let kept = links.into_iter().map(|(path, link)| (path, link, true));
+        let mut links: Vec<_> = kept.chain(replaced.into_iter().map(|(path, link)| (path, link, false))).collect();
+        links.sort_by_key(|(_, link, _)| link.order);
+        for (path, link, kept) in links {
             let seen = self.target(&path, &link.target)?;
-            self.link(&path, &seen)?;
-            self.describe(&path, &link, &seen)?;
+            if kept {
+                self.link(&path, &seen)?;
+                self.describe(&path, &link.metadata, &seen)?;
+            } else {
+                self.replaced(link.metadata, &seen)?;
+            }
         }
         Ok(())
     }
@@ -178,28 +194,48 @@ impl Settler<'_> {
 
     fn link(&mut self, path: &[u8], seen: &Seen) -> Result<()> {
         self.touch(fs::split(path).0)?;
-        if let Some(now) = self.copied.get(&seen.path).cloned() {
+        if let Some(now) = self.bring_up(seen)? {
             return self.name_again(&now, path);
         }
-        if !self.is_visible(&seen.path)? {
-            self.copied.insert(seen.path.clone(), path.to_vec());
-            return self.copy_up(seen, path);
+        self.copied.insert(file_id(&seen.stat), path.to_vec());
+        self.copy_up(seen, path)?;
+        for metadata in self.postponed.remove(&file_id(&seen.stat)).unwrap_or_default() {
+            self.describe(path, &metadata, seen)?;
         }
-        for name in self.names_of(seen)? {
-            match self.copied.get(&seen.path).cloned() {
-                Some(now) => self.name_again(&now, &name)?,
-                None => {
-                    self.copied.insert(seen.path.clone(), name.clone());
-                    self.copy_up(seen, &name)?;
-                }
-            }
-        }
-        self.name_again(&seen.path.clone(), path)
+        Ok(())
     }
 
-    /// All visible names in its layer of the file that was seen, the one it was seen by first.
+    /// The name is gone; the file, where anything shows it, keeps what the link's entry said.
+    fn replaced(&mut self, metadata: Metadata, seen: &Seen) -> Result<()> {
+        match self.bring_up(seen)? {
+            Some(now) => self.describe(&now, &metadata, seen)?,
+            None => self.postponed.entry(file_id(&seen.stat)).or_default().push(metadata),
+        }
+        Ok(())
+    }
+
+    /// Makes the file that was seen one of this layer, under all its visible names, and gives one of them; none if
+    /// there is none.
+    fn bring_up(&mut self, seen: &Seen) -> Result<Option<Vec<u8>>> {
+        if let Some(now) = self.copied.get(&file_id(&seen.stat)) {
+            return Ok(Some(now.clone()));
+        }
+        let names = self.names_of(seen)?;
+        let Some((first, others)) = names.split_first() else { return Ok(None) };
+        self.copied.insert(file_id(&seen.stat), first.clone());
+        self.copy_up(seen, first)?;
+        for name in others {
+            self.name_again(first, name)?;
+        }
+        Ok(Some(first.clone()))
+    }
+
+    /// All names that the file that was seen has in its layer and keeps; the one it was seen by comes first.
     fn names_of(&mut self, seen: &Seen) -> Result<Vec<Vec<u8>>> {
-        let mut names = vec![seen.path.clone()];
+        let mut names = Vec::new();
+        if self.keeps(&seen.path)? {
+            names.push(seen.path.clone());
+        }
         if seen.stat.st_nlink == 1 {
             return Ok(names);
         }
@@ -209,15 +245,20 @@ impl Settler<'_> {
         while let Some(step) = walk.next().at("read", &shown)? {
             let Step::Other { name, stat } = step else { continue };
             let path = fs::join(&walk.path(), name.as_bytes());
-            if (stat.st_dev, stat.st_ino) != (seen.stat.st_dev, seen.stat.st_ino) || path == seen.path {
+            if file_id(&stat) != file_id(&seen.stat) || path == seen.path {
                 continue;
             }
             let shows = self.lower.look(&path)?.is_some_and(|other| other.layer == seen.layer);
-            if shows && self.is_visible(&path)? {
+            if shows && self.keeps(&path)? {
                 names.push(path);
             }
         }
         Ok(names)
+    }
+
+    /// Whether `path` goes on showing what lower layers have there.
+    fn keeps(&mut self, path: &[u8]) -> Result<bool> {
+        Ok(!self.waiting.contains(path) && self.is_visible(path)?)
     }
 
     fn copy_up(&mut self, seen: &Seen, path: &[u8]) -> Result<()> {
@@ -268,11 +309,11 @@ impl Settler<'_> {
     }
 
     /// The link's own entry says what the file that both name is to have.
-    fn describe(&self, path: &[u8], link: &DeferredLink, seen: &Seen) -> Result<()> {
+    fn describe(&self, path: &[u8], metadata: &Metadata, seen: &Seen) -> Result<()> {
         let (parent, name) = fs::split(path);
         let dir = self.open(parent)?;
         let is_link = fs::file_type(&seen.stat) == FileType::Symlink;
-        apply::describe_link(dir.as_fd(), name, &link.metadata, is_link).at("set the attributes of", self.shown(path))
+        apply::describe_link(dir.as_fd(), name, metadata, is_link).at("set the attributes of", self.shown(path))
     }
 
     /// Removes the whiteouts that delete nothing: where nothing is below, overlayfs would list their names.

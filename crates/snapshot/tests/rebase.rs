@@ -107,6 +107,21 @@ fn awkward_stacks_come_out_as_in_serial() {
         ("link to a directory", tar(|t| t.link("l", "d"))),
         ("link below what is opaque", tar(|t| t.file("o/.wh..wh..opq", "").link("l", "o/x"))),
         ("link replaced", tar(|t| t.link("l", "plain").file("l", "own").link("m", "l"))),
+        ("link replaced by a directory", tar(|t| t.link("l", "plain").dir("l", 0o700))),
+        ("link replaced, another follows", tar(|t| t.link("l", "twin").dir("l", 0o700).link("m", "d/twin"))),
+        ("link replaced, its target gone", tar(|t| t.link("l", "plain").dir("l", 0o700).file(".wh.plain", ""))),
+        (
+            "links to a file whose names all go",
+            tar(|t| {
+                t.entry(EntryType::Link, "l", "twin", &owned(0o601, 78, 998), b"").link("m", "d/twin").dir("l", 0o700);
+                t.file(".wh.twin", "").file("d/.wh.twin", "")
+            }),
+        ),
+        ("link over its target's directory", tar(|t| t.link("o", "o/x"))),
+        ("links by both names", tar(|t| t.link("l", "twin").link("m", "d/twin"))),
+        ("links by both names, one replaced", tar(|t| t.link("l", "twin").link("m", "d/twin").file("twin", "own"))),
+        ("link over the other name", tar(|t| t.link("d/twin", "twin"))),
+        ("link over the other name, before it", tar(|t| t.link("new", "twin").link("d/twin", "plain"))),
         ("link removed", tar(|t| t.link("q/l", "plain").file(".wh.q", ""))),
         ("link becomes a directory", tar(|t| t.link("o", "plain").dir("o", 0o755).file("o/z", ""))),
         ("link as a parent", tar(|t| t.link("l", "plain").file("l/x", ""))),

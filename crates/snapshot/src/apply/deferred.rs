@@ -16,8 +16,9 @@ pub(crate) struct Deferred {
     pub(crate) implied: BTreeSet<Vec<u8>>,
     /// Hard links to files that the layer does not have, by their own path.
     pub(crate) links: BTreeMap<Vec<u8>, DeferredLink>,
-    /// Links that later entries replaced: (path, target). They leave nothing, but their targets must have been there.
-    pub(crate) replaced_links: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Links that later entries replaced, by their own path. The name is gone, but the target must have been there, and
+    /// the file keeps under its other names what the link's entry gave it.
+    pub(crate) replaced_links: Vec<(Vec<u8>, DeferredLink)>,
     /// Whiteouts, which overlayfs shows by name in directories that nothing is below; those go at the commit.
     pub(crate) whiteouts: BTreeSet<Vec<u8>>,
     /// The layer hides everything below (`.wh..wh..opq` in the root, where overlayfs knows no such mark).
@@ -48,7 +49,7 @@ impl Deferred {
         self.implied.remove(path);
         self.whiteouts.remove(path);
         let Some(link) = self.links.remove(path) else { return false };
-        self.replaced_links.push((path.to_vec(), link.target));
+        self.replaced_links.push((path.to_vec(), link));
         true
     }
 
@@ -56,9 +57,7 @@ impl Deferred {
     pub(crate) fn forget_below(&mut self, path: &[u8]) {
         let below = |other: &[u8]| other.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
         self.implied.retain(|other| !below(other));
-        for (path, link) in self.links.extract_if(.., |other, _| below(other)) {
-            self.replaced_links.push((path, link.target));
-        }
+        self.replaced_links.extend(self.links.extract_if(.., |other, _| below(other)));
         self.whiteouts.retain(|other| !below(other));
     }
 
@@ -85,7 +84,7 @@ impl Deferred {
 struct Saved {
     implied: Vec<String>,
     links: Vec<SavedLink>,
-    replaced_links: Vec<(String, String)>,
+    replaced_links: Vec<SavedLink>,
     whiteouts: Vec<String>,
     opaque_root: bool,
 }
@@ -100,33 +99,36 @@ struct SavedLink {
 
 impl Saved {
     fn of(deferred: &Deferred) -> Self {
-        let link = |(path, link): (&Vec<u8>, &DeferredLink)| SavedLink {
-            path: escape(path),
-            order: link.order,
-            target: escape(&link.target),
-            metadata: link.metadata.clone(),
-        };
+        let replaced = deferred.replaced_links.iter().map(|(path, link)| SavedLink::of(path, link));
         Self {
             implied: deferred.implied.iter().map(|path| escape(path)).collect(),
-            links: deferred.links.iter().map(link).collect(),
-            replaced_links: deferred.replaced_links.iter().map(|(path, to)| (escape(path), escape(to))).collect(),
+            links: deferred.links.iter().map(|(path, link)| SavedLink::of(path, link)).collect(),
+            replaced_links: replaced.collect(),
             whiteouts: deferred.whiteouts.iter().map(|path| escape(path)).collect(),
             opaque_root: deferred.opaque_root,
         }
     }
 
     fn into_deferred(self) -> Deferred {
-        let link = |link: SavedLink| {
-            let target = unescape(&link.target);
-            (unescape(&link.path), DeferredLink { order: link.order, target, metadata: link.metadata })
-        };
         Deferred {
             implied: self.implied.iter().map(|path| unescape(path)).collect(),
-            links: self.links.into_iter().map(link).collect(),
-            replaced_links: self.replaced_links.iter().map(|(path, to)| (unescape(path), unescape(to))).collect(),
+            links: self.links.into_iter().map(SavedLink::into_link).collect(),
+            replaced_links: self.replaced_links.into_iter().map(SavedLink::into_link).collect(),
             whiteouts: self.whiteouts.iter().map(|path| unescape(path)).collect(),
             opaque_root: self.opaque_root,
         }
+    }
+}
+
+impl SavedLink {
+    fn of(path: &[u8], link: &DeferredLink) -> Self {
+        let metadata = link.metadata.clone();
+        Self { path: escape(path), order: link.order, target: escape(&link.target), metadata }
+    }
+
+    fn into_link(self) -> (Vec<u8>, DeferredLink) {
+        let link = DeferredLink { order: self.order, target: unescape(&self.target), metadata: self.metadata };
+        (unescape(&self.path), link)
     }
 }
 
@@ -155,8 +157,8 @@ mod tests {
         let link = DeferredLink { order: 3, target: odd.clone(), metadata };
         let deferred = Deferred {
             implied: [odd.clone(), b"b".to_vec()].into(),
-            links: [(odd.clone(), link)].into(),
-            replaced_links: vec![(odd.clone(), b"%41".to_vec())],
+            links: [(odd.clone(), link.clone())].into(),
+            replaced_links: vec![(b"%41".to_vec(), link)],
             whiteouts: [odd].into(),
             opaque_root: true,
         };

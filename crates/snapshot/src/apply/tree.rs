@@ -19,6 +19,7 @@ use crate::error::At as _;
 use crate::fs;
 use crate::{ApplyTarget, Error, Result};
 
+const TO_ITSELF: &str = "it is a hard link to itself, or to what it replaces";
 /// What needs privilege, for messages.
 const OWNERS: &str = "giving a file the owner and attributes that the layer names";
 
@@ -194,15 +195,13 @@ impl<'a> Tree<'a> {
         let missing =
             || Error::LinkTarget { entry: entry.name(), target: shorten(&String::from_utf8_lossy(&entry.link)) };
         match self.dirs.find(&entry.link, entry)? {
-            Found::Here(target, _) if target.path == place.path => {
-                return Err(entry.hostile("it is a hard link to itself"));
-            }
+            Found::Here(target, _) if is_within(&target.path, &place.path) => return Err(entry.hostile(TO_ITSELF)),
             Found::Here(target, Some(stat)) => self.link(entry, &place, &target, &stat)?,
             Found::Here(target, None) => {
                 let target = self.dirs.deferred.links[&target.path].target.clone();
                 self.defer(entry, place, target)?;
             }
-            Found::Below(target) if target == place.path => return Err(entry.hostile("it is a hard link to itself")),
+            Found::Below(target) if is_within(&target, &place.path) => return Err(entry.hostile(TO_ITSELF)),
             Found::Below(target) if self.target.deferred.is_some() => self.defer(entry, place, target)?,
             Found::Below(_) | Found::Nowhere => return Err(missing()),
         }
@@ -287,6 +286,11 @@ impl<'a> Tree<'a> {
             other => other,
         }
     }
+}
+
+/// Whether `path` is `dir` or below it.
+fn is_within(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 fn copy(source: &mut Source, mut file: &File, mut left: u64) -> Result<()> {
