@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Cold pull + unpack, Orlop beside containerd 2.x, alternating in one run, from a registry on loopback."""
+"""Cold pull + unpack, Orlop beside containerd 2.x, alternating in one run, from a registry on loopback.
+
+Every run has a root of its own, and nothing is deleted before the end: an ext4 without a journal does not give out inodes
+that were deleted within the last minutes and searches past them, which would cost whoever comes next seconds.
+"""
 import argparse, json, os, pathlib, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
@@ -63,47 +67,49 @@ class Registry:
 
 
 class Containerd:
-    """A containerd of its own below `work`, on the same file system as Orlop's root."""
+    """containerd on the same file system as Orlop's root, a new one with an empty root for every pull."""
 
     def __init__(self, work, binaries):
         self.work = work
         self.bin = binaries
-        self.socket = work / "containerd.sock"
-        config = work / "containerd.toml"
-        config.write_text(f"version = 2\nroot = '{work}/cd-root'\nstate = '{work}/cd-state'\n"
+        self.pulls = 0
+
+    def pull(self, image):
+        """Wall seconds and CPU seconds of one pull, daemon and client, and the daemon's peak MiB."""
+        self.pulls += 1
+        at = self.work / f"containerd-{self.pulls}"
+        at.mkdir()
+        socket = at / "containerd.sock"
+        config = at / "containerd.toml"
+        config.write_text(f"version = 2\nroot = '{at}/root'\nstate = '{at}/state'\n"
                           f"disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime']\n"
-                          f"[grpc]\naddress = '{self.socket}'\n")
+                          f"[grpc]\naddress = '{socket}'\n")
         env = dict(os.environ, CONTAINERD_DISABLE_PIGZ="1", CONTAINERD_DISABLE_IGZIP="1")
-        self.child = subprocess.Popen([binaries / "containerd", "-c", config], stdout=subprocess.DEVNULL,
-                                      stderr=open(work / "containerd.log", "w"), env=env)
-        wait_for(self.socket.exists, "containerd")
-        time.sleep(1)
+        with open(at / "log", "w") as log:
+            daemon = subprocess.Popen([self.bin / "containerd", "-c", config], stdout=subprocess.DEVNULL, stderr=log, env=env)
+        try:
+            wait_for(socket.exists, "containerd")
+            ctr = [str(self.bin / "ctr"), "--address", str(socket)]
+            run(ctr + ["images", "ls"])
+            before = cpu(daemon.pid)
+            wall, client, _ = run(ctr + ["images", "pull", "--plain-http", image])
+            return wall, cpu(daemon.pid) - before + client, peak(daemon.pid)
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait()
 
-    def ctr(self, *words):
-        return [str(self.bin / "ctr"), "--address", str(self.socket), *words]
 
-    def cpu(self):
-        """Seconds of the daemon and its reaped children."""
-        fields = pathlib.Path(f"/proc/{self.child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return sum(int(f) for f in fields[11:15]) / TICK
+def cpu(pid):
+    """Seconds of a process and its reaped children."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(int(f) for f in fields[11:15]) / TICK
 
-    def peak(self):
-        for line in pathlib.Path(f"/proc/{self.child.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-        return 0
 
-    def pull(self, image, plain):
-        before = self.cpu()
-        words = ["images", "pull"] + (["--plain-http"] if plain else []) + [image]
-        wall, client, _ = run(self.ctr(*words))
-        used = wall, self.cpu() - before + client, self.peak()
-        run(self.ctr("images", "rm", "--sync", image))
-        return used
-
-    def stop(self):
-        self.child.send_signal(signal.SIGTERM)
-        self.child.wait()
+def peak(pid):
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return 0
 
 
 def make_images(work, registry):
@@ -134,22 +140,21 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     registry = Registry(work, args.registry)
     peer = Containerd(work, args.bin) if (args.bin / "containerd").exists() else None
+    pulls = 0
     try:
         images = [f"{registry.address}/{i}" for i in args.image] if args.image else make_images(work, registry.address)
         for image in images:
             rows = {"orlop": [], "containerd": []}
             for _ in range(args.runs):
-                root = work / "orlop"
+                pulls += 1
+                root = work / f"orlop-{pulls}"
                 rows["orlop"].append(run([str(TARGET / "orlop"), "--root", str(root), "-q", "pull", image]))
-                shutil.rmtree(root)
                 os.sync()
                 if peer:
-                    rows["containerd"].append(peer.pull(image, True))
+                    rows["containerd"].append(peer.pull(image))
                     os.sync()
             report(image, rows, out)
     finally:
-        if peer:
-            peer.stop()
         registry.stop()
         shutil.rmtree(work, ignore_errors=True)
 
