@@ -86,6 +86,8 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Show the main job on images made from this machine's own files; leaves nothing behind
     Demo(crate::demo::Args),
+    /// Run the daemon: containerd's API on a socket
+    Serve(crate::daemon::Args),
     /// Pull images from registries
     Pull(c::pull::Args),
     /// Push an image to a registry

@@ -26,12 +26,16 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
 
 /// Opens the store at `root` and serves it in this process.
 pub(crate) async fn open(root: &Path) -> Result<Channel> {
+    Ok(Server::new(images(root).await?).in_process())
+}
+
+/// Opens the store at `root`.
+pub(crate) async fn images(root: &Path) -> Result<Images> {
     let root = root.to_owned();
     let store = tokio::task::spawn_blocking(move || open_store(&root))
         .await
         .map_err(|e| CliError::new(Class::Failed, format!("open the store: {e}")))??;
-    let images = Images::new(store, orlop_image::Settings::default());
-    Ok(Server::new(images).in_process())
+    Ok(Images::new(store, orlop_image::Settings::default()))
 }
 
 fn open_store(root: &Path) -> Result<Store> {

@@ -7,6 +7,7 @@
 mod args;
 mod client;
 mod commands;
+mod daemon;
 mod demo;
 mod embed;
 mod error;
@@ -34,12 +35,14 @@ fn main() -> ExitCode {
         Err(source) => return error::report(&error::CliError::io("start the runtime", None, source)),
     };
     let code = runtime.block_on(async {
+        // The daemon hears signals itself: it finishes what runs.
+        let alone = matches!(cli.command, args::Command::Serve(_));
         tokio::select! {
             result = commands::run(cli, &actor) => match result {
                 Ok(code) => code,
                 Err(error) => error::report(&error),
             },
-            () = interrupted() => ExitCode::from(error::INTERRUPTED),
+            () = interrupted(), if !alone => ExitCode::from(error::INTERRUPTED),
         }
     });
     // Tasks that wait for the network are dropped; a write that is in a system call ends first.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     code
 }
 
+/// Waits for SIGINT or SIGTERM.
 async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {

@@ -82,6 +82,16 @@ fn default_root() -> Result<PathBuf> {
     })
 }
 
+/// Where the daemon listens if nothing is said.
+pub(crate) fn default_socket() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/run/orlop/orlop.sock"));
+    }
+    non_empty("XDG_RUNTIME_DIR").map(|dir| dir.join("orlop/orlop.sock")).ok_or_else(|| {
+        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
+    })
+}
+
 fn docker_config() -> Option<PathBuf> {
     let dir = non_empty("DOCKER_CONFIG").or_else(|| non_empty("HOME").map(|home| home.join(".docker")))?;
     let path = dir.join("config.json");

@@ -11,6 +11,7 @@ fn bare(args: &[&str]) -> Done {
 /// Commands with their help, as a newcomer sees them.
 const COMMANDS: &[&str] = &[
     "demo",
+    "serve",
     "pull",
     "push",
     "images",

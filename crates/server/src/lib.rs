@@ -27,6 +27,7 @@ mod namespaces;
 mod orlop;
 mod page;
 mod serve;
+mod services;
 mod snapshots;
 mod status;
 mod version;

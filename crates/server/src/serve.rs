@@ -1,42 +1,24 @@
-//! Where the services are joined and offered.
+//! Where the services are offered: in process, or on a socket.
 
 use std::convert::Infallible;
 use std::future::Future;
 
 use futures::StreamExt;
-use orlop_api::containerd::services::content::v1::content_server::ContentServer;
-use orlop_api::containerd::services::diff::v1::diff_server::DiffServer;
-use orlop_api::containerd::services::images::v1::images_server::ImagesServer;
-use orlop_api::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
-use orlop_api::containerd::services::leases::v1::leases_server::LeasesServer;
-use orlop_api::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
-use orlop_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
-use orlop_api::containerd::services::version::v1::version_server::VersionServer;
-use orlop_api::orlop::v1::orlop_server::OrlopServer;
-use orlop_api::{MAX_MESSAGE_BYTES, channel};
+use orlop_api::channel;
 use orlop_image::Images;
 use orlop_metadata::Store;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::service::Routes;
 use tonic::transport::{Channel, Server as Transport};
 
 use crate::collector::Collector;
+use crate::services;
 
 /// All services over one root. Cheap to clone.
 #[derive(Clone)]
 pub struct Server {
     images: Images,
     collector: Collector,
-}
-
-/// A service with the bound on messages.
-macro_rules! bounded {
-    ($service:ident, $server:expr) => {
-        $service::new($server.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
-    };
 }
 
 impl Server {
@@ -49,7 +31,7 @@ impl Server {
     /// within a runtime.
     pub fn in_process(&self) -> Channel {
         let (channel, connections) = channel::memory();
-        let routes = self.routes();
+        let routes = services::all(self);
         tokio::spawn(async move {
             let incoming = ReceiverStream::new(connections).map(Ok::<_, Infallible>);
             if let Err(error) = transport().add_routes(routes).serve_with_incoming(incoming).await {
@@ -71,21 +53,9 @@ impl Server {
     ) -> Result<(), tonic::transport::Error> {
         let collecting = tokio::spawn(self.collector.clone().run(self.store().clone()));
         let incoming = UnixListenerStream::new(listener);
-        let served = transport().add_routes(self.routes()).serve_with_incoming_shutdown(incoming, shutdown).await;
+        let served = transport().add_routes(services::all(self)).serve_with_incoming_shutdown(incoming, shutdown).await;
         collecting.abort();
         served
-    }
-
-    fn routes(&self) -> Routes {
-        Routes::new(bounded!(ContentServer, self))
-            .add_service(bounded!(ImagesServer, self))
-            .add_service(bounded!(LeasesServer, self))
-            .add_service(bounded!(NamespacesServer, self))
-            .add_service(bounded!(SnapshotsServer, self))
-            .add_service(bounded!(DiffServer, self))
-            .add_service(bounded!(VersionServer, self))
-            .add_service(bounded!(IntrospectionServer, self))
-            .add_service(bounded!(OrlopServer, self))
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -5,6 +5,7 @@
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
 //! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
+//! - [`served`] is `orlop serve` itself on a socket of its own.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
 //! - [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
@@ -21,6 +22,7 @@ pub mod image;
 pub mod process;
 pub mod proxy;
 pub mod registry;
+pub mod served;
 pub mod tar;
 pub mod tls;
 pub mod token;

@@ -154,6 +154,32 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it cannot be sent: the program has ended and was waited for.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// With the log, if it has not after a minute.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not end\n{}", self.name, self.log());
+            std::thread::sleep(STEP);
+        }
+    }
+
     /// Asks it to end, and ends it if it does not.
     pub fn stop(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {

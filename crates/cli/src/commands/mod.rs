@@ -51,6 +51,7 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         Command::Completions(args) => return generate::completions(&args),
         Command::Man(args) => return generate::man(&args),
         Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
+        Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
         _ => {}
     }
     let settings = Settings::load(&cli.global)?;
@@ -85,7 +86,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Snapshots(command) => snapshots::run(context, command).await?,
         Command::Leases(command) => leases::run(context, command).await?,
         Command::Namespaces(command) => namespaces::run(context, command).await?,
-        Command::Demo(_) | Command::Completions(_) | Command::Man(_) => {
+        Command::Demo(_) | Command::Serve(_) | Command::Completions(_) | Command::Man(_) => {
             unreachable!("handled before a store is opened")
         }
     }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use orlop_testkit::served::Served;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -104,6 +105,12 @@ impl Orlop {
     pub(crate) fn is_sound(&self) {
         let done = self.run(["check", "--deep", "-o", "json"]);
         assert_eq!(done.code, 0, "check finds something: {}\n{}", done.out, done.err);
+    }
+
+    /// Starts a daemon on this store and waits until it takes connections.
+    #[track_caller]
+    pub(crate) fn serve(&self, options: &[&str]) -> Served {
+        Served::start(binary(), &self.root, options)
     }
 
     /// Bytes on standard input.

@@ -1,0 +1,94 @@
+//! `orlop serve` as a process: containerd's own clients on its socket, and how it begins and ends.
+
+mod common;
+
+use common::{Done, Orlop, binary};
+use orlop_oci::Compression;
+use orlop_testkit::archive;
+use orlop_testkit::containerd::Programs;
+use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::tar::Entry;
+use rustix::process::Signal;
+
+fn small() -> Content {
+    Content::image(&Image::host().layer(Layer::new([Entry::file("small", "small")]).packed(Compression::Gzip)))
+}
+
+fn generations() -> Vec<Programs> {
+    [Programs::debian(), Programs::current()].into_iter().flatten().collect()
+}
+
+#[test]
+fn every_generation_of_ctr_talks_to_it() {
+    for programs in generations() {
+        let store = Orlop::new();
+        let file = store.path("image.tar");
+        std::fs::write(&file, archive::oci_archive(&[("docker.io/library/small:1", &small())])).unwrap();
+        store.ok(["import", "--no-unpack", file.to_str().unwrap()]);
+        let served = store.serve(&[]);
+        assert!(served.ctr(&programs, "k8s.io", &["version"]).ok().stdout.contains("+orlop."));
+        let listed = served.ctr(&programs, "k8s.io", &["images", "ls", "-q"]).ok().stdout;
+        assert_eq!(listed.lines().collect::<Vec<_>>(), store.records(), "{}", programs.version());
+        let missing = served.ctr(&programs, "k8s.io", &["images", "label", "nothing", "a=b"]).code(1);
+        assert!(missing.stderr.contains("not found"), "{}", missing.stderr);
+    }
+}
+
+#[test]
+fn it_ends_when_it_is_asked_to_and_takes_its_socket_along() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let store = Orlop::new();
+        let mut served = store.serve(&[]);
+        let socket = served.socket();
+        served.process().signal(signal);
+        assert_eq!(served.process().wait().code(), Some(0), "{}", served.log());
+        assert!(!socket.exists());
+    }
+}
+
+#[test]
+fn a_socket_that_is_served_is_not_taken_away() {
+    let store = Orlop::new();
+    let served = store.serve(&[]);
+    let other = Orlop::new();
+    let socket = served.socket();
+    let mut command = binary();
+    command.args(["serve", "--root"]).arg(other.root()).arg("--socket").arg(&socket);
+    let done = Done::of(&command.output().unwrap());
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains(socket.to_str().unwrap()) && done.err.contains("another daemon"), "{}", done.err);
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "the first one goes on");
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_replaced_and_nothing_else() {
+    let store = Orlop::new();
+    let mut served = store.serve(&[]);
+    let socket = served.socket();
+    served.process().kill();
+    assert!(socket.exists());
+    let done = Done::of(&binary().arg("--address").arg(&socket).arg("images").output().unwrap());
+    assert_eq!(done.code, 8, "{}", done.err);
+    let mut command = binary();
+    command.args(["serve", "--root"]).arg(store.root()).arg("--socket").arg(&socket);
+    let log = store.path("log");
+    let mut again = orlop_testkit::process::Daemon::start(&mut command, &log).unwrap();
+    again.wait_for(|_| std::os::unix::net::UnixStream::connect(&socket).ok());
+    again.stop();
+
+    let file = store.path("a file");
+    std::fs::write(&file, "precious").unwrap();
+    let mut command = binary();
+    command.args(["serve", "--root"]).arg(store.root()).arg("--socket").arg(&file);
+    let done = Done::of(&command.output().unwrap());
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+}
+
+#[test]
+fn a_path_too_long_for_a_socket_is_a_usage_error() {
+    let store = Orlop::new();
+    let done = store.run(["serve", "--socket", &format!("/tmp/{}", "x".repeat(200))]);
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("107"), "{}", done.err);
+}
