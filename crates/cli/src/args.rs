@@ -35,9 +35,15 @@ pub(crate) struct Global {
     /// Where the store is [default: /var/lib/orlop, or $XDG_DATA_HOME/orlop when not root]
     #[arg(long, global = true, env = "ORLOP_ROOT", value_name = "DIR", help_heading = "Global options")]
     pub(crate) root: Option<PathBuf>,
-    /// Speak to the daemon on this socket instead of opening the store
+    /// Whether the root comes from the command line itself.
+    #[arg(skip)]
+    pub(crate) root_by_option: bool,
+    /// Speak to the server on this socket [default: the daemon that serves the root, if there is one]
     #[arg(long, global = true, env = "ORLOP_ADDRESS", value_name = "SOCKET", help_heading = "Global options")]
     pub(crate) address: Option<PathBuf>,
+    /// Whether the address comes from the command line itself.
+    #[arg(skip)]
+    pub(crate) address_by_option: bool,
     /// containerd namespace
     #[arg(
         short,

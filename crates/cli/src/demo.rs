@@ -189,8 +189,15 @@ All records of an image point at one target; they are names, not copies.")
         let root = self.dir.join(store);
         let channel = embed::open(&root).await?;
         let clients = Clients::new(channel, "k8s.io", "orlop demo")?;
-        let settings =
-            Settings { root, address: None, hosts_dir: String::new(), docker_config: String::new(), snapshotter: None };
+        let settings = Settings {
+            root,
+            root_given: true,
+            address: None,
+            default_socket: None,
+            hosts_dir: String::new(),
+            docker_config: String::new(),
+            snapshotter: None,
+        };
         Ok(Context { global: self.global.clone(), settings, clients })
     }
 

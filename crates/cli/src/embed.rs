@@ -1,5 +1,6 @@
 //! The channel to a store: a daemon's socket, or the same services in this process.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,17 +12,49 @@ use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use tonic::transport::Channel;
 
 use crate::error::{Class, CliError, Result};
+use crate::holder;
 use crate::settings::Settings;
 
-/// Connects to where the settings point.
+/// Connects to where the settings point: an address that was given, else the daemon that serves the root, else the
+/// daemon at the default place unless a root was asked for, else the store in this process.
 pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
-    match &settings.address {
-        Some(socket) => orlop_api::channel::unix(socket).await.map_err(|source| {
-            CliError::new(Class::Unavailable, format!("no server answers on {}: {source}", socket.display()))
-                .hint("is the daemon running? Without --address the store at --root is used")
-        }),
-        None => open(&settings.root).await,
+    if let Some(socket) = &settings.address {
+        return dial(socket)
+            .await
+            .map_err(|failed| failed.hint("is the daemon running? Without an address the store at --root is used"));
     }
+    let root = settings.root.clone();
+    if let Some(holder) = blocking(move || holder::find(&root)).await? {
+        return dial(&holder.socket).await.map_err(|failed| {
+            failed.hint(format!(
+                "process {} serves {}: is your user in the group of its socket?",
+                holder.pid,
+                settings.root.display()
+            ))
+        });
+    }
+    if let Some(socket) = settings.default_socket.as_deref().filter(|_| !settings.root_given)
+        && UnixStream::connect(socket).is_ok()
+    {
+        return dial(socket).await;
+    }
+    open(&settings.root).await
+}
+
+async fn dial(socket: &Path) -> Result<Channel> {
+    orlop_api::channel::unix(socket).await.map_err(|source| {
+        let message = format!("no server answers on {}: {}", socket.display(), causes(&source));
+        let class = match class_beneath(&source) {
+            Class::NotPermitted => Class::NotPermitted,
+            _ => Class::Unavailable,
+        };
+        CliError::new(class, message)
+    })
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let stopped = |e| CliError::new(Class::Failed, format!("open the store: {e}"));
+    tokio::task::spawn_blocking(call).await.map_err(stopped)?
 }
 
 /// Opens the store at `root` and serves it in this process.
@@ -32,9 +65,7 @@ pub(crate) async fn open(root: &Path) -> Result<Channel> {
 /// Opens the store at `root`.
 pub(crate) async fn images(root: &Path) -> Result<Images> {
     let root = root.to_owned();
-    let store = tokio::task::spawn_blocking(move || open_store(&root))
-        .await
-        .map_err(|e| CliError::new(Class::Failed, format!("open the store: {e}")))??;
+    let store = blocking(move || open_store(&root)).await?;
     Ok(Images::new(store, orlop_image::Settings::default()))
 }
 
@@ -49,16 +80,21 @@ fn open_store(root: &Path) -> Result<Store> {
     Store::open(root, options).map_err(|e| classify(root, &e))
 }
 
-/// The class follows the system error beneath, wherever it is.
+/// The class of the system error beneath, wherever it is.
+fn class_beneath(error: &(dyn std::error::Error + 'static)) -> Class {
+    let io =
+        std::iter::successors(Some(error), |e| e.source()).filter_map(|e| e.downcast_ref::<std::io::Error>()).last();
+    io.map_or(Class::Failed, crate::error::class_of_io)
+}
+
+/// The messages of an error and of what caused it.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let messages: Vec<String> = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect();
+    messages.join(": ")
+}
+
 fn classify(root: &Path, error: &(dyn std::error::Error + 'static)) -> CliError {
-    let mut class = Class::Failed;
-    let mut cause = Some(error);
-    while let Some(e) = cause {
-        if let Some(io) = e.downcast_ref::<std::io::Error>() {
-            class = crate::error::class_of_io(io);
-        }
-        cause = e.source();
-    }
+    let class = class_beneath(error);
     let failed = CliError::new(class, format!("open the store at {}: {error}", root.display()));
     match class {
         Class::NotPermitted => failed.hint("run as root, or give --root DIR that you may write"),

@@ -95,8 +95,7 @@ impl From<tonic::Status> for CliError {
         error.hint = details.and_then(|d| (!d.hint.is_empty()).then_some(d.hint));
         if status.code() == tonic::Code::Unimplemented && error.hint.is_none() {
             error.hint = Some(
-                "the server at --address lacks this call (orlop.v1 is Orlop's own); run without --address to use the store at --root"
-                    .into(),
+                "the server lacks this call (orlop.v1 is Orlop's own); --root DIR uses Orlop's own store there".into(),
             );
         }
         error

@@ -1,7 +1,7 @@
 //! `orlop`: the one binary. It parses arguments, reads the environment, connects, renders, and picks exit codes.
 //!
 //! The only crate that reads environment variables, the terminal or configuration files. Commands speak gRPC alone: to
-//! the socket given by `--address`, else to the same services in this process (design: one API, in process or over a
+//! a daemon's socket, else to the same services in this process (design: one API, in process or over a
 //! socket). Data goes to standard output, everything else to standard error.
 
 mod args;
@@ -11,6 +11,7 @@ mod daemon;
 mod demo;
 mod embed;
 mod error;
+mod holder;
 mod images_made;
 mod output;
 mod progress;
@@ -18,12 +19,16 @@ mod settings;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
     let parsed = args::Cli::command().try_get_matches().and_then(|matches| {
         let actor = format!("orlop {}", matches.subcommand_name().unwrap_or_default());
-        Ok((args::Cli::from_arg_matches(&matches)?, actor))
+        let mut cli = args::Cli::from_arg_matches(&matches)?;
+        cli.global.root_by_option = by_option(&matches, "root");
+        cli.global.address_by_option = by_option(&matches, "address");
+        Ok((cli, actor))
     });
     let (cli, actor) = match parsed {
         Ok(parsed) => parsed,
@@ -48,6 +53,11 @@ fn main() -> ExitCode {
     // Tasks that wait for the network are dropped; a write that is in a system call ends first.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     code
+}
+
+/// Whether a value was given on the command line, not by the environment.
+fn by_option(matches: &ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(ValueSource::CommandLine)
 }
 
 /// Waits for SIGINT or SIGTERM.

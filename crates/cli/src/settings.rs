@@ -25,8 +25,12 @@ struct File {
 pub(crate) struct Settings {
     /// The store's directory.
     pub(crate) root: PathBuf,
-    /// The daemon's socket; none: embedded.
+    /// Whether that directory was asked for, not only assumed.
+    pub(crate) root_given: bool,
+    /// The server's socket, if one was asked for.
     pub(crate) address: Option<PathBuf>,
+    /// Where a daemon listens by default; none if this user has no such place.
+    pub(crate) default_socket: Option<PathBuf>,
     /// `certs.d` directories, joined by colons.
     pub(crate) hosts_dir: String,
     /// Docker's config.json; empty: there is none.
@@ -42,19 +46,36 @@ impl Settings {
             Some(path) => read_file(path)?,
             None => File::default(),
         };
-        let root = match global.root.clone().or(file.root) {
+        let address = address(global, file.address);
+        let given = global.root.clone().or(file.root);
+        let root_given = given.is_some();
+        let root = match given {
             Some(root) => root,
             None => default_root()?,
         };
-        let address = global.address.clone().or(file.address);
         Ok(Self {
             root,
+            root_given,
             address: address.map(strip_unix_scheme),
+            default_socket: default_socket(),
             hosts_dir: file.hosts_dir.unwrap_or_else(|| DEFAULT_HOSTS_DIR.to_owned()),
             docker_config: docker_config().map(|p| p.display().to_string()).unwrap_or_default(),
             snapshotter: file.snapshotter,
         })
     }
+}
+
+/// What was said more directly wins: an option over the environment, that over the configuration file; and what names
+/// Orlop's root over containerd's variable.
+fn address(global: &Global, configured: Option<PathBuf>) -> Option<PathBuf> {
+    if global.address_by_option {
+        return global.address.clone();
+    }
+    if global.root_by_option {
+        return None;
+    }
+    let containerd = || global.root.is_none().then(|| non_empty("CONTAINERD_ADDRESS")).flatten();
+    global.address.clone().or_else(containerd).or(configured.filter(|_| global.root.is_none()))
 }
 
 /// `unix:///run/x.sock`, as other tools write it, is the path.
@@ -83,13 +104,11 @@ fn default_root() -> Result<PathBuf> {
 }
 
 /// Where the daemon listens if nothing is said.
-pub(crate) fn default_socket() -> Result<PathBuf> {
+fn default_socket() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/run/orlop/orlop.sock"));
+        return Some(PathBuf::from("/run/orlop/orlop.sock"));
     }
-    non_empty("XDG_RUNTIME_DIR").map(|dir| dir.join("orlop/orlop.sock")).ok_or_else(|| {
-        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
-    })
+    non_empty("XDG_RUNTIME_DIR").map(|dir| dir.join("orlop/orlop.sock"))
 }
 
 fn docker_config() -> Option<PathBuf> {

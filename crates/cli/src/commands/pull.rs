@@ -37,10 +37,17 @@ impl RegistryArgs {
         Ok(pb::RegistryOptions {
             plain_http: self.plain_http,
             credentials,
-            hosts_dir: self.hosts_dir.clone().unwrap_or_else(|| context.settings.hosts_dir.clone()),
+            hosts_dir: absolute(self.hosts_dir.as_deref().unwrap_or(&context.settings.hosts_dir)),
             docker_config: context.settings.docker_config.clone(),
         })
     }
+}
+
+/// The same directories for a daemon, which stands elsewhere.
+fn absolute(directories: &str) -> String {
+    let all = directories.split(':').filter(|d| !d.is_empty());
+    let absolute = all.map(|d| std::path::absolute(d).map_or_else(|_| d.to_owned(), |p| p.display().to_string()));
+    absolute.collect::<Vec<_>>().join(":")
 }
 
 /// Options of `pull`.

@@ -11,6 +11,7 @@ use socket::Socket;
 use crate::args::Global;
 use crate::embed;
 use crate::error::{Class, CliError, Result};
+use crate::holder::Held;
 use crate::settings::Settings;
 
 /// Options of `serve`.
@@ -29,12 +30,13 @@ pub(crate) struct Args {
 /// Runs `serve`.
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     let settings = Settings::load(global)?;
-    let path = match &args.socket {
-        Some(path) => path.clone(),
-        None => crate::settings::default_socket()?,
-    };
+    let path = args.socket.clone().or(settings.default_socket).ok_or_else(|| {
+        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
+    })?;
     let images = embed::images(&settings.root).await?;
+    let mut held = Held::take(&settings.root)?;
     let socket = Socket::bind(&path)?;
+    held.announce(&path)?;
     tracing::info!(socket = %path.display(), root = %settings.root.display(), "serving");
     let listener = socket.listener()?;
     let served = Server::new(images).serve_unix(listener, crate::interrupted()).await;
