@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Every definition, relative to `proto/`.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "containerd/types.proto",
     "containerd/content.proto",
     "containerd/images.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 11] = [
     "containerd/diff.proto",
     "containerd/version.proto",
     "containerd/introspection.proto",
+    "cri/v1/api.proto",
     "google/rpc_status.proto",
     "orlop/v1/orlop.proto",
 ];

@@ -12,7 +12,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/protocols.rs"));
 }
 
-pub use generated::{containerd, google, orlop};
+pub use generated::{containerd, google, orlop, runtime};
 
 /// The largest message that either side accepts: containerd's bound.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
