@@ -21,6 +21,8 @@ use crate::{Error, Missing, Result};
 const MAX_DEPTH: usize = 8;
 /// Documents of one target: the largest public indexes have some dozens.
 const MAX_DOCUMENTS: usize = 2048;
+/// Of a user with a group.
+const MAX_USER_BYTES: usize = 256;
 
 /// Gives documents by descriptor.
 #[async_trait]
@@ -45,6 +47,8 @@ pub(crate) enum Select {
 pub(crate) struct ImageInfo {
     pub(crate) id: ImageId,
     pub(crate) platform: Platform,
+    /// Who runs it.
+    pub(crate) user: String,
     pub(crate) diff_ids: Vec<DiffId>,
     pub(crate) chain: Vec<ChainId>,
 }
@@ -108,10 +112,17 @@ fn summary(node: &Node) -> ManifestSummary {
         image_id: image.map(|i| i.id.clone()),
         config_size: manifest.filter(|_| image.is_some()).map_or(0, |m| m.config.size),
         platform: image.map(|i| i.platform.clone()),
+        user: image.map(|i| i.user.clone()).unwrap_or_default(),
         chain: image.map(|i| i.chain.clone()).unwrap_or_default(),
         layers: blobs.map(|blob| (blob.digest.clone(), blob.size)).collect(),
         manifests: children.iter().map(|d| (d.digest.clone(), d.size, d.platform.clone())).collect(),
     }
+}
+
+/// Cuts a user's name that no system has: every listing repeats it.
+fn bounded(mut user: String) -> String {
+    user.truncate(user.floor_char_boundary(MAX_USER_BYTES));
+    user
 }
 
 /// Loads what `select` wants of `target`. `name` is for errors.
@@ -200,7 +211,8 @@ impl Walk<'_> {
         let chain = chain_ids(&parsed.rootfs.diff_ids);
         let id = ImageId::new(config.digest);
         let node = &mut self.tree.nodes[at];
-        node.image = Some(ImageInfo { id, platform, diff_ids: parsed.rootfs.diff_ids, chain });
+        let user = bounded(parsed.user);
+        node.image = Some(ImageInfo { id, platform, user, diff_ids: parsed.rootfs.diff_ids, chain });
         node.config = Some(raw);
         Ok(())
     }

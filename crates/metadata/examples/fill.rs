@@ -64,6 +64,7 @@ async fn image(store: &Store, scope: &Scope, n: usize) -> Result<(), Box<dyn Err
         image_id: Some(ImageId::new(config.digest.clone())),
         config_size: config.size,
         platform: Some(platform),
+        user: String::new(),
         chain: chain_ids(&diff_ids),
         layers: layers.iter().map(|l| (l.digest.clone(), l.size)).collect(),
         manifests: Vec::new(),

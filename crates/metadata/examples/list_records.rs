@@ -69,6 +69,7 @@ fn summaries(count: usize) -> Vec<(Digest, ManifestSummary)> {
         image_id: Some(ImageId::new(digest(name_of_config(i)))),
         config_size: 5000,
         platform: Some(Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), ..Platform::default() }),
+        user: String::new(),
         chain: (0..8).map(|layer| ChainId::new(digest(format!("chain {i} {layer}")))).collect(),
         layers: (0..8).map(|layer| (digest(format!("layer {i} {layer}")), 1_000_000)).collect(),
         manifests: Vec::new(),

@@ -22,6 +22,8 @@ pub struct ManifestSummary {
     pub config_size: u64,
     /// The platform; none for an index or an artifact.
     pub platform: Option<Platform>,
+    /// Who runs the image (`config.User`); empty for an index or an artifact.
+    pub user: String,
     /// Chain IDs, lowest first: the snapshots' keys.
     pub chain: Vec<ChainId>,
     /// Layers (or an artifact's blobs) with compressed sizes, lowest first.

@@ -303,6 +303,7 @@ fn summaries_are_remembered() {
         image_id: Some(orlop_oci::ImageId::new(digest("config"))),
         config_size: 3,
         platform: Some("linux/arm/v7".parse().unwrap()),
+        user: "65532:65532".to_owned(),
         chain: vec![orlop_oci::ChainId::new(digest("chain"))],
         layers: vec![(digest("layer"), 9)],
         manifests: vec![(digest("child"), 5, None)],

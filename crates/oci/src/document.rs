@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use crate::shape::Shape;
 use crate::{Algorithm, DiffId, Digest, Digester, ManifestDigest, MediaKind, Platform};
@@ -134,6 +135,20 @@ pub struct ImageConfig {
     /// When it was made, as the document says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
+    /// Who runs it (`config.User`): a name or number, perhaps with `:group`; empty: nobody in particular.
+    #[serde(default, rename = "config", deserialize_with = "user_of", skip_serializing)]
+    pub user: String,
+}
+
+/// Reads the one member of `config` that a store must tell. What is wrong in the others is the runtime's business.
+fn user_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Default, Deserialize)]
+    struct Config {
+        #[serde(default, rename = "User", deserialize_with = "null_as_default")]
+        user: String,
+    }
+    let raw = Option::<Box<RawValue>>::deserialize(deserializer)?;
+    Ok(raw.and_then(|raw| serde_json::from_str::<Config>(raw.get()).ok()).unwrap_or_default().user)
 }
 
 /// The uncompressed layers of an image.

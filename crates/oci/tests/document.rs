@@ -324,6 +324,22 @@ fn a_config_gives_platform_and_layers() {
 }
 
 #[test]
+fn a_config_tells_its_user_and_a_broken_one_costs_nothing_else() {
+    for (config, user) in [
+        (json!({"User": "65532:65532", "Env": ["A=b"]}), "65532:65532"),
+        (json!({"Env": null}), ""),
+        (json!({"User": null}), ""),
+        (json!({"User": 5}), ""),
+        (json!("text"), ""),
+        (json!(null), ""),
+    ] {
+        let parsed = ImageConfig::parse(&bytes(&json!({"os": "linux", "config": config}))).unwrap();
+        assert_eq!((parsed.user.as_str(), parsed.platform.os.as_str()), (user, "linux"), "{config}");
+    }
+    assert_eq!(ImageConfig::parse(b"{}").unwrap().user, "");
+}
+
+#[test]
 fn media_types() {
     use Compression::{Gzip, None, Zstd};
     for (name, compression, foreign) in [
