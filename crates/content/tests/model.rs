@@ -231,8 +231,14 @@ fn run(store: &dyn Store, bin: &Path, ops: &[Op]) {
     }
 }
 
+/// How many cases a property test tries: `few`, unless `PROPTEST_CASES` says otherwise.
+fn cases(few: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(few);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn the_store_in_memory_is_like_the_model(ops in proptest::collection::vec(op(), 1..60)) {
@@ -243,7 +249,7 @@ proptest! {
 
 proptest! {
     // Fewer, since every commit waits for the disk.
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn the_store_on_files_is_like_the_model(ops in proptest::collection::vec(op(), 1..30)) {

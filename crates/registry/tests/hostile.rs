@@ -49,8 +49,14 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![Just(Vec::new()), manifest.prop_map(String::into_bytes), proptest::collection::vec(any::<u8>(), 0..100)]
 }
 
+/// How many cases a property test tries: `few`, unless `PROPTEST_CASES` says otherwise.
+fn cases(few: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(few);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(cases(2000))]
 
     #[test]
     fn any_requests_get_an_answer(

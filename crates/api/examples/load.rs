@@ -1,0 +1,282 @@
+//! One client for two servers: puts the same load on any socket that speaks containerd's API and prints what it took.
+//!
+//! `load SOCKET WHAT ARGS…`, see [`USAGE`]. The benchmark `benches/api.py` runs it against Orlop and containerd.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::time::Instant;
+
+use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use orlop_api::containerd::services::content::v1 as content;
+use orlop_api::containerd::services::images::v1 as images;
+use orlop_api::containerd::services::leases::v1 as leases;
+use orlop_api::containerd::services::snapshots::v1 as snapshots;
+use orlop_api::containerd::types::Descriptor;
+use orlop_api::runtime::v1 as cri;
+use orlop_api::{LEASE_HEADER, MAX_MESSAGE_BYTES, NAMESPACE_HEADER};
+use prost::bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tonic::Request;
+use tonic::transport::Channel;
+
+const USAGE: &str = "load SOCKET
+    write MIB SEED        one blob, in pieces of 1 MiB, each answered before the next
+    read MIB SEED         the same blob, whole
+    small COUNT WRITERS   blobs of 4 KiB
+    snapshots COUNT CLIENTS SNAPSHOTTER   prepare and remove
+    fill COUNT            images of three blobs and three records
+    list TIMES            Images.List
+    cri TIMES             ImageService.ListImages";
+
+/// What containerd's own client sends at a time.
+const PIECE: usize = 1 << 20;
+const SMALL: usize = 4 << 10;
+const NAMESPACE: &str = "k8s.io";
+const LEASE: &str = "load";
+/// Images made at the same time.
+const FILLERS: usize = 16;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let [socket, what, rest @ ..] = words.as_slice() else { return Err(USAGE.into()) };
+    let load = Load { channel: orlop_api::channel::unix(Path::new(socket)).await? };
+    load.lease().await?;
+    let seconds = match (*what, rest) {
+        ("write", [mib, seed]) => load.write_large(mib.parse()?, seed.parse()?).await?,
+        ("read", [mib, seed]) => load.read_large(mib.parse()?, seed.parse()?).await?,
+        ("small", [count, writers]) => load.write_small(count.parse()?, writers.parse()?).await?,
+        ("snapshots", [count, clients, driver]) => load.snapshots(count.parse()?, clients.parse()?, driver).await?,
+        ("fill", [count]) => load.fill(count.parse()?).await?,
+        ("list", [times]) => load.list(times.parse()?).await?,
+        ("cri", [times]) => load.list_cri(times.parse()?).await?,
+        _ => return Err(USAGE.into()),
+    };
+    println!("{seconds:.6}");
+    Ok(())
+}
+
+/// A request in the namespace, under the lease.
+fn call<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let headers = request.metadata_mut();
+    headers.insert(NAMESPACE_HEADER, NAMESPACE.parse().expect("a plain word"));
+    headers.insert(LEASE_HEADER, LEASE.parse().expect("a plain word"));
+    request
+}
+
+#[derive(Clone)]
+struct Load {
+    channel: Channel,
+}
+
+impl Load {
+    fn content(&self) -> content::content_client::ContentClient<Channel> {
+        let client = content::content_client::ContentClient::new(self.channel.clone());
+        client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// A lease that holds everything made here, if it is not there from another run.
+    async fn lease(&self) -> Result<()> {
+        let mut client = leases::leases_client::LeasesClient::new(self.channel.clone());
+        let mut request = Request::new(leases::CreateRequest { id: LEASE.to_owned(), labels: BTreeMap::new() });
+        request.metadata_mut().insert(NAMESPACE_HEADER, NAMESPACE.parse()?);
+        match client.create(request).await {
+            Err(status) if status.code() != tonic::Code::AlreadyExists => Err(status.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a blob in pieces, waiting for the answer to each, as containerd's client does.
+    async fn write(&self, name: &str, pieces: &[Bytes]) -> Result<String> {
+        let mut hash = Sha256::new();
+        pieces.iter().for_each(|piece| hash.update(piece));
+        let digest = format!("sha256:{}", hex::encode(hash.finalize()));
+        self.write_expected(name, pieces, &digest).await?;
+        Ok(digest)
+    }
+
+    async fn write_expected(&self, name: &str, pieces: &[Bytes], digest: &str) -> Result<()> {
+        let total: usize = pieces.iter().map(Bytes::len).sum();
+        let (send, receive) = tokio::sync::mpsc::channel(1);
+        let first = content::WriteContentRequest {
+            action: content::WriteAction::Stat.into(),
+            r#ref: name.to_owned(),
+            total: total as i64,
+            expected: digest.to_owned(),
+            ..Default::default()
+        };
+        send.send(first.clone()).await?;
+        let requests = stream::unfold(receive, |mut receive| async { receive.recv().await.map(|m| (m, receive)) });
+        let mut answers = self.content().write(call(requests)).await?.into_inner();
+        let mut offset = answers.message().await?.ok_or("no answer")?.offset;
+        for piece in pieces {
+            let action = content::WriteAction::Write.into();
+            send.send(content::WriteContentRequest { action, offset, data: piece.clone(), ..first.clone() }).await?;
+            offset = answers.message().await?.ok_or("no answer")?.offset;
+        }
+        let action = content::WriteAction::Commit.into();
+        send.send(content::WriteContentRequest { action, offset, ..first }).await?;
+        answers.message().await?.ok_or("no answer")?;
+        Ok(())
+    }
+
+    async fn write_large(&self, mib: usize, seed: u64) -> Result<f64> {
+        let (pieces, digest) = large(mib, seed);
+        let start = Instant::now();
+        self.write_expected(&format!("large-{seed}"), &pieces, &digest).await?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    async fn read_large(&self, mib: usize, seed: u64) -> Result<f64> {
+        let (_, digest) = large(mib, seed);
+        let start = Instant::now();
+        let request = content::ReadContentRequest { digest, offset: 0, size: 0 };
+        let mut answers = self.content().read(call(request)).await?.into_inner();
+        let mut read = 0;
+        while let Some(answer) = answers.message().await? {
+            read += answer.data.len();
+        }
+        if read != mib * PIECE {
+            return Err(format!("expected {} bytes, got {read}", mib * PIECE).into());
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    async fn write_small(&self, count: usize, writers: usize) -> Result<f64> {
+        let start = Instant::now();
+        try_join_all((0..writers).map(|writer| async move {
+            for n in (writer..count).step_by(writers) {
+                let mut bytes = vec![0; SMALL];
+                fill_bytes(&mut bytes, n as u64 + 1);
+                self.write(&format!("small-{n}"), &[bytes.into()]).await?;
+            }
+            Result::Ok(())
+        }))
+        .await?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    async fn snapshots(&self, count: usize, clients: usize, snapshotter: &str) -> Result<f64> {
+        let start = Instant::now();
+        try_join_all((0..clients).map(|client| async move {
+            let mut service = snapshots::snapshots_client::SnapshotsClient::new(self.channel.clone());
+            for n in (client..count).step_by(clients) {
+                let (snapshotter, key) = (snapshotter.to_owned(), format!("load-{n}"));
+                let prepare = snapshots::PrepareSnapshotRequest {
+                    snapshotter: snapshotter.clone(),
+                    key: key.clone(),
+                    ..Default::default()
+                };
+                service.prepare(call(prepare)).await?;
+                service.remove(call(snapshots::RemoveSnapshotRequest { snapshotter, key })).await?;
+            }
+            Result::Ok(())
+        }))
+        .await?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    async fn fill(&self, count: usize) -> Result<f64> {
+        let start = Instant::now();
+        stream::iter(0..count).map(Ok).try_for_each_concurrent(FILLERS, |n| self.image(n)).await?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    async fn image(&self, n: usize) -> Result<()> {
+        let layer = format!("layer {n}");
+        let layer_digest = self.write(&format!("layer-{n}"), &[layer.clone().into()]).await?;
+        let (os, architecture) = ("linux", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
+        let config = format!(
+            r#"{{"architecture":"{architecture}","os":"{os}","n":{n},"config":{{}},"rootfs":{{"type":"layers","diff_ids":["{layer_digest}"]}}}}"#
+        );
+        let config_digest = self.write(&format!("config-{n}"), &[config.clone().into()]).await?;
+        let oci = "application/vnd.oci.image";
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{oci}.manifest.v1+json","config":{{"mediaType":"{oci}.config.v1+json","digest":"{config_digest}","size":{}}},"layers":[{{"mediaType":"{oci}.layer.v1.tar","digest":"{layer_digest}","size":{}}}]}}"#,
+            config.len(),
+            layer.len()
+        );
+        let manifest_digest = self.write(&format!("manifest-{n}"), &[manifest.clone().into()]).await?;
+        let labels = BTreeMap::from([
+            ("containerd.io/gc.ref.content.config".to_owned(), config_digest.clone()),
+            ("containerd.io/gc.ref.content.l.0".to_owned(), layer_digest),
+        ]);
+        let info = content::Info { digest: manifest_digest.clone(), labels, ..Default::default() };
+        let mask = prost_types::FieldMask { paths: vec!["labels".to_owned()] };
+        let update = content::UpdateRequest { info: Some(info), update_mask: Some(mask) };
+        self.content().update(call(update)).await?;
+        let target = Descriptor {
+            media_type: format!("{oci}.manifest.v1+json"),
+            size: manifest.len() as i64,
+            digest: manifest_digest.clone(),
+            ..Default::default()
+        };
+        let repository = format!("registry.example/team{}/app{n}", n % 50);
+        for name in [format!("{repository}:1.0"), format!("{repository}@{manifest_digest}"), config_digest] {
+            self.record(name, target.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a record, unless whoever looks after hash references was faster.
+    async fn record(&self, name: String, target: Descriptor) -> Result<()> {
+        let mut service = images::images_client::ImagesClient::new(self.channel.clone());
+        let labels = BTreeMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
+        let image = images::Image { name, target: Some(target), labels, ..Default::default() };
+        match service.create(call(images::CreateImageRequest { image: Some(image), ..Default::default() })).await {
+            Err(status) if status.code() != tonic::Code::AlreadyExists => Err(status.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn list(&self, times: usize) -> Result<f64> {
+        let service = images::images_client::ImagesClient::new(self.channel.clone());
+        let mut service = service.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let start = Instant::now();
+        for _ in 0..times {
+            let answer = service.list(call(images::ListImagesRequest::default())).await?.into_inner();
+            eprintln!("{} records", answer.images.len());
+        }
+        Ok(start.elapsed().as_secs_f64() / times as f64)
+    }
+
+    async fn list_cri(&self, times: usize) -> Result<f64> {
+        let service = cri::image_service_client::ImageServiceClient::new(self.channel.clone());
+        let mut service = service.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let start = Instant::now();
+        for _ in 0..times {
+            let answer = service.list_images(cri::ListImagesRequest::default()).await?.into_inner();
+            eprintln!("{} images", answer.images.len());
+        }
+        Ok(start.elapsed().as_secs_f64() / times as f64)
+    }
+}
+
+/// A blob that does not compress, and its digest.
+fn large(mib: usize, seed: u64) -> (Vec<Bytes>, String) {
+    let mut hash = Sha256::new();
+    let pieces = (0..mib).map(|n| {
+        let mut piece = vec![0; PIECE];
+        fill_bytes(&mut piece, seed << 32 | n as u64 | 1);
+        hash.update(&piece);
+        Bytes::from(piece)
+    });
+    let pieces = pieces.collect();
+    (pieces, format!("sha256:{}", hex::encode(hash.finalize())))
+}
+
+/// Fills with xorshift's numbers, the same for the same seed.
+fn fill_bytes(bytes: &mut [u8], mut state: u64) {
+    for chunk in bytes.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+    }
+}
