@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Every definition, relative to `proto/`.
-const FILES: [&str; 12] = [
+const FILES: [&str; 20] = [
     "containerd/types.proto",
     "containerd/content.proto",
     "containerd/images.proto",
@@ -13,6 +13,14 @@ const FILES: [&str; 12] = [
     "containerd/diff.proto",
     "containerd/version.proto",
     "containerd/introspection.proto",
+    "containerd/containers.proto",
+    "containerd/mounts.proto",
+    "containerd/events.proto",
+    "containerd/event_types.proto",
+    "containerd/image_events.proto",
+    "containerd/streaming.proto",
+    "containerd/transfer.proto",
+    "containerd/transfer_types.proto",
     "cri/v1/api.proto",
     "google/rpc_status.proto",
     "orlop/v1/orlop.proto",
@@ -23,11 +31,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files: Vec<PathBuf> = FILES.iter().map(|file| root.join(file)).collect();
     let descriptors = protox::compile(&files, [root])?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
     tonic_prost_build::configure()
         .bytes(".")
         .btree_map(".")
         .emit_rerun_if_changed(false)
         .include_file("protocols.rs")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
+use crate::changes::{Change, Notice, Watchers};
 use crate::history::Log;
 use crate::{Error, Result};
 
@@ -50,6 +51,7 @@ pub(crate) struct Db {
     writer: Mutex<Option<Connection>>,
     log: Log,
     clock: Clock,
+    watchers: Watchers,
 }
 
 /// Tells the time: the system's clock, or a test's.
@@ -71,6 +73,8 @@ pub(crate) struct Tx<'c> {
     inner: Transaction<'c>,
     now: i64,
     lines: RefCell<Vec<String>>,
+    notices: RefCell<Vec<Notice>>,
+    changes: RefCell<Vec<i64>>,
 }
 
 impl Deref for Tx<'_> {
@@ -91,6 +95,17 @@ impl Tx<'_> {
     pub(crate) fn log_line(&self, line: String) {
         self.lines.borrow_mut().push(line);
     }
+
+    /// Tells of a change, should this transaction commit.
+    pub(crate) fn tell(&self, namespace: &str, change: Change) {
+        let (at, namespace) = (from_nanos(self.now), namespace.to_owned());
+        self.notices.borrow_mut().push(Notice { at, namespace, change });
+    }
+
+    /// A change in the history that is this transaction's.
+    pub(crate) fn made(&self, seq: i64) {
+        self.changes.borrow_mut().push(seq);
+    }
 }
 
 impl Db {
@@ -102,6 +117,7 @@ impl Db {
         let db = Self {
             log: Log::new(root),
             clock,
+            watchers: Watchers::default(),
             path,
             access,
             readers: Mutex::new(Vec::new()),
@@ -178,14 +194,31 @@ impl Db {
 
     fn transact<T>(&self, connection: &mut Connection, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         let inner = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let tx = Tx { inner, now: self.now(), lines: RefCell::new(Vec::new()) };
+        let tx = Tx {
+            inner,
+            now: self.now(),
+            lines: RefCell::default(),
+            notices: RefCell::default(),
+            changes: RefCell::default(),
+        };
         let value = f(&tx)?;
         let lines = tx.lines.take();
         if !lines.is_empty() {
             self.log.append(&lines)?;
         }
-        tx.inner.commit()?;
+        let (notices, changes) = (tx.notices.take(), tx.changes.take());
+        self.watchers.claim(&changes);
+        if let Err(error) = tx.inner.commit() {
+            self.watchers.release(&changes);
+            return Err(error.into());
+        }
+        self.watchers.tell(&notices);
         Ok(value)
+    }
+
+    /// Who listens.
+    pub(crate) fn watchers(&self) -> &Watchers {
+        &self.watchers
     }
 
     /// Nanoseconds since 1970 UTC.

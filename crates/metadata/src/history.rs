@@ -15,6 +15,7 @@ use orlop_oci::{Descriptor, Digest};
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 
+use crate::changes::Change;
 use crate::db::{Tx, from_nanos};
 use crate::{Error, Image, Labels, ObjectKind, Result, Store};
 
@@ -40,7 +41,7 @@ impl HistoryAction {
         }
     }
 
-    fn from_column(row: &Row<'_>, index: usize) -> rusqlite::Result<Self> {
+    pub(crate) fn from_column(row: &Row<'_>, index: usize) -> rusqlite::Result<Self> {
         match row.get_ref(index)?.as_str()? {
             "create" => Ok(Self::Create),
             "update" => Ok(Self::Update),
@@ -299,7 +300,26 @@ pub(crate) fn record(
         state
     ])?;
     tx.log_line(serde_json::to_string(&line).expect("strings and numbers are JSON"));
+    tx.made(seq);
+    tx.tell(namespace, change(action, name, line.state.labels));
     Ok(())
+}
+
+fn change(action: HistoryAction, name: &str, labels: Labels) -> Change {
+    let name = name.to_owned();
+    match action {
+        HistoryAction::Create => Change::ImageCreate { name, labels },
+        HistoryAction::Update => Change::ImageUpdate { name, labels },
+        HistoryAction::Delete => Change::ImageDelete { name },
+    }
+}
+
+/// The labels that a record had after a change, from the column `detail`.
+pub(crate) fn labels_after(row: &Row<'_>, index: usize) -> rusqlite::Result<Labels> {
+    let state: Result<RecordState, _> = serde_json::from_str(row.get_ref(index)?.as_str()?);
+    state
+        .map(|state| state.labels)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e)))
 }
 
 /// A digest column.

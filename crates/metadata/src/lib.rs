@@ -20,6 +20,7 @@
 //! timeout; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
 //! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
 
+mod changes;
 mod check;
 mod content;
 mod db;
@@ -37,6 +38,7 @@ mod store;
 mod summary;
 mod trash;
 
+pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
 pub use content::{ContentInfo, ScopedContent, ScopedWriter};
 pub use db::Clock;
@@ -45,7 +47,7 @@ pub use filter::{Filter, FilterError};
 pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, parse_log};
 pub use images::{Image, ImageChange};
 pub use leases::{Lease, Resource, ResourceKind};
-pub use namespaces::{NamespaceInfo, validate_namespace};
+pub use namespaces::{NamespaceInfo, validate_identifier, validate_namespace};
 pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind};
 pub use store::{OpenOptions, Scope, Store};
 pub use summary::ManifestSummary;

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::changes::Change;
 use crate::db::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Store, labels};
 
@@ -45,6 +46,7 @@ impl Store {
             }
             tx.prepare_cached("INSERT INTO namespace VALUES (?1, ?2)")?
                 .execute(params![name, labels::to_json(&labels)])?;
+            tx.tell(name, Change::NamespaceCreate { name: name.to_owned(), labels: labels.clone() });
             Ok(NamespaceInfo { name: name.to_owned(), labels })
         })
     }
@@ -55,6 +57,7 @@ impl Store {
         self.write("update namespace", |tx| {
             ensure(tx, name)?;
             let old = labels_of(tx, name)?.unwrap_or_default();
+            tx.tell(name, Change::NamespaceUpdate { name: name.to_owned(), labels: labels.clone() });
             let labels = labels::masked(old, labels, mask)?;
             tx.prepare_cached("UPDATE namespace SET labels = ?2 WHERE name = ?1")?
                 .execute(params![name, labels::to_json(&labels)])?;
@@ -82,6 +85,7 @@ impl Store {
                 tx.execute(&format!("DELETE FROM {table} WHERE namespace = ?1"), [name])?;
             }
             tx.execute("DELETE FROM namespace WHERE name = ?1", [name])?;
+            tx.tell(name, Change::NamespaceDelete { name: name.to_owned() });
             Ok(())
         })
     }
@@ -117,7 +121,15 @@ pub(crate) fn ensure(tx: &Tx<'_>, name: &str) -> Result<()> {
 /// # Errors
 /// [`Error::Invalid`].
 pub fn validate_namespace(name: &str) -> Result<()> {
-    let invalid = |reason: String| Err(Error::Invalid { what: "namespace", reason });
+    validate_identifier("namespace", name)
+}
+
+/// The same for the identifier of something else; `what` is for the error.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn validate_identifier(what: &'static str, name: &str) -> Result<()> {
+    let invalid = |reason: String| Err(Error::Invalid { what, reason });
     if name.is_empty() {
         return invalid("it is empty".to_owned());
     }

@@ -10,6 +10,7 @@ use orlop_content as content;
 use orlop_snapshot::Driver;
 use rustix::fs::FlockOperation;
 
+use crate::changes::Watchers;
 use crate::db::{Clock, Db, Tx};
 use crate::{Error, Result};
 
@@ -114,6 +115,10 @@ impl Store {
     /// All drivers, the default one first.
     pub fn drivers(&self) -> &[Arc<dyn Driver>] {
         &self.inner.options.drivers
+    }
+
+    pub(crate) fn watchers(&self) -> &Watchers {
+        self.inner.db.watchers()
     }
 
     /// The time, in nanoseconds since 1970.

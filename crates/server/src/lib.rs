@@ -14,12 +14,14 @@
 //! Calls run at the same time on the runtime; what blocks runs on its blocking pool. Answers are produced as the client
 //! takes them; nothing is queued without a bound.
 
+mod any;
 mod blocking;
 mod call;
 mod collector;
 mod content;
 mod convert;
 mod diff;
+mod events;
 mod images;
 mod introspection;
 mod leases;

@@ -2,16 +2,20 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use orlop_api::channel;
 use orlop_image::Images;
-use orlop_metadata::Store;
+use orlop_metadata::{Store, Watcher};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server as Transport};
 
+use crate::AnswerStream;
 use crate::collector::Collector;
+use crate::events::Exchange;
 use crate::services;
 
 /// All services over one root. Cheap to clone.
@@ -19,12 +23,19 @@ use crate::services;
 pub struct Server {
     images: Images,
     collector: Collector,
+    exchange: Exchange,
+    /// Cancelled when the server is to end: what would go on for ever ends then.
+    ending: CancellationToken,
+    /// Keeps the exchange listening to the store.
+    _watcher: Arc<Watcher>,
 }
 
 impl Server {
     /// Serves these images and their store.
     pub fn new(images: Images) -> Self {
-        Self { images, collector: Collector::default() }
+        let exchange = Exchange::default();
+        let _watcher = exchange.listen(images.store());
+        Self { images, collector: Collector::default(), exchange, ending: CancellationToken::new(), _watcher }
     }
 
     /// The services in this process, over a pipe in memory. They end with the last clone of the channel. Must be called
@@ -52,9 +63,16 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let collecting = tokio::spawn(self.collector.clone().run(self.store().clone()));
+        let following = tokio::spawn(Exchange::follow(self.store().clone()));
+        let ending = self.ending.clone();
+        let shutdown = async move {
+            shutdown.await;
+            ending.cancel();
+        };
         let incoming = UnixListenerStream::new(listener);
         let served = transport().add_routes(services::all(self)).serve_with_incoming_shutdown(incoming, shutdown).await;
         collecting.abort();
+        following.abort();
         served
     }
 
@@ -64,6 +82,15 @@ impl Server {
 
     pub(crate) fn images(&self) -> &Images {
         &self.images
+    }
+
+    pub(crate) fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// A stream that would go on for ever, until the server is to end.
+    pub(crate) fn until_shutdown<T: Send + 'static>(&self, stream: AnswerStream<T>) -> AnswerStream<T> {
+        Box::pin(stream.take_until(self.ending.clone().cancelled_owned()))
     }
 
     pub(crate) fn collector(&self) -> &Collector {

@@ -3,6 +3,7 @@
 use orlop_api::MAX_MESSAGE_BYTES;
 use orlop_api::containerd::services::content::v1::content_server::ContentServer;
 use orlop_api::containerd::services::diff::v1::diff_server::DiffServer;
+use orlop_api::containerd::services::events::v1::events_server::EventsServer;
 use orlop_api::containerd::services::images::v1::images_server::ImagesServer;
 use orlop_api::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use orlop_api::containerd::services::leases::v1::leases_server::LeasesServer;
@@ -42,6 +43,7 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
         .add_service(bounded!(NamespacesServer, server.clone()))
         .add_service(bounded!(SnapshotsServer, server.clone()))
         .add_service(bounded!(DiffServer, server.clone()))
+        .add_service(bounded!(EventsServer, server.clone()))
         .add_service(bounded!(VersionServer, server.clone()))
         .add_service(bounded!(IntrospectionServer, server.clone()));
 }

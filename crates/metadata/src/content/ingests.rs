@@ -5,6 +5,7 @@ use rand::RngExt;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{doom, get, insert};
+use crate::changes::Change;
 use crate::db::Tx;
 use crate::edges::{self, Edges};
 use crate::history::digest_column;
@@ -111,6 +112,7 @@ pub(super) fn finish(
     }
     insert(tx, scope, digest, size, labels)?;
     remove_if(tx, scope, reference, backend)?;
+    tx.tell(namespace, Change::ContentCreate { digest: digest.clone(), size });
     Ok(Finished::Committed)
 }
 

@@ -19,6 +19,7 @@ use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 pub use writer::ScopedWriter;
 
+use crate::changes::Change;
 use crate::db::{Tx, from_nanos};
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
@@ -121,6 +122,7 @@ impl ScopedContent {
             }
             edges::remove(tx, namespace, edges::CONTENT, digest.as_str())?;
             leases::take(tx, &self.scope, edges::CONTENT, digest.as_str())?;
+            tx.tell(namespace, Change::ContentDelete { digest: digest.clone() });
             doom(tx, "content", digest.as_str())
         })
     }

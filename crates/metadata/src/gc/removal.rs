@@ -10,6 +10,7 @@ use super::Report;
 use super::bytes::INGEST;
 use super::graph::driver_of;
 use super::mark::Node;
+use crate::changes::Change;
 use crate::db::Tx;
 use crate::edges::{self, CONTENT, IMAGES, INGESTS};
 use crate::history::{self, State, digest_column};
@@ -147,6 +148,8 @@ impl Removal {
             doom(tx, &kind, &snapshot.id.to_string(), trash)?;
             tx.prepare_cached("DELETE FROM snapshot WHERE id = ?1")?.execute([snapshot.id])?;
             edges::remove(tx, &snapshot.namespace, &kind, &snapshot.name)?;
+            let (driver, key) = (snapshot.driver.clone(), snapshot.name.clone());
+            tx.tell(&snapshot.namespace, Change::SnapshotRemove { driver, key });
         }
         for ingest in &self.ingests {
             doom(tx, INGEST, &ingest.backend, None)?;

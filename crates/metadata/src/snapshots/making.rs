@@ -4,6 +4,7 @@ use orlop_snapshot::{Meta, Mount, SnapshotId, Usage};
 use rusqlite::params;
 
 use super::{Found, ScopedSnapshots, SnapshotKind, chain, exists, failed, id_column, not_found, number};
+use crate::changes::Change;
 use crate::content::doom;
 use crate::db::Tx;
 use crate::images::size_column;
@@ -123,6 +124,10 @@ impl ScopedSnapshots {
         ])?;
         self.state(tx, key, parent, labels)?;
         self.suspect(tx, key)?;
+        if kind == SnapshotKind::Active {
+            let (driver, key, parent) = (self.driver.clone(), key.to_owned(), parent.to_owned());
+            tx.tell(&self.scope.namespace, Change::SnapshotPrepare { driver, key, parent });
+        }
         Ok(Ok(()))
     }
 
@@ -205,6 +210,8 @@ impl ScopedSnapshots {
         let key = &active.info.name;
         edges::remove(tx, &self.scope.namespace, &self.kind(), key)?;
         leases::take(tx, &self.scope, &self.kind(), key)?;
+        let (driver, key, committed) = (self.driver.clone(), key.clone(), name.to_owned());
+        tx.tell(&self.scope.namespace, Change::SnapshotCommit { driver, key, name: committed });
         self.state(tx, name, parent, labels)?;
         self.suspect(tx, name)
     }
@@ -224,6 +231,8 @@ impl ScopedSnapshots {
             tx.prepare_cached("DELETE FROM snapshot WHERE id = ?1")?.execute([number(found.id)])?;
             edges::remove(tx, &self.scope.namespace, &self.kind(), key)?;
             leases::take(tx, &self.scope, &self.kind(), key)?;
+            let (driver, key) = (self.driver.clone(), key.to_owned());
+            tx.tell(&self.scope.namespace, Change::SnapshotRemove { driver, key });
             doom(tx, &self.kind(), &found.id.0.to_string())
         })
     }
