@@ -18,6 +18,8 @@ pub(crate) const STRANDED: &str = "io.orlop.stranded-since";
 pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Before a host: the repositories there that a blob came from, sorted, joined by commas.
 pub(crate) const SOURCE: &str = "containerd.io/distribution.source.";
+/// Before a host: the repositories there that had a blob once and have it no more, as [`SOURCE`].
+pub(crate) const GONE: &str = "io.orlop.gone.";
 /// Before a child's place: what a document holds.
 pub(crate) const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
 /// Before a driver's name, on a config: the snapshot that it holds.

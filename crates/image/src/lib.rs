@@ -20,6 +20,7 @@
 
 mod catalog;
 mod check;
+mod cri;
 mod error;
 mod event;
 mod export;
@@ -33,6 +34,7 @@ mod remove;
 mod resolve;
 mod rows;
 mod settings;
+mod supply;
 mod tag;
 mod transfer;
 mod usage;
@@ -41,6 +43,7 @@ mod walk;
 use std::sync::Arc;
 
 pub use check::{CheckRequest, Problem};
+pub use cri::{CriCatalog, CriImage, CriView, Gist, Pinned};
 pub use error::{ArchiveError, Error, ErrorKind, Missing, Result};
 pub use event::{BlobEvent, Event, Limit, Outcome, Sink, Stage};
 pub use export::{ArchiveFormat, ExportRequest};

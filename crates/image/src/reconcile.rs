@@ -39,6 +39,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) image: &'a (dyn Fn(&Digest) -> Option<ImageId> + Sync),
     /// Whether the last name of a target was deleted, not moved.
     pub(crate) deleted: &'a (dyn Fn(&Digest) -> bool + Sync),
+    /// Names that the configuration pins, in normal form.
+    pub(crate) pins: &'a [String],
     pub(crate) now: Timestamp,
     pub(crate) grace_seconds: i64,
 }
@@ -85,11 +87,12 @@ pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> 
             kept.extend(digest_name);
             continue;
         };
-        changes.extend(adopt(name, matches!(reference, Some(Reference::Digest { .. }))));
+        let pinned = facts.pins.contains(&name.name);
+        changes.extend(adopt(name, matches!(reference, Some(Reference::Digest { .. })), pinned));
         for hash in std::iter::once(id.to_string()).chain(digest_name) {
             let need = needs.entry(hash).or_insert(Need { targets: Vec::new(), pinned: false });
             need.targets.push((name, &name.target));
-            need.pinned |= is_pinned(&name.labels);
+            need.pinned |= pinned || is_pinned(&name.labels);
         }
     }
     let by_name: HashMap<&str, &Image> = records.iter().map(|r| (r.name.as_str(), r)).collect();
@@ -107,9 +110,9 @@ pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> 
     changes
 }
 
-/// Marks a name as looked after, and a digest reference as one that was asked for.
-fn adopt(name: &Image, by_digest: bool) -> Option<ImageChange> {
-    let mut wanted = record_labels(true, false);
+/// Marks a name as looked after, perhaps as pinned, and a digest reference as one that was asked for.
+fn adopt(name: &Image, by_digest: bool, pinned: bool) -> Option<ImageChange> {
+    let mut wanted = record_labels(true, pinned);
     if by_digest {
         wanted.insert(labels::REQUESTED.to_owned(), labels::REQUESTED_VALUE.to_owned());
     }
@@ -233,9 +236,11 @@ impl Images {
     pub(crate) async fn wanted_changes(&self, namespace: &str, catalog: &Catalog) -> Result<Vec<ImageChange>> {
         let platform = &self.settings().platform;
         let image = |target: &Digest| catalog.complete_image(target, platform);
+        let pins = self.settings().pins();
         let mut facts = Facts {
             image: &image,
             deleted: &|_| false,
+            pins: &pins,
             now: Timestamp::now(),
             grace_seconds: self.settings().grace_seconds,
         };
@@ -370,7 +375,7 @@ mod tests {
 
     fn reconcile(records: &mut Records, now: Timestamp) -> Vec<ImageChange> {
         let list: Vec<Image> = records.values().cloned().collect();
-        let facts = Facts { image: &image_of, deleted: &|_| false, now, grace_seconds: 86_400 };
+        let facts = Facts { image: &image_of, deleted: &|_| false, pins: &[], now, grace_seconds: 86_400 };
         let wanted = changes(&list, &facts);
         wanted.iter().cloned().for_each(|change| apply(records, change, now));
         wanted

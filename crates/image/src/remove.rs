@@ -114,26 +114,6 @@ impl Images {
         Ok(Removed { plan, trash: report.trash, returned })
     }
 
-    /// Removes every record of the image at once and gives the space back, as CRI's RemoveImage does: pins are not
-    /// looked at, and an image that is not there is success. Returns the records removed.
-    pub async fn remove_image(&self, scope: &Scope, text: &str) -> Result<Vec<String>> {
-        let found = match self.resolve_name(scope, text).await {
-            Err(Error::NotFound(_)) => return Ok(Vec::new()),
-            other => other?,
-        };
-        let catalog = self.catalog(scope).await?;
-        let siblings = self.siblings(&catalog, &found.target.digest);
-        let names: BTreeSet<String> = siblings.into_iter().map(|r| r.name.clone()).collect();
-        let (owned, changes) = (scope.clone(), deletions(&names));
-        self.blocking(move |store| {
-            store.write_images(&owned, &changes)?;
-            store.collect(Disposal::Reclaim)?;
-            Ok(())
-        })
-        .await?;
-        Ok(names.into_iter().collect())
-    }
-
     async fn plan_with(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<(Plan, Doomed)> {
         let doomed = self.doomed(scope, catalog, request).await?;
         let back: BTreeSet<&str> = doomed.returns.iter().map(|r| r.name.as_str()).collect();
@@ -193,6 +173,7 @@ impl Images {
         let facts = Facts {
             image: &image,
             deleted: &|target| targets.contains(target),
+            pins: &[],
             now: Timestamp::now(),
             grace_seconds: i64::MAX,
         };

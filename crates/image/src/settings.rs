@@ -1,6 +1,6 @@
 //! What the operations do unless a request says otherwise.
 
-use orlop_oci::Platform;
+use orlop_oci::{Platform, Reference};
 
 /// How [`Images`](crate::Images) works.
 #[derive(Debug, Clone)]
@@ -15,6 +15,10 @@ pub struct Settings {
     pub snapshotter: String,
     /// Seconds after which the lease of an operation that was killed lets go.
     pub lease_seconds: i64,
+    /// Names that are pinned in CRI-managed namespaces whoever writes them.
+    pub pinned_images: Vec<String>,
+    /// Whether CRI is told that an image which no registry is known to supply is pinned.
+    pub pin_unsupplied: bool,
     /// Seconds that the hash references of an image stay after its tag moved elsewhere.
     pub grace_seconds: i64,
 }
@@ -27,12 +31,20 @@ impl Default for Settings {
             platform: Platform::host(),
             snapshotter: String::new(),
             lease_seconds: 24 * 3600,
+            pinned_images: Vec::new(),
+            pin_unsupplied: true,
             grace_seconds: 24 * 3600,
         }
     }
 }
 
 impl Settings {
+    /// The pinned names, as records have them.
+    pub(crate) fn pins(&self) -> Vec<String> {
+        let normal = |name: &String| name.parse::<Reference>().map_or_else(|_| name.clone(), |r| r.to_string());
+        self.pinned_images.iter().map(normal).collect()
+    }
+
     /// Whether hash references are kept in this namespace.
     pub fn is_cri(&self, namespace: &str) -> bool {
         self.cri_namespaces.iter().any(|n| n == namespace)

@@ -49,6 +49,8 @@ pub(crate) struct Db {
     access: Access,
     readers: Mutex<Vec<Connection>>,
     writer: Mutex<Option<Connection>>,
+    /// Asks for `data_version`, which is told to each connection by its own count; never writes.
+    watch: Mutex<Option<Connection>>,
     log: Log,
     clock: Clock,
     watchers: Watchers,
@@ -122,6 +124,7 @@ impl Db {
             access,
             readers: Mutex::new(Vec::new()),
             writer: Mutex::new(None),
+            watch: Mutex::new(None),
         };
         match db.access {
             Access::ReadWrite => {
@@ -162,6 +165,16 @@ impl Db {
             readers.push(connection);
         }
         result
+    }
+
+    /// A number that is another one after any commit, whoever made it.
+    pub(crate) fn data_version(&self) -> Result<i64> {
+        let mut watch = lock(&self.watch);
+        if watch.is_none() {
+            *watch = Some(self.connect()?);
+        }
+        let connection = watch.as_ref().expect("filled above");
+        Ok(connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 
     /// Runs `f` in a write transaction and commits what it did, if it succeeds. `operation` names it in errors.

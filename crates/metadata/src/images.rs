@@ -144,6 +144,14 @@ fn upsert(tx: &Tx<'_>, scope: &Scope, name: &str, target: &Descriptor, added: &L
     put(tx, scope, old.as_ref(), image).map(|_| ())
 }
 
+/// All records of a namespace within a transaction, by name.
+pub(crate) fn all(conn: &Connection, namespace: &str) -> Result<Vec<Image>> {
+    let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 ORDER BY name");
+    let mut query = conn.prepare_cached(&sql)?;
+    let rows = query.query_map([namespace], image)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// One record within a transaction.
 pub(crate) fn get(conn: &Connection, namespace: &str, name: &str) -> Result<Option<Image>> {
     let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 AND name = ?2");

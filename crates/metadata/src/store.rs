@@ -126,6 +126,10 @@ impl Store {
         self.inner.db.now()
     }
 
+    pub(crate) fn data_version(&self) -> Result<i64> {
+        self.inner.db.data_version()
+    }
+
     /// Runs `f` on one consistent snapshot of the database.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&rusqlite::Connection) -> Result<T>) -> Result<T> {
         self.inner.db.read(f)

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use orlop_oci::{ChainId, Digest, ImageId, Platform};
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use crate::history::digest_column;
@@ -51,11 +51,7 @@ impl Store {
 
     /// One summary.
     pub fn summary(&self, digest: &Digest) -> Result<Option<ManifestSummary>> {
-        self.read(|conn| {
-            let mut query = conn.prepare_cached("SELECT body FROM manifest_summary WHERE digest = ?1")?;
-            let mut rows = query.query([digest.as_str()])?;
-            Ok(rows.next()?.and_then(|row| parse(row, 0)))
-        })
+        self.read(|conn| get(conn, digest))
     }
 
     /// All summaries.
@@ -72,6 +68,13 @@ impl Store {
             Ok(summaries)
         })
     }
+}
+
+/// One summary within a transaction.
+pub(crate) fn get(conn: &Connection, digest: &Digest) -> Result<Option<ManifestSummary>> {
+    let mut query = conn.prepare_cached("SELECT body FROM manifest_summary WHERE digest = ?1")?;
+    let mut rows = query.query([digest.as_str()])?;
+    Ok(rows.next()?.and_then(|row| parse(row, 0)))
 }
 
 /// A summary only saves work: one that another version wrote differently counts as not there.

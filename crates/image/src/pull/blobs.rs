@@ -116,6 +116,7 @@ impl Session<'_> {
     ) -> Result<()> {
         let kind = kind_word(descriptor);
         if offset < descriptor.size || offset == 0 {
+            self.tell(descriptor, kind, Stage::Fetching, offset);
             let stream = self.origin.blob(descriptor, offset).await?;
             let tee = if offset == 0 { tee() } else { None };
             let mut copy = Copy { session: self, descriptor, kind, offset, tee, waits: Waits::default() };

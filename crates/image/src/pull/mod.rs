@@ -24,7 +24,7 @@ use orlop_remote::Client;
 use tokio::sync::oneshot;
 
 use crate::walk::{self, Node, Select, Tree};
-use crate::{Error, Event, Images, Outcome, Result, Sink};
+use crate::{Error, Event, Images, Outcome, Result, Sink, supply};
 pub(crate) use blobs::Stored;
 use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, lacking};
@@ -84,7 +84,13 @@ impl Images {
             let reason = "an image ID names no repository: give the image's name, or name@digest";
             return Err(Error::Name { name: request.reference.clone(), reason });
         };
-        let resolved = client.resolve(&reference).await?;
+        let resolved = match client.resolve(&reference).await {
+            Err(error) if supply::is_absent(&error) => {
+                self.note_absence(scope, client, &reference).await;
+                return Err(error.into());
+            }
+            other => other?,
+        };
         sink(Event::Target(resolved.descriptor.clone()));
         let plan = self.pull_plan(request);
         let origin = Registry { client, repository };

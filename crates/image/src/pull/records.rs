@@ -7,7 +7,7 @@ use orlop_oci::{Descriptor, Digest, Document, ImageId, MediaKind, Reference, Rep
 
 use super::{Plan, Session, wants_unpack};
 use crate::walk::{Node, Tree};
-use crate::{Result, labels};
+use crate::{Result, labels, supply};
 
 /// What an image is to be called.
 #[derive(Debug, Clone)]
@@ -169,7 +169,10 @@ fn add_source(
     let key = format!("{}{}", labels::SOURCE, source.domain());
     for (digest, map) in all {
         let existing = match content.stat(digest) {
-            Ok(info) => info.labels.get(&key).cloned().unwrap_or_default(),
+            Ok(info) => {
+                map.extend(supply::found_again(&info.labels, source));
+                info.labels.get(&key).cloned().unwrap_or_default()
+            }
             Err(metadata::Error::NotFound { .. }) => continue,
             Err(error) => return Err(error.into()),
         };

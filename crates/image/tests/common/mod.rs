@@ -102,8 +102,13 @@ pub struct Shelf {
 
 impl Shelf {
     pub async fn start() -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    /// An empty one at an address.
+    pub async fn start_at(address: std::net::SocketAddr) -> Self {
         let registry = Registry::new(Arc::new(MemoryStore::new()), Arc::new(MemoryIndex::new()));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         Self { server: registry.serve(listener, ServeOptions::default()).unwrap() }
     }
 

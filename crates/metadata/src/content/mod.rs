@@ -25,7 +25,7 @@ use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
 use crate::history::digest_column;
 use crate::images::{size_column, size_from_column};
-use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, namespaces};
+use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, look, namespaces};
 
 /// A blob in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +90,7 @@ impl ScopedContent {
         self.store.write("label content", |tx| {
             let old = get(tx, &self.scope.namespace, digest)?.ok_or_else(|| no_blob(digest))?;
             let labels = labels::masked(old.labels.clone(), labels, mask)?;
+            look::content_changed(tx)?;
             self.relabel(tx, old, labels)
         })
     }
@@ -103,6 +104,9 @@ impl ScopedContent {
                 labels::merge(&mut merged, added);
                 labels::validate(&merged)?;
                 if merged != old.labels {
+                    if old.labels.keys().any(|key| !merged.contains_key(key)) {
+                        look::content_changed(tx)?;
+                    }
                     self.relabel(tx, old, merged)?;
                 }
             }
@@ -120,6 +124,7 @@ impl ScopedContent {
             if gone == 0 {
                 return Err(no_blob(digest));
             }
+            look::content_changed(tx)?;
             edges::remove(tx, namespace, edges::CONTENT, digest.as_str())?;
             leases::take(tx, &self.scope, edges::CONTENT, digest.as_str())?;
             tx.tell(namespace, Change::ContentDelete { digest: digest.clone() });

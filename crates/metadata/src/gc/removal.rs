@@ -138,6 +138,9 @@ impl Removal {
         for (digest, _) in self.last_blobs(tx)? {
             doom(tx, CONTENT, digest, trash)?;
         }
+        if !self.blobs.is_empty() {
+            crate::look::content_changed(tx)?;
+        }
         for blob in &self.blobs {
             tx.prepare_cached("DELETE FROM blob WHERE namespace = ?1 AND digest = ?2")?
                 .execute(params![blob.namespace, blob.digest])?;

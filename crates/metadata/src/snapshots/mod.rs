@@ -11,12 +11,14 @@
 //! No driver is called within a transaction.
 
 mod making;
+mod totals;
 
 use std::collections::HashMap;
 
 use jiff::Timestamp;
 use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, Usage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+pub use totals::SnapshotTotals;
 
 use crate::db::{Tx, from_nanos};
 use crate::edges::{self, Edges};

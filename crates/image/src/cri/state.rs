@@ -1,0 +1,184 @@
+//! What a catalog remembers, and how it follows the store.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use orlop_metadata::{self as metadata, ChangedImages, Image, Look, Mark, Store};
+use orlop_oci::{Descriptor, Digest, ImageId};
+
+use super::gist::{Presence, Standing, standing};
+use super::names::shown;
+use super::view::{CriImage, CriView, Pinned};
+use crate::reconcile::is_pinned;
+use crate::supply::{self, Supply};
+use crate::{Result, Settings};
+
+/// From so many questions on, reading all blobs' names costs less.
+const MANY: usize = 64;
+
+/// A namespace as it was at a mark.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) version: i64,
+    pub(super) view: Arc<CriView>,
+    mark: Option<Mark>,
+    records: BTreeMap<Arc<str>, Record>,
+    targets: HashMap<Digest, Target>,
+}
+
+struct Record {
+    target: Arc<Descriptor>,
+    pinned: bool,
+}
+
+struct Target {
+    descriptor: Arc<Descriptor>,
+    standing: Standing,
+    supply: Supply,
+}
+
+impl State {
+    /// Follows the store, and says which records' documents nobody has read yet.
+    pub(super) fn refresh(&mut self, store: &Store, namespace: &str, settings: &Settings) -> Result<Vec<Image>> {
+        let (changed, unread) = store.look(namespace, |look| {
+            let mark = look.mark()?;
+            let dropped = self.mark.as_ref().is_none_or(|earlier| !mark.kept_content_since(earlier));
+            let moved = self.follow_records(look.images_since(self.mark.as_ref())?);
+            let told = self.follow_targets(look, settings, dropped)?;
+            self.mark = Some(mark);
+            Ok((moved || told, self.unread()))
+        })?;
+        if changed {
+            self.view = Arc::new(self.picture(settings));
+        }
+        Ok(unread)
+    }
+
+    /// Returns whether anything changed.
+    fn follow_records(&mut self, changed: ChangedImages) -> bool {
+        let (changed, gone) = match changed {
+            ChangedImages::All(images) => (images, Vec::new()),
+            ChangedImages::Some(images, gone) => (images, gone),
+        };
+        let any = !changed.is_empty() || !gone.is_empty();
+        for name in gone {
+            self.records.remove(name.as_str());
+        }
+        for image in changed {
+            let record = Record { target: self.target(&image.target), pinned: is_pinned(&image.labels) };
+            self.records.insert(image.name.into(), record);
+        }
+        if any {
+            let used: HashSet<&Digest> = self.records.values().map(|r| &r.target.digest).collect();
+            self.targets.retain(|digest, _| used.contains(digest));
+        }
+        any
+    }
+
+    /// A target as all records that point at it share it.
+    fn target(&mut self, descriptor: &Descriptor) -> Arc<Descriptor> {
+        if let Some(known) = self.targets.get(&descriptor.digest) {
+            return known.descriptor.clone();
+        }
+        let own = Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size);
+        let (descriptor, digest) = (Arc::new(own), descriptor.digest.clone());
+        let target = Target { descriptor: descriptor.clone(), standing: Standing::Partial, supply: Supply::Unknown };
+        self.targets.insert(digest, target);
+        descriptor
+    }
+
+    /// Looks again at what may have changed; returns whether it did.
+    fn follow_targets(&mut self, look: &Look<'_>, settings: &Settings, dropped: bool) -> metadata::Result<bool> {
+        let open = |target: &Target| !matches!(target.standing, Standing::Complete(_) | Standing::Foreign);
+        let asked = self.targets.values().filter(|target| dropped || open(target)).count();
+        let presence = if asked > MANY { Presence::Known(look.blobs()?) } else { Presence::Asked(look) };
+        let mut changed = false;
+        for target in self.targets.values_mut() {
+            let known = match &target.standing {
+                Standing::Complete(gist) => !dropped || presence.completes(gist)?,
+                Standing::Foreign => true,
+                Standing::Partial | Standing::Unread => false,
+            };
+            if !known {
+                let now = standing(look, &presence, &target.descriptor, &settings.platform)?;
+                changed |= now != target.standing;
+                target.standing = now;
+            }
+            let complete = matches!(target.standing, Standing::Complete(_));
+            if complete && (dropped || target.supply != Supply::Known) {
+                let now = supply::of(look, &target.descriptor.digest)?;
+                changed |= now != target.supply;
+                target.supply = now;
+            }
+        }
+        Ok(changed)
+    }
+
+    fn unread(&self) -> Vec<Image> {
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let unread = self.targets.values().filter(|target| target.standing == Standing::Unread);
+        let record = |target: &Target| Image {
+            name: String::new(),
+            target: (*target.descriptor).clone(),
+            labels: metadata::Labels::new(),
+            created_at: now,
+            updated_at: now,
+        };
+        unread.map(record).collect()
+    }
+
+    fn picture(&self, settings: &Settings) -> CriView {
+        let mut groups: BTreeMap<&ImageId, Vec<(&Arc<str>, &Record)>> = BTreeMap::new();
+        for (name, record) in &self.records {
+            if let Some(Standing::Complete(gist)) = self.targets.get(&record.target.digest).map(|t| &t.standing) {
+                groups.entry(&gist.id).or_default().push((name, record));
+            }
+        }
+        let pins = settings.pins();
+        let images = groups.into_iter().filter_map(|(id, group)| self.image(id, &group, &pins, settings));
+        CriView::new(images.collect())
+    }
+
+    fn image(
+        &self,
+        id: &ImageId,
+        group: &[(&Arc<str>, &Record)],
+        pins: &[String],
+        settings: &Settings,
+    ) -> Option<CriImage> {
+        let own = id.to_string();
+        let (_, first) = group.iter().find(|(name, _)| ***name == *own).or(group.first())?;
+        let Standing::Complete(gist) = &self.targets.get(&first.target.digest)?.standing else { return None };
+        let names: Vec<Arc<str>> = group.iter().map(|(name, _)| Arc::clone(name)).collect();
+        let shown = shown(&names);
+        let mut pinned: Vec<Pinned> = Vec::new();
+        pinned.extend(group.iter().find(|(_, r)| r.pinned).map(|(name, _)| Pinned::Label { name: name.to_string() }));
+        let configured = names.iter().find(|name| pins.iter().any(|pin| **pin == ***name));
+        pinned.extend(configured.map(|name| Pinned::Configured { name: name.to_string() }));
+        if settings.pin_unsupplied {
+            pinned.extend(self.unsupplied(group).map(|reason| Pinned::Unsupplied { reason }));
+        }
+        Some(CriImage {
+            gist: gist.clone(),
+            target: first.target.clone(),
+            names,
+            repo_tags: shown.tags,
+            repo_digests: shown.digests,
+            pinned,
+        })
+    }
+
+    /// Why no registry is known to supply any of an image's targets; `None` if one is.
+    fn unsupplied(&self, group: &[(&Arc<str>, &Record)]) -> Option<String> {
+        let mut reason = None;
+        for (_, record) in group {
+            match &self.targets.get(&record.target.digest)?.supply {
+                Supply::Known => return None,
+                Supply::Gone(places) => reason = Some(format!("{} no longer has it", places.join(", "))),
+                Supply::Unknown => {}
+            }
+        }
+        let unknown = "it was imported or made here, and no registry is known to have it";
+        Some(reason.unwrap_or_else(|| unknown.to_owned()))
+    }
+}
