@@ -14,6 +14,9 @@ mod generated {
 
 pub use generated::{containerd, google, orlop, runtime};
 
+/// All definitions as a `google.protobuf.FileDescriptorSet`, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// The largest message that either side accepts: containerd's bound.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 

@@ -3,6 +3,8 @@
 mod common;
 
 use common::{Done, Orlop, binary};
+use orlop_api::containerd::services::content::v1::WriteContentRequest;
+use orlop_api::containerd::services::content::v1::content_client::ContentClient;
 use orlop_oci::Compression;
 use orlop_testkit::archive;
 use orlop_testkit::containerd::Programs;
@@ -44,6 +46,34 @@ fn it_ends_when_it_is_asked_to_and_takes_its_socket_along() {
         assert_eq!(served.process().wait().code(), Some(0), "{}", served.log());
         assert!(!socket.exists());
     }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let store = Orlop::new();
+    let mut served = store.serve(&[]);
+    let socket = served.socket();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // A write that nobody goes on with keeps the first signal waiting.
+    let (_held, _answers) = runtime.block_on(async {
+        let channel = orlop_api::channel::unix(&socket).await.unwrap();
+        let (send, receive) = tokio::sync::mpsc::channel(1);
+        let first = WriteContentRequest { r#ref: "held".into(), ..Default::default() };
+        send.send(first).await.unwrap();
+        let mut request = tonic::Request::new(tokio_stream::wrappers::ReceiverStream::new(receive));
+        request.metadata_mut().insert(orlop_api::NAMESPACE_HEADER, "test".parse().unwrap());
+        let mut answers = ContentClient::new(channel).write(request).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap();
+        (send, answers)
+    });
+    served.process().signal(Signal::TERM);
+    served
+        .process()
+        .wait_for(|daemon| std::os::unix::net::UnixStream::connect(&socket).is_err().then_some(daemon.id()));
+    served.process().signal(Signal::TERM);
+    assert_eq!(served.process().wait().code(), Some(130), "{}", served.log());
+    assert!(!socket.exists());
+    store.is_sound();
 }
 
 #[test]

@@ -337,7 +337,8 @@ fn optional_digest(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Diges
     }
 }
 
-fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
+/// A row of the history, in the order of its fields.
+pub(crate) fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
     Ok(HistoryEntry {
         seq: row.get(0)?,
         at: from_nanos(row.get(1)?),

@@ -38,6 +38,7 @@ mod snapshots;
 mod store;
 mod summary;
 mod trash;
+mod watch;
 
 pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
@@ -54,6 +55,7 @@ pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals}
 pub use store::{OpenOptions, Scope, Store};
 pub use summary::ManifestSummary;
 pub use trash::{TrashEntry, UndoReport};
+pub use watch::Counts;
 
 /// Labels of any object; a value may not be empty, key and value together have at most 4096 bytes.
 pub type Labels = std::collections::BTreeMap<String, String>;

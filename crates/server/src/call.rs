@@ -1,13 +1,16 @@
 //! What the headers of a call say.
 
+use std::sync::Arc;
+
 use orlop_api::{ACTOR_HEADER, LEASE_HEADER, NAMESPACE_HEADER};
 use orlop_metadata::{Scope, validate_namespace};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use crate::daemon::peer::Peer;
 use crate::status::ToStatus;
 
-/// Who the history names when the client does not say.
+/// Who the history names when neither the client nor the kernel says.
 const DEFAULT_ACTOR: &str = "grpc";
 
 /// An actor's name is a word or two; what is longer is cut.
@@ -23,7 +26,8 @@ pub(crate) fn scope<T>(request: &Request<T>) -> Result<Scope, Status> {
         Status::failed_precondition(format!("namespace is required: send the {NAMESPACE_HEADER} header"))
     })?;
     validate_namespace(namespace).map_err(|e| e.to_status())?;
-    let actor = header(headers, ACTOR_HEADER)?.unwrap_or(DEFAULT_ACTOR);
+    let peer = request.extensions().get::<Arc<Peer>>().map(|peer| peer.actor());
+    let actor = header(headers, ACTOR_HEADER)?.or(peer.as_deref()).unwrap_or(DEFAULT_ACTOR);
     // Headers are visible ASCII: any byte is a boundary.
     let scope = Scope::new(namespace, &actor[..actor.len().min(MAX_ACTOR_BYTES)]);
     Ok(match header(headers, LEASE_HEADER)? {

@@ -15,16 +15,18 @@
 //! takes them; nothing is queued without a bound.
 
 mod any;
+mod background;
 mod blocking;
 mod call;
-mod collector;
 mod content;
 mod convert;
+mod daemon;
 mod diff;
 mod events;
 mod images;
 mod introspection;
 mod leases;
+mod metrics;
 mod namespaces;
 mod orlop;
 mod page;
@@ -34,6 +36,8 @@ mod snapshots;
 mod status;
 mod version;
 
+pub use background::Background;
+pub use daemon::ServeOptions;
 pub use serve::Server;
 
 use std::pin::Pin;

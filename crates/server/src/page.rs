@@ -4,9 +4,7 @@ use prost::Message;
 use tonic::Status;
 
 use crate::AnswerStream;
-
-/// Bytes at which a page is full. Well under the bound of a message, so that one more row fits.
-const PAGE_BYTES: usize = 1 << 20;
+use crate::daemon::flow::piece_bytes;
 
 /// Streams rows in pages that `wrap` makes messages of. Each page is made when it is sent.
 pub(crate) fn pages<R, M, I>(rows: I, wrap: fn(Vec<R>) -> M) -> AnswerStream<M>
@@ -20,7 +18,8 @@ where
     Box::pin(futures::stream::iter(std::iter::from_fn(move || {
         let mut page = Vec::new();
         let mut bytes = 0;
-        while bytes < PAGE_BYTES {
+        // Well under the bound of a message, so that one more row fits.
+        while bytes < piece_bytes() {
             let Some(row) = rows.next() else { break };
             bytes += row.encoded_len();
             page.push(row);

@@ -1,21 +1,22 @@
-//! Where the services are offered: in process, or on a socket.
+//! A server, and its services in process.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use orlop_api::channel;
 use orlop_image::Images;
 use orlop_metadata::{Store, Watcher};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::{Channel, Server as Transport};
 
 use crate::AnswerStream;
-use crate::collector::Collector;
+use crate::background::Collector;
+use crate::blocking::blocking;
 use crate::events::Exchange;
+use crate::metrics::Metrics;
 use crate::services;
 
 /// All services over one root. Cheap to clone.
@@ -28,6 +29,7 @@ pub struct Server {
     ending: CancellationToken,
     /// Keeps the exchange listening to the store.
     _watcher: Arc<Watcher>,
+    metrics: Metrics,
 }
 
 impl Server {
@@ -35,7 +37,8 @@ impl Server {
     pub fn new(images: Images) -> Self {
         let exchange = Exchange::default();
         let _watcher = exchange.listen(images.store());
-        Self { images, collector: Collector::default(), exchange, ending: CancellationToken::new(), _watcher }
+        let (collector, metrics) = (Collector::default(), Metrics::default());
+        Self { images, collector, exchange, ending: CancellationToken::new(), _watcher, metrics }
     }
 
     /// The services in this process, over a pipe in memory. They end with the last clone of the channel. Must be called
@@ -50,30 +53,6 @@ impl Server {
             }
         });
         channel
-    }
-
-    /// The services on a Unix socket, with garbage collected in the background, until `shutdown` is done; calls that
-    /// run then are finished first.
-    ///
-    /// # Errors
-    /// If the socket fails.
-    pub async fn serve_unix(
-        &self,
-        listener: UnixListener,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), tonic::transport::Error> {
-        let collecting = tokio::spawn(self.collector.clone().run(self.store().clone()));
-        let following = tokio::spawn(Exchange::follow(self.store().clone()));
-        let ending = self.ending.clone();
-        let shutdown = async move {
-            shutdown.await;
-            ending.cancel();
-        };
-        let incoming = UnixListenerStream::new(listener);
-        let served = transport().add_routes(services::all(self)).serve_with_incoming_shutdown(incoming, shutdown).await;
-        collecting.abort();
-        following.abort();
-        served
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -93,8 +72,26 @@ impl Server {
         Box::pin(stream.take_until(self.ending.clone().cancelled_owned()))
     }
 
+    /// What has to end when the server is asked to.
+    pub(crate) const fn ending(&self) -> &CancellationToken {
+        &self.ending
+    }
+
     pub(crate) fn collector(&self) -> &Collector {
         &self.collector
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Everything that is counted, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn metrics_text(&self) -> Result<String, Status> {
+        let store = self.store().clone();
+        Ok(self.metrics.text(blocking(move || store.counts()).await?))
     }
 
     /// Brings the hash references of a changed record in order. The change itself stands, so a failure is only told to

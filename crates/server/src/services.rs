@@ -11,6 +11,8 @@ use orlop_api::containerd::services::namespaces::v1::namespaces_server::Namespac
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use orlop_api::containerd::services::version::v1::version_server::VersionServer;
 use orlop_api::orlop::v1::orlop_server::OrlopServer;
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::Server;
@@ -30,6 +32,8 @@ pub(crate) fn all(server: &Server) -> Routes {
     store(server, &mut routes);
 
     orlop(server, &mut routes);
+
+    about(&mut routes);
 
     routes.routes()
 }
@@ -51,4 +55,58 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
 /// What containerd has no call for.
 fn orlop(server: &Server, routes: &mut RoutesBuilder) {
     routes.add_service(bounded!(OrlopServer, server.clone()));
+}
+
+/// Health, which is that of the process; and which services there are.
+fn about(routes: &mut RoutesBuilder) {
+    let (_, health) = tonic_health::server::health_reporter();
+    routes.add_service(health);
+    let builder = || {
+        let builder = tonic_reflection::server::Builder::configure();
+        descriptors().into_iter().fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set))
+    };
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(current), Ok(old)) => {
+            routes.add_service(current).add_service(old);
+        }
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "reflection is not served"),
+    }
+}
+
+const fn descriptors() -> [&'static [u8]; 2] {
+    [orlop_api::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]
+}
+
+/// The path of every method that is defined: `/package.Service/Method`.
+pub(crate) fn methods() -> Vec<String> {
+    let reflection =
+        [tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET, tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET];
+    let sets = descriptors().into_iter().chain(reflection);
+    let files = sets.filter_map(|set| FileDescriptorSet::decode(set).ok()).flat_map(|set| set.file);
+    let mut methods = Vec::new();
+    for file in files {
+        for service in &file.service {
+            let of = |method: &prost_types::MethodDescriptorProto| {
+                format!("/{}.{}/{}", file.package(), service.name(), method.name())
+            };
+            methods.extend(service.method.iter().map(of));
+        }
+    }
+    methods
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_method_is_known_by_its_path() {
+        let methods = super::methods();
+        for path in [
+            "/containerd.services.content.v1.Content/Write",
+            "/orlop.v1.Orlop/Pull",
+            "/grpc.health.v1.Health/Check",
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ] {
+            assert!(methods.iter().any(|m| m == path), "{path}");
+        }
+    }
 }

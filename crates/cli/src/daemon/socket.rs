@@ -26,7 +26,6 @@ const MAX_PATH_BYTES: usize = 107;
 #[derive(Debug)]
 pub(super) struct Socket {
     path: PathBuf,
-    listener: UnixListener,
     /// (device, inode) of the file that was made.
     file: (u64, u64),
     _lock: File,
@@ -34,7 +33,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Binds a path, in the place of what a killed daemon left there.
-    pub(super) fn bind(path: &Path) -> Result<Self> {
+    pub(super) fn bind(path: &Path) -> Result<(Self, UnixListener)> {
         let length = path.as_os_str().len();
         if length > MAX_PATH_BYTES {
             return Err(CliError::new(
@@ -56,16 +55,7 @@ impl Socket {
         let file = place(path).map_err(CliError::at("listen on", path))?;
         let permissions = std::fs::Permissions::from_mode(MODE);
         std::fs::set_permissions(path, permissions).map_err(CliError::at("set the mode of", path))?;
-        Ok(Self { path: path.to_owned(), listener, file, _lock: lock })
-    }
-
-    /// The listener, for the runtime.
-    pub(super) fn listener(&self) -> Result<tokio::net::UnixListener> {
-        let listener = self.listener.try_clone().and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            tokio::net::UnixListener::from_std(listener)
-        });
-        listener.map_err(CliError::at("listen on", &self.path))
+        Ok((Self { path: path.to_owned(), file, _lock: lock }, listener))
     }
 
     /// Removes the file, unless it has become somebody else's.

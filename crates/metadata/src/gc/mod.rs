@@ -72,6 +72,9 @@ pub struct Report {
     pub snapshot_bytes: u64,
     /// The trash entry, if one was made.
     pub trash: Option<String>,
+    /// What a full collection found that an incremental one would have left, as `<namespace> <kind> <name>`: always
+    /// empty, unless Orlop has a fault.
+    pub missed: BTreeSet<String>,
     /// What a full collection found on disk that no row knew, as `<kind> <name>`.
     pub orphans: BTreeSet<String>,
     /// Objects and edges looked at: what the marking cost.
@@ -103,8 +106,8 @@ impl Store {
         self.sweep(Marking::Incremental, &disposal)
     }
 
-    /// Marks from the roots over everything, then sweeps: the oracle, and `orlop gc --full`. Removes from the disk,
-    /// too, what a crash left there without a row.
+    /// Marks from the roots over everything, then sweeps: the oracle, `orlop gc --full`, and the daemon's self-check.
+    /// Removes from the disk, too, what a crash left there without a row.
     pub fn collect_full(&self, disposal: Disposal) -> Result<Report> {
         let _lock = lock(self)?;
         let orphans = orphans::doom_orphans(self)?;
@@ -158,14 +161,25 @@ pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_
         Marking::Incremental => mark::garbage(&Rows { conn: tx, now, without: &BTreeSet::new() })?,
         Marking::Full => full::garbage(tx, now)?,
     };
+    let missed = match marking {
+        Marking::Incremental => BTreeSet::new(),
+        Marking::Full => missed(tx, now, &found)?,
+    };
     let removal = Removal::load(tx, found, graph::expired_leases(tx, now)?)?;
-    let mut report = removal.report(tx)?;
+    let mut report = Report { missed, ..removal.report(tx)? };
     if let Some(bin) = trash {
         report.trash = crate::trash::put(tx, &bin, &removal, &report)?;
     }
     removal.apply(tx, report.trash.as_deref())?;
     tx.execute("DELETE FROM suspect", [])?;
     Ok((removal, report))
+}
+
+/// What the full marking found and the incremental one does not.
+fn missed(tx: &Tx<'_>, now: i64, full: &Found) -> Result<BTreeSet<String>> {
+    let incremental = mark::garbage(&Rows { conn: tx, now, without: &BTreeSet::new() })?;
+    let missed = full.garbage.difference(&incremental.garbage);
+    Ok(missed.map(|node| format!("{} {} {}", node.namespace, node.kind, node.name)).collect())
 }
 
 /// The rows of everything that image records have a path to.

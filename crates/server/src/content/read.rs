@@ -9,10 +9,8 @@ use tonic::Status;
 
 use crate::AnswerStream;
 use crate::convert::{digest, signed};
+use crate::daemon::flow::piece_bytes;
 use crate::status::ToStatus;
-
-/// Bytes in one message.
-const PIECE_BYTES: u64 = 1 << 20;
 
 struct Position {
     reader: Arc<dyn BlobReader>,
@@ -47,7 +45,7 @@ async fn piece(mut at: Position) -> Result<Option<(pb::ReadContentResponse, Posi
     if at.next >= at.end {
         return Ok(None);
     }
-    let length = (at.end - at.next).min(PIECE_BYTES) as usize;
+    let length = (at.end - at.next).min(piece_bytes() as u64) as usize;
     let data = at.reader.read_at(at.next, length).await.map_err(|e| e.to_status())?;
     if data.is_empty() {
         return Err(Status::data_loss(format!("the blob ended at {} instead of {}", at.next, at.end)));

@@ -44,9 +44,11 @@ impl Orlop for Server {
             pin: request.pin,
             concurrency: request.concurrency as usize,
         };
-        let images = self.images().clone();
+        let (images, metrics) = (self.images().clone(), self.metrics().clone());
         Ok(Response::new(progress::stream(move |events| async move {
-            images.pull(&scope, &client, &request, &|event| events.push(event)).await
+            let pulled = images.pull(&scope, &client, &request, &|event| events.push(event)).await;
+            metrics.pulled.inc_by(pulled.as_ref().map_or(0, |outcome| outcome.bytes_transferred));
+            pulled
         })))
     }
 

@@ -1,0 +1,28 @@
+//! SIGTERM and SIGINT: the first asks the daemon to finish what runs, the second ends it.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::{CliError, Result};
+
+/// The signals that end a daemon, from when this was made.
+#[derive(Debug)]
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Must be called before anybody can know that the daemon runs: an early signal would kill it.
+    pub(super) fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|e| CliError::io("listen for signals", None, e));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for one; tells which.
+    pub(super) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Collects garbage in the background of a server: at its start, soon after something was deleted, and when something
+//! expires.
+//!
+//! Not after other changes: clients that hold no lease, as `ctr` does in places, count on their objects staying while
+//! nobody deletes anything, as they do with containerd.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use orlop_metadata::gc::{Disposal, Report};
+use orlop_metadata::{Scope, Store};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::Server;
+use crate::blocking::blocking;
+
+/// How long a burst of deletions may take to become one collection.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// How often the next expiry is looked up: other processes may have brought it forward.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// How long after its start a daemon marks everything for the first time: what was busy starting is done by then.
+const FIRST_FULL: Duration = Duration::from_secs(600);
+
+/// Asks for collections. Without a server that runs them, asking does nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Collector {
+    wanted: Arc<Notify>,
+}
+
+impl Collector {
+    /// Something was deleted.
+    pub(crate) fn request(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Collects when there is something to, for ever.
+    pub(super) async fn run(self, server: Server, full_every: Option<Duration>) {
+        start(&server).await;
+        let mut next_full = full_every.map(|every| Instant::now() + every.min(FIRST_FULL));
+        loop {
+            let pause = pause(server.store().clone()).await;
+            let until_full = async {
+                match next_full {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.wanted.notified() => {
+                    tokio::time::sleep(SETTLE).await;
+                    collect(&server).await;
+                }
+                // There may be nothing to do yet: a collection without work costs one look.
+                () = tokio::time::sleep(pause) => collect(&server).await,
+                () = until_full => {
+                    check(&server).await;
+                    next_full = full_every.map(|every| Instant::now() + every);
+                }
+            }
+        }
+    }
+}
+
+/// What an earlier process left: its leases, what it had not finished collecting.
+async fn start(server: &Server) {
+    let request = orlop_image::GcRequest { full: false, trash: false, dry_run: false };
+    match server.images().gc(&Scope::new("", "daemon"), request).await {
+        Ok(outcome) => server.metrics().collection("start", outcome.blob_bytes + outcome.snapshot_bytes),
+        Err(error) => tracing::warn!(%error, "the first garbage collection failed; it is tried again"),
+    }
+}
+
+/// How long until something expires, or is to be looked up again.
+async fn pause(store: Store) -> Duration {
+    let next = blocking(move || store.next_expiry()).await.ok().flatten();
+    let until = next.map(|at| at.duration_since(Timestamp::now()));
+    // A second more: what expires now has not expired yet.
+    let until = until.map(|until| Duration::try_from(until).unwrap_or_default() + Duration::from_secs(1));
+    until.map_or(LOOK, |until| until.min(LOOK))
+}
+
+async fn collect(server: &Server) {
+    let store = server.store().clone();
+    match blocking(move || store.collect(Disposal::Reclaim)).await {
+        Ok(report) if report == Report::default() => {}
+        Ok(report) => told(server, "incremental", &report),
+        Err(status) => tracing::warn!(error = status.message(), "garbage collection failed; it is tried again"),
+    }
+}
+
+/// Marks everything from the roots: the incremental collection must have left nothing.
+async fn check(server: &Server) {
+    let store = server.store().clone();
+    match blocking(move || store.collect_full(Disposal::Reclaim)).await {
+        Ok(report) => {
+            server.metrics().missed.inc_by(report.missed.len() as u64);
+            if !report.missed.is_empty() {
+                tracing::error!(missed = ?report.missed, "the incremental collection had missed garbage: please report this");
+            }
+            told(server, "full", &report);
+        }
+        Err(status) => tracing::warn!(error = status.message(), "the full collection failed; it is tried again"),
+    }
+}
+
+fn told(server: &Server, kind: &'static str, report: &Report) {
+    server.metrics().collection(kind, report.blob_bytes + report.snapshot_bytes);
+    tracing::info!(
+        kind,
+        blobs = report.content.len(),
+        snapshots = report.snapshots.len(),
+        leases = report.leases.len(),
+        ingests = report.ingests.len(),
+        images = report.images.len(),
+        orphans = report.orphans.len(),
+        bytes = report.blob_bytes + report.snapshot_bytes,
+        "collected"
+    );
+}

@@ -1,0 +1,55 @@
+//! What a daemon does beside its calls: it brings hash references in order, collects garbage, empties the trash.
+//!
+//! # Concurrency
+//! Each is one task that ends with the server. All of it may run in several processes on one root; they wait for each
+//! other where they must.
+
+mod changes;
+mod collect;
+mod reconcile;
+mod trash;
+
+use std::time::Duration;
+
+pub(crate) use collect::Collector;
+use tokio::task::JoinSet;
+
+use crate::Server;
+use crate::events::Exchange;
+
+/// What goes on beside the calls.
+#[derive(Debug, Clone)]
+pub struct Background {
+    /// How often everything is marked from the roots, as a check of the incremental collection; it also finds what a
+    /// crash left on the disk.
+    pub full_collection: Option<Duration>,
+    /// How often all hash references are looked through, for what no change announces: periods of grace that end.
+    pub full_reconciliation: Duration,
+    /// How long what was removed can be undone.
+    pub trash_age: Duration,
+    /// The trash gives way while less than this part of the file system is free, in percent.
+    pub trash_free_percent: u8,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Self {
+            full_collection: Some(Duration::from_secs(24 * 3600)),
+            full_reconciliation: Duration::from_secs(3600),
+            trash_age: Duration::from_secs(7 * 24 * 3600),
+            trash_free_percent: 10,
+        }
+    }
+}
+
+/// Starts everything. A root that cannot be written needs none of it.
+pub(crate) fn spawn(server: &Server, options: &Background, tasks: &mut JoinSet<()>) {
+    tasks.spawn(Exchange::follow(server.store().clone()));
+    if let Some(reason) = server.store().read_only_reason() {
+        tracing::warn!(reason, "the root cannot be written: nothing is reconciled or collected");
+        return;
+    }
+    tasks.spawn(server.collector().clone().run(server.clone(), options.full_collection));
+    tasks.spawn(reconcile::run(server.clone(), options.full_reconciliation));
+    tasks.spawn(trash::run(server.clone(), options.clone()));
+}

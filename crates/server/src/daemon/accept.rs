@@ -1,0 +1,149 @@
+//! Taking connections and driving them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use orlop_api::channel;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::ServeOptions;
+use super::calls::Calls;
+use super::flow::Flow;
+use super::peer::Peer;
+
+/// Headers of one request. Namespaces, leases and actors are a few hundred bytes.
+const MAX_HEADER_BYTES: u32 = 64 << 10;
+
+/// Streams that a client may have reset before the server has seen them. Clients that give up many calls at once are
+/// no attackers.
+const MAX_RESET_STREAMS: usize = 1024;
+
+/// How long to wait when there are no more file descriptors, or accepting fails otherwise.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// How long a client may take to end its side after everything was said.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Takes connections and keeps them.
+pub(super) struct Accepting {
+    calls: Arc<Calls>,
+    flow: Flow,
+    permits: Arc<Semaphore>,
+    builder: http2::Builder<TokioExecutor>,
+}
+
+impl Accepting {
+    pub(super) fn new(calls: Arc<Calls>, options: &ServeOptions) -> Self {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(channel::WINDOW_BYTES)
+            .initial_connection_window_size(channel::WINDOW_BYTES)
+            .max_frame_size(channel::FRAME_BYTES)
+            .max_concurrent_streams(u32::try_from(options.max_calls).unwrap_or(u32::MAX))
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+            .keep_alive_interval(options.keepalive)
+            .keep_alive_timeout(options.keepalive_timeout);
+        let permits = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+        let flow = Flow::new(calls.metrics.waiting.clone());
+        Self { calls, flow, permits, builder }
+    }
+
+    /// Takes connections until the server is asked to end, and waits for the last one to end.
+    pub(super) async fn run(self, listeners: Vec<UnixListener>) -> io::Result<()> {
+        if listeners.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is nothing to listen on"));
+        }
+        let mut connections = JoinSet::new();
+        let mut number = 0;
+        loop {
+            let taken = tokio::select! {
+                biased;
+                () = self.calls.stop.cancelled() => break,
+                taken = self.next(&listeners) => taken,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            };
+            match taken {
+                Ok((stream, permit)) => {
+                    number += 1;
+                    connections.spawn(self.connection(stream, number, permit));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be taken");
+                    tokio::time::sleep(AFTER_FAILURE).await;
+                }
+            }
+        }
+        // New clients must not wait for an answer that nobody will give.
+        drop(listeners);
+        while connections.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn next(&self, listeners: &[UnixListener]) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let accepts = listeners.iter().map(|listener| Box::pin(listener.accept()));
+        let (accepted, _, _) = futures::future::select_all(accepts).await;
+        Ok((accepted?.0, permit))
+    }
+
+    /// One connection until it ends.
+    fn connection(
+        &self,
+        stream: UnixStream,
+        number: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let peer = Arc::new(Peer::of(&stream, number));
+        let (calls, flow) = (self.calls.clone(), self.flow.connection());
+        tracing::debug!(
+            connection = number,
+            pid = peer.pid,
+            uid = peer.uid,
+            gid = peer.gid,
+            program = peer.program,
+            "connected"
+        );
+        calls.metrics.connections.inc();
+        let service = {
+            let calls = calls.clone();
+            service_fn(move |request| calls.clone().answer(peer.clone(), flow.clone(), request))
+        };
+        let serving = self.builder.serve_connection(TokioIo::new(stream), service);
+        async move {
+            let _permit = permit;
+            tokio::pin!(serving);
+            tokio::select! {
+                ended = &mut serving => finished(number, ended),
+                () = calls.stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = &mut serving => finished(number, ended),
+                        () = cut(&calls) => tracing::debug!(connection = number, "cut"),
+                    }
+                }
+            }
+            calls.metrics.connections.dec();
+        }
+    }
+}
+
+/// The end, and a moment for what is said last.
+async fn cut(calls: &Calls) {
+    calls.end.cancelled().await;
+    tokio::time::sleep(LINGER).await;
+}
+
+fn finished(number: u64, ended: hyper::Result<()>) {
+    match ended {
+        Ok(()) => tracing::debug!(connection = number, "disconnected"),
+        Err(error) => tracing::debug!(connection = number, %error, "disconnected"),
+    }
+}

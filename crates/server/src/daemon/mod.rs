@@ -1,0 +1,97 @@
+//! The services on Unix sockets, as a daemon offers them: with bounds, a name for every caller, and an orderly end.
+//!
+//! # Invariants
+//! - Every resource that a client can take is bounded: connections, calls, what waits to be sent ([`flow`]), headers.
+//! - When the server is asked to end it takes no more connections, ends what would never end, lets the rest finish
+//!   within the limit, and cuts what is left with `UNAVAILABLE`. A write that is cut stays as an ingest, to be resumed.
+//!
+//! # Concurrency
+//! One task a connection, one a call.
+
+mod accept;
+mod body;
+mod calls;
+mod deadline;
+pub(crate) mod flow;
+pub(crate) mod peer;
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+
+use crate::Server;
+use crate::background::{self, Background};
+
+/// How a server is offered.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Connections at once; further ones wait in the socket's queue.
+    pub max_connections: usize,
+    /// Calls at once on all connections; further ones are refused with `RESOURCE_EXHAUSTED`.
+    pub max_calls: usize,
+    /// How often a silent client is asked whether it is alive.
+    pub keepalive: Duration,
+    /// How long it may take to answer that.
+    pub keepalive_timeout: Duration,
+    /// How long calls may go on after the server was asked to end.
+    pub shutdown_limit: Duration,
+    /// What goes on beside the calls.
+    pub background: Background,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_calls: 16_384,
+            keepalive: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(20),
+            shutdown_limit: Duration::from_secs(10),
+            background: Background::default(),
+        }
+    }
+}
+
+impl Server {
+    /// [`Server::serve`] on one socket with the default options.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn serve_unix(&self, listener: UnixListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        self.serve(vec![listener], &ServeOptions::default(), shutdown).await
+    }
+
+    /// The services on Unix sockets, with the store looked after in the background, until `shutdown` is done; what runs
+    /// then is finished within the limit.
+    ///
+    /// # Errors
+    /// If a listener cannot be used; a client cannot make this fail.
+    pub async fn serve(
+        &self,
+        listeners: Vec<UnixListener>,
+        options: &ServeOptions,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let calls = Arc::new(calls::Calls::new(self, options.max_calls));
+        // Dropping the set ends what goes on beside the calls.
+        let mut beside = JoinSet::new();
+        background::spawn(self, &options.background, &mut beside);
+        let accepting = accept::Accepting::new(calls.clone(), options);
+        let served = accepting.run(listeners);
+        tokio::pin!(served);
+        tokio::select! {
+            ended = &mut served => return ended,
+            () = shutdown => self.ending().cancel(),
+        }
+        if let Ok(ended) = tokio::time::timeout(options.shutdown_limit, &mut served).await {
+            return ended;
+        }
+        tracing::warn!(limit = ?options.shutdown_limit, "calls still run: they are cut");
+        calls.end.cancel();
+        served.await
+    }
+}

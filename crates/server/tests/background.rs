@@ -1,0 +1,155 @@
+//! What a daemon does beside its calls, also for what other processes do to its root.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{Node, image, labels};
+use orlop_content::{IngestOptions, Ingester};
+use orlop_metadata::{Scope, Store};
+use orlop_server::{Background, ServeOptions};
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node that is served, and another process' view of its root.
+struct Served {
+    node: Node,
+    other: Store,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Served {
+    fn start(node: Node, background: Background) -> Self {
+        let listener = UnixListener::bind(node.directory.path().join("sock")).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = node.server.clone();
+        tokio::spawn(async move {
+            let options = ServeOptions { background, ..ServeOptions::default() };
+            server.serve(vec![listener], &options, async { drop(stopped.await) }).await.unwrap();
+        });
+        let other = common::open(&node.directory.path().join("root"));
+        Self { node, other, _stop: stop }
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&Store) -> bool) {
+        let wait = async {
+            while !reached(&self.other) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "never: {what}; there is {:?}", names(&self.other));
+    }
+}
+
+fn names(store: &Store) -> BTreeSet<String> {
+    store.images("k8s.io", &[]).unwrap().into_iter().map(|image| image.name).collect()
+}
+
+fn scope() -> Scope {
+    Scope::new("k8s.io", "another process")
+}
+
+/// An image in `k8s.io` with its hash references.
+async fn imported(node: &Node) -> BTreeSet<String> {
+    let (_, archive) = image::archive("example.org/hello:1.0");
+    let request = orlop_image::ImportRequest { no_unpack: true, ..Default::default() };
+    let mut reader = &archive[..];
+    let images = orlop_image::Images::new(node.store.clone(), orlop_image::Settings::default());
+    images.import(&scope(), &mut reader, &request, &|_| {}).await.unwrap();
+    let names = names(&node.store);
+    assert_eq!(names.len(), 3, "{names:?}");
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hash_references_return_whoever_deletes_them_and_go_with_the_last_name() {
+    let node = Node::new();
+    let all = imported(&node).await;
+    let served = Served::start(node, Background::default());
+    for hash in all.iter().filter(|name| name.contains("sha256:")) {
+        served.other.delete_image(&scope(), hash, None).unwrap();
+        served.until("the hash reference is back", |store| names(store) == all).await;
+    }
+    served.other.delete_image(&scope(), "example.org/hello:1.0", None).unwrap();
+    served.until("the hash references go", |store| names(store).is_empty()).await;
+    served.until("their content goes", |store| store.counts().unwrap().blobs == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_without_a_daemon_is_made_up_for_at_its_start() {
+    let node = Node::new();
+    let all = imported(&node).await;
+    let hash = all.iter().find(|name| name.starts_with("sha256:")).unwrap();
+    node.store.delete_image(&scope(), hash, None).unwrap();
+    let garbage = node.store.content(&scope());
+    let options = IngestOptions { reference: "x".into(), ..IngestOptions::default() };
+    let mut writer = garbage.writer(options).await.unwrap();
+    writer.write(bytes::Bytes::from_static(b"garbage")).await.unwrap();
+    let digest = writer.commit(7, None).await.unwrap();
+    let served = Served::start(node, Background::default());
+    served.until("the hash reference is back", |store| names(store) == all).await;
+    served.until("garbage goes", |store| store.content(&scope()).stat(&digest).is_err()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lease_held_goes_soon_after_it_expires() {
+    let node = Node::new();
+    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+    let label = expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let lease = node.store.create_lease("k8s.io", "", labels(&[("containerd.io/gc.expire", &label)])).unwrap();
+    let held = node.store.content(&scope().with_lease(lease.id));
+    let options = IngestOptions { reference: "x".into(), ..IngestOptions::default() };
+    let mut writer = held.writer(options).await.unwrap();
+    writer.write(bytes::Bytes::from_static(b"held")).await.unwrap();
+    writer.commit(4, None).await.unwrap();
+    let served = Served::start(node, Background::default());
+    served.until("what the lease held goes", |store| store.counts().unwrap().blobs == 0).await;
+    assert!(jiff::Timestamp::now() > expires.round(jiff::Unit::Second).unwrap() - jiff::SignedDuration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trash_is_emptied_when_its_time_is_up_or_the_disk_is_full() {
+    let old = Background { trash_age: Duration::ZERO, trash_free_percent: 0, ..Background::default() };
+    let full = Background { trash_free_percent: 100, ..Background::default() };
+    for background in [old, full] {
+        let node = Node::new();
+        imported(&node).await;
+        let images = orlop_image::Images::new(node.store.clone(), orlop_image::Settings::default());
+        let request = orlop_image::RemoveRequest { names: vec!["example.org/hello:1.0".into()], ..Default::default() };
+        images.remove(&scope(), &request).await.unwrap();
+        assert_eq!(node.store.trash().unwrap().len(), 1);
+        let served = Served::start(node, background);
+        served.until("the trash is empty", |store| store.trash().unwrap().is_empty()).await;
+    }
+    let node = Node::new();
+    imported(&node).await;
+    let images = orlop_image::Images::new(node.store.clone(), orlop_image::Settings::default());
+    let request = orlop_image::RemoveRequest { names: vec!["example.org/hello:1.0".into()], ..Default::default() };
+    images.remove(&scope(), &request).await.unwrap();
+    let served = Served::start(node, Background { trash_free_percent: 0, ..Background::default() });
+    served.until("a first collection", |_| true).await;
+    assert_eq!(served.other.trash().unwrap().len(), 1, "what may stay, stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_marked_from_time_to_time_and_nothing_was_missed() {
+    let node = Node::new();
+    imported(&node).await;
+    let background = Background { full_collection: Some(Duration::from_millis(50)), ..Background::default() };
+    let served = Served::start(node, background);
+    let wanted = async {
+        loop {
+            let text = served.node.server.metrics_text().await.unwrap();
+            if text.contains(r#"orlop_collections_total{kind="full"}"#) {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let text = tokio::time::timeout(PATIENCE, wanted).await.unwrap();
+    assert!(text.contains("orlop_missed_total 0"), "{text}");
+    assert_eq!(names(&served.other).len(), 3);
+}

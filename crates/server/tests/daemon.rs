@@ -1,0 +1,373 @@
+//! The services on a socket: who calls, how long, how much at once; clients that behave badly; an orderly end.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Node, labels, request};
+use futures::StreamExt;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use orlop_api::containerd::services::content::v1 as content;
+use orlop_api::containerd::services::content::v1::content_client::ContentClient;
+use orlop_api::containerd::services::images::v1 as images;
+use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
+use orlop_api::containerd::types;
+use orlop_api::orlop::v1::HistoryRequest;
+use orlop_api::orlop::v1::orlop_client::OrlopClient;
+use orlop_oci::Digest;
+use orlop_server::ServeOptions;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::Channel;
+
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Daemon {
+    node: Node,
+    socket: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Daemon {
+    fn start(options: ServeOptions) -> Self {
+        let node = Node::new();
+        let socket = node.directory.path().join("sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = node.server.clone();
+        let serving = tokio::spawn(async move {
+            let stopped = async { drop(stopped.await) };
+            server.serve(vec![listener], &options, stopped).await
+        });
+        Self { node, socket, stop: Some(stop), serving }
+    }
+
+    async fn channel(&self) -> Channel {
+        orlop_api::channel::unix(&self.socket).await.unwrap()
+    }
+
+    fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until a gauge has a value.
+    async fn gauge(&self, name: &str, wanted: &str) {
+        let wanted = format!("{name} {wanted}");
+        let reached = async {
+            loop {
+                let text = self.node.server.metrics_text().await.unwrap();
+                if text.lines().any(|line| line == wanted) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+            panic!("never {wanted}:\n{}", self.node.server.metrics_text().await.unwrap());
+        }
+    }
+
+    /// The services answer, and nothing of earlier calls is left.
+    async fn is_well(&self) {
+        let channel = self.channel().await;
+        let listed = ContentClient::new(channel).list_statuses(request(content::ListStatusesRequest::default())).await;
+        listed.unwrap();
+        self.gauge("orlop_calls_running", "0").await;
+        self.gauge("orlop_waiting_bytes", "0").await;
+    }
+}
+
+type Answers = tonic::Streaming<content::WriteContentResponse>;
+
+/// A write that stays open.
+async fn write(channel: Channel, reference: &str) -> (mpsc::Sender<content::WriteContentRequest>, Answers) {
+    let (send, receive) = mpsc::channel(4);
+    let first = content::WriteContentRequest {
+        action: content::WriteAction::Write.into(),
+        r#ref: reference.into(),
+        data: "begun".into(),
+        ..Default::default()
+    };
+    send.send(first).await.unwrap();
+    let mut answers =
+        ContentClient::new(channel).write(request(ReceiverStream::new(receive))).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().offset, 5);
+    (send, answers)
+}
+
+fn commit(reference: &str) -> content::WriteContentRequest {
+    content::WriteContentRequest {
+        action: content::WriteAction::Commit.into(),
+        r#ref: reference.into(),
+        offset: 5,
+        labels: labels(&[("containerd.io/gc.root", "yes")]),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_a_call_that_goes_on() {
+    let daemon = Daemon::start(ServeOptions::default());
+    let (_send, receive) = mpsc::channel::<content::WriteContentRequest>(1);
+    let mut waiting = request(ReceiverStream::new(receive));
+    waiting.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
+    let answered = ContentClient::new(daemon.channel().await).write(waiting).await;
+    let status = match answered {
+        Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    daemon.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_that_is_none_is_refused() {
+    let daemon = Daemon::start(ServeOptions::default());
+    let answer =
+        raw(&daemon.socket, "/containerd.services.version.v1.Version/Version", &[("grpc-timeout", "soon")], &[0; 5])
+            .await;
+    assert_eq!(answer.0, "13", "{answer:?}");
+    assert!(answer.1.contains("soon"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_when_the_server_is_to_end_is_finished() {
+    let mut daemon = Daemon::start(ServeOptions { shutdown_limit: PATIENCE, ..ServeOptions::default() });
+    let (send, mut answers) = write(daemon.channel().await, "late").await;
+    daemon.stop();
+    // Nobody new comes in.
+    let refused = async {
+        while UnixStream::connect(&daemon.socket).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    send.send(commit("late")).await.unwrap();
+    let digest = answers.message().await.unwrap().unwrap().digest;
+    assert_eq!(digest, Digest::of(b"begun").to_string());
+    drop((send, answers));
+    tokio::time::timeout(PATIENCE, daemon.serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_on_is_cut_and_its_write_is_kept() {
+    let mut daemon =
+        Daemon::start(ServeOptions { shutdown_limit: Duration::from_millis(50), ..ServeOptions::default() });
+    let (send, mut answers) = write(daemon.channel().await, "parked").await;
+    daemon.stop();
+    let status = answers.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("shutting down"), "{status:?}");
+    drop((send, answers));
+    tokio::time::timeout(PATIENCE, daemon.serving).await.unwrap().unwrap().unwrap();
+    let statuses = ContentClient::new(daemon.node.channel.clone())
+        .list_statuses(request(content::ListStatusesRequest::default()))
+        .await;
+    let statuses = statuses.unwrap().into_inner().statuses;
+    assert_eq!(statuses.iter().map(|s| (s.r#ref.as_str(), s.offset)).collect::<Vec<_>>(), [("parked", 5)]);
+    // It is free to be resumed.
+    let (send, mut answers) = resume(daemon.node.channel.clone(), "parked").await;
+    send.send(commit("parked")).await.unwrap();
+    answers.message().await.unwrap().unwrap();
+}
+
+async fn resume(channel: Channel, reference: &str) -> (mpsc::Sender<content::WriteContentRequest>, Answers) {
+    let (send, receive) = mpsc::channel(4);
+    let stat = content::WriteContentRequest { r#ref: reference.into(), ..Default::default() };
+    send.send(stat).await.unwrap();
+    let mut answers =
+        ContentClient::new(channel).write(request(ReceiverStream::new(receive))).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().offset, 5);
+    (send, answers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_names_the_process_that_called() {
+    let daemon = Daemon::start(ServeOptions::default());
+    let channel = daemon.channel().await;
+    let image = images::Image {
+        name: "example.org/a:1".into(),
+        target: Some(types::Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            digest: Digest::of(b"x").to_string(),
+            size: 1,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut client = ImagesClient::new(channel.clone());
+    client.create(request(images::CreateImageRequest { image: Some(image), ..Default::default() })).await.unwrap();
+    let asked = HistoryRequest { name: "example.org/a:1".into(), ..Default::default() };
+    let mut history = OrlopClient::new(channel).history(request(asked)).await.unwrap().into_inner();
+    let row = history.message().await.unwrap().unwrap().rows.remove(0);
+    let uid = rustix::process::getuid().as_raw();
+    assert!(row.actor.ends_with(&format!(" (uid {uid})")), "{}", row.actor);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_have_a_bound_and_connections_wait() {
+    let daemon = Daemon::start(ServeOptions { max_calls: 3, max_connections: 2, ..ServeOptions::default() });
+    let (first, second) = (daemon.channel().await, daemon.channel().await);
+    let mut open = Vec::new();
+    for n in 0..3 {
+        open.push(write(if n < 2 { first.clone() } else { second.clone() }, &format!("w{n}")).await);
+    }
+    let status = ContentClient::new(second.clone()).info(request(content::InfoRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+
+    let third = orlop_api::channel::unix(&daemon.socket);
+    let mut third =
+        Box::pin(async { ContentClient::new(third.await.unwrap()).list_statuses(request(Default::default())).await });
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut third).await.is_err(), "it waits for a place");
+    drop(open);
+    daemon.gauge("orlop_calls_running", "0").await;
+    drop((first, second));
+    tokio::time::timeout(PATIENCE, third).await.unwrap().unwrap();
+    daemon.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_vanishes_leaves_a_write_that_can_go_on() {
+    let daemon = Daemon::start(ServeOptions::default());
+    for n in 0..20 {
+        let held = write(daemon.channel().await, &format!("w{n}")).await;
+        drop(held);
+    }
+    daemon.is_well().await;
+    let channel = daemon.channel().await;
+    let statuses = ContentClient::new(channel.clone()).list_statuses(request(Default::default())).await.unwrap();
+    assert_eq!(statuses.into_inner().statuses.len(), 20);
+    let (send, mut answers) = resume(channel, "w7").await;
+    send.send(commit("w7")).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().digest, Digest::of(b"begun").to_string());
+}
+
+/// A call as bytes; its status and message.
+async fn raw(socket: &Path, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (String, String) {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://orlop.local{path}")).header("te", "trailers");
+    for (name, value) in [("content-type", "application/grpc"), ("containerd-namespace", "test")].iter().chain(headers)
+    {
+        request = request.header(*name, *value);
+    }
+    let response = client.send_request(request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()).await.unwrap();
+    let mut found = response.headers().clone();
+    if let Some(trailers) = response.into_body().collect().await.unwrap().trailers() {
+        found.extend(trailers.clone());
+    }
+    let text = |name: &str| found.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+    (text("grpc-status"), text("grpc-message"))
+}
+
+/// A message as it travels.
+fn framed(message: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0];
+    bytes.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
+    bytes.extend_from_slice(message);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_protobuf_is_refused_and_harms_nothing() {
+    let daemon = Daemon::start(ServeOptions::default());
+    let info = "/containerd.services.content.v1.Content/Info";
+    let write = "/containerd.services.content.v1.Content/Write";
+    let mut cases =
+        vec![vec![], vec![0], vec![0, 0, 0, 0, 9, 1], framed(b"\xff\xff\xff\xff"), framed(&[0x0a, 0xff, 1])];
+    cases.push(framed(&[0x0a; 4096]));
+    // A compressed message, which nobody agreed on; and one that is said to have 4 GiB.
+    cases.push(vec![1, 0, 0, 0, 1, 0]);
+    cases.push(vec![0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
+    for bytes in cases {
+        for path in [info, write] {
+            let (status, message) = raw(&daemon.socket, path, &[], &bytes).await;
+            assert!(path == write || !["", "0"].contains(&status.as_str()), "{path} {bytes:02x?}: {status} {message}");
+        }
+    }
+    for path in ["/containerd.services.content.v1.Content/Nothing", "/no.such.Service/Call", "/", "/x", "/é"] {
+        let (status, message) = raw(&daemon.socket, &path.replace('é', "%C3%A9"), &[], &framed(&[])).await;
+        assert_eq!(status, "12", "{path}: {message}");
+        assert!(message.contains("unknown"), "{path}: {message}");
+    }
+    let text = daemon.node.server.metrics_text().await.unwrap();
+    assert!(!text.contains("no.such"), "clients cannot make time series: {text}");
+    daemon.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_http_is_refused_and_harms_nothing() {
+    let daemon = Daemon::start(ServeOptions::default());
+    for bytes in [
+        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"\0\0\0\0",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff",
+        &[7; 70_000],
+    ] {
+        let mut stream = UnixStream::connect(&daemon.socket).await.unwrap();
+        // The server may hang up before everything is written.
+        let _ = stream.write_all(bytes).await;
+    }
+    // Half a greeting, and then nothing for as long as the test takes.
+    let mut silent = UnixStream::connect(&daemon.socket).await.unwrap();
+    silent.write_all(b"PRI * HTT").await.unwrap();
+    daemon.is_well().await;
+    daemon.gauge("orlop_connections", "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_nobody_reads_hold_little_and_let_go() {
+    const STREAMS: usize = 1000;
+    let daemon = Daemon::start(ServeOptions::default());
+    // More than the client's windows take in: no stream ends by itself.
+    let blob = vec![7; 6 << 20];
+    let digest = common_blob(&daemon, &blob).await;
+    let channel = daemon.channel().await;
+    let mut unread = Vec::new();
+    for _ in 0..STREAMS {
+        let wanted = content::ReadContentRequest { digest: digest.clone(), ..Default::default() };
+        let call = ContentClient::new(channel.clone()).max_decoding_message_size(16 << 20).read(request(wanted)).await;
+        unread.push(call.unwrap().into_inner());
+    }
+    daemon.gauge("orlop_calls_running", &STREAMS.to_string()).await;
+    let text = daemon.node.server.metrics_text().await.unwrap();
+    let waiting: usize = text.lines().find_map(|l| l.strip_prefix("orlop_waiting_bytes ")).unwrap().parse().unwrap();
+    assert!(waiting < (160 << 20), "{waiting} bytes wait: each stream holds {}", waiting / STREAMS);
+    // Whoever does read gets everything.
+    let wanted = content::ReadContentRequest { digest, ..Default::default() };
+    let call =
+        ContentClient::new(daemon.channel().await).max_decoding_message_size(16 << 20).read(request(wanted)).await;
+    let mut stream = call.unwrap().into_inner();
+    let mut got = 0;
+    while let Some(piece) = stream.next().await {
+        got += piece.unwrap().data.len();
+    }
+    assert_eq!(got, blob.len());
+    drop(stream);
+    drop((unread, channel));
+    daemon.is_well().await;
+}
+
+async fn common_blob(daemon: &Daemon, blob: &[u8]) -> String {
+    let first = content::WriteContentRequest {
+        action: content::WriteAction::Commit.into(),
+        r#ref: "blob".into(),
+        data: Bytes::copy_from_slice(blob),
+        labels: labels(&[("containerd.io/gc.root", "yes")]),
+        ..Default::default()
+    };
+    let client = ContentClient::new(daemon.node.channel.clone()).max_encoding_message_size(16 << 20);
+    let mut answers = { client }.write(request(futures::stream::iter([first]))).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap().digest
+}
