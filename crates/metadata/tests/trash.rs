@@ -191,6 +191,23 @@ fn labels_that_changed_meanwhile_on_what_was_shared_stay() {
     assert_eq!(content.stat(&base).expect("a blob").labels, labels(&[("new", "label")]));
 }
 
+/// It failed with a number that was there already: the snapshot was looked for by its old key alone.
+#[test]
+fn a_shared_snapshot_that_was_committed_meanwhile_is_fine() {
+    let rig = Rig::new();
+    let reference = format!("containerd.io/gc.ref.snapshot.{DRIVER}");
+    let blob = rig.put(&rig.scope(NS, None), b"blob", &[(&reference, "being made")]).expect("a blob");
+    rig.image(NS, "a", &blob);
+    rig.store.create_lease(NS, "lease", labels(&[])).expect("a lease");
+    let snapshots = rig.snapshots(NS, Some("lease"));
+    snapshots.prepare("being made", "", labels(&[])).expect("prepared");
+    remove(&rig, &["a"]);
+    snapshots.commit("made", "being made", None, labels(&[])).expect("committed");
+    let undone = rig.store.undo(&rig.scope(NS, None), None).expect("undone");
+    assert_eq!((undone.images.len(), undone.blobs, undone.snapshots), (1, 1, 0));
+    assert!(rig.keys(NS).contains("made"));
+}
+
 #[test]
 fn what_is_nowhere_any_more_is_told() {
     let rig = Rig::new();

@@ -70,6 +70,11 @@ impl Undo<'_, '_> {
         let mut all: Vec<SnapshotRow> = saved.all_snapshots().cloned().collect();
         gc::children_first(&mut all);
         for snapshot in all.iter().rev() {
+            // A lease may have kept it until it was committed under another key.
+            if is_there(self.tx, snapshot.id)? {
+                ids.insert(snapshot.id, snapshot.id);
+                continue;
+            }
             if let Some((id, _)) = snapshot_id(self.tx, snapshot, &snapshot.name)? {
                 ids.insert(snapshot.id, id);
                 continue;
@@ -190,6 +195,11 @@ enum Parent {
     None,
     Is(i64),
     Gone,
+}
+
+/// Whether the snapshot is still the one of this number, whatever its key.
+fn is_there(tx: &Connection, id: i64) -> Result<bool> {
+    Ok(tx.prepare_cached("SELECT 1 FROM snapshot WHERE id = ?1")?.exists([id])?)
 }
 
 /// Number and kind of the snapshot that has this key now.
