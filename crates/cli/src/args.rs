@@ -143,6 +143,9 @@ pub(crate) enum Command {
     /// Namespaces: list, create, label, remove
     #[command(subcommand)]
     Namespaces(c::namespaces::Namespaces),
+    /// The configuration: its defaults, whether a file is right, what is in effect
+    #[command(subcommand)]
+    Config(c::config::Command),
     /// Print a completion script for a shell
     Completions(c::generate::CompletionsArgs),
     /// Write man pages into a directory

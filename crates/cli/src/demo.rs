@@ -14,6 +14,7 @@ use clap::Parser;
 use crate::args::{Cli, Global};
 use crate::client::{Clients, pb};
 use crate::commands::{Context, dispatch};
+use crate::config::Config;
 use crate::error::{Class, CliError, Result};
 use crate::output::{self, size};
 use crate::settings::Settings;
@@ -194,9 +195,8 @@ All records of an image point at one target; they are names, not copies.")
             root_given: true,
             address: None,
             default_socket: None,
-            hosts_dir: String::new(),
             docker_config: String::new(),
-            snapshotter: None,
+            config: Config::default(),
         };
         Ok(Context { global: self.global.clone(), settings, clients })
     }

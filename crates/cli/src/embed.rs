@@ -11,6 +11,7 @@ use orlop_server::Server;
 use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use tonic::transport::Channel;
 
+use crate::config::Config;
 use crate::error::{Class, CliError, Result};
 use crate::holder;
 use crate::settings::Settings;
@@ -38,7 +39,7 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
     {
         return dial(socket).await;
     }
-    open(&settings.root).await
+    Ok(Server::new(images(&settings.root, &settings.config).await?).in_process())
 }
 
 async fn dial(socket: &Path) -> Result<Channel> {
@@ -57,16 +58,16 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(call).await.map_err(stopped)?
 }
 
-/// Opens the store at `root` and serves it in this process.
+/// Opens the store at `root` with the defaults and serves it in this process.
 pub(crate) async fn open(root: &Path) -> Result<Channel> {
-    Ok(Server::new(images(root).await?).in_process())
+    Ok(Server::new(images(root, &Config::default()).await?).in_process())
 }
 
 /// Opens the store at `root`.
-pub(crate) async fn images(root: &Path) -> Result<Images> {
+pub(crate) async fn images(root: &Path, config: &Config) -> Result<Images> {
     let root = root.to_owned();
     let store = blocking(move || open_store(&root)).await?;
-    Ok(Images::new(store, orlop_image::Settings::default()))
+    Ok(Images::new(store, config.images()))
 }
 
 fn open_store(root: &Path) -> Result<Store> {

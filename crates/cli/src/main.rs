@@ -7,6 +7,7 @@
 mod args;
 mod client;
 mod commands;
+mod config;
 mod daemon;
 mod demo;
 mod embed;
@@ -34,14 +35,16 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return error::usage(&error),
     };
-    output::set_up_logging(&cli.global);
+    // The daemon hears signals itself, to finish what runs; and its log is configured.
+    let alone = matches!(cli.command, args::Command::Serve(_));
+    if !alone {
+        output::set_up_logging(&cli.global);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(source) => return error::report(&error::CliError::io("start the runtime", None, source)),
     };
     let code = runtime.block_on(async {
-        // The daemon hears signals itself: it finishes what runs.
-        let alone = matches!(cli.command, args::Command::Serve(_));
         tokio::select! {
             result = commands::run(cli, &actor) => match result {
                 Ok(code) => code,

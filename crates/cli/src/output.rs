@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::args::{Format, Global};
+use crate::config::{Log, LogFormat};
 use crate::error::{Class, CliError, Result};
 
 /// Sends logs to standard error: warnings, with `-v` information, with `-vv` everything.
@@ -17,6 +18,22 @@ pub(crate) fn set_up_logging(global: &Global) {
     };
     let colour = !global.no_color && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_env_filter(level).with_ansi(colour).with_writer(io::stderr).init();
+}
+
+/// The same for a daemon: at the configured level, unless options say otherwise, as text or JSON.
+pub(crate) fn set_up_daemon_logging(global: &Global, log: &Log) {
+    let level = match (global.quiet, global.verbose) {
+        (true, 0) => "error",
+        (false, 0) => log.level.as_str(),
+        (_, 1) => "debug",
+        _ => "trace",
+    };
+    let colour = !global.no_color && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = tracing_subscriber::fmt().with_env_filter(level).with_writer(io::stderr);
+    match log.format {
+        LogFormat::Text => lines.with_ansi(colour).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
 }
 
 /// Columns for people. A cell may have several lines.

@@ -2,23 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use crate::args::Global;
+use crate::config::{self, Config};
 use crate::error::{Class, CliError, Result};
-
-/// Where containerd keeps registry configuration; used when no `--hosts-dir` is given.
-const DEFAULT_HOSTS_DIR: &str = "/etc/containerd/certs.d";
-
-/// The configuration file; unknown keys are refused.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    root: Option<PathBuf>,
-    address: Option<PathBuf>,
-    hosts_dir: Option<String>,
-    snapshotter: Option<String>,
-}
 
 /// Everything a command needs to know of its surroundings.
 #[derive(Debug, Clone)]
@@ -31,23 +17,18 @@ pub(crate) struct Settings {
     pub(crate) address: Option<PathBuf>,
     /// Where a daemon listens by default; none if this user has no such place.
     pub(crate) default_socket: Option<PathBuf>,
-    /// `certs.d` directories, joined by colons.
-    pub(crate) hosts_dir: String,
     /// Docker's config.json; empty: there is none.
     pub(crate) docker_config: String,
-    /// The default snapshotter.
-    pub(crate) snapshotter: Option<String>,
+    /// What the configuration file says, or would say by default.
+    pub(crate) config: Config,
 }
 
 impl Settings {
     /// Reads the environment and the configuration file.
     pub(crate) fn load(global: &Global) -> Result<Self> {
-        let file = match &global.config {
-            Some(path) => read_file(path)?,
-            None => File::default(),
-        };
-        let address = address(global, file.address);
-        let given = global.root.clone().or(file.root);
+        let config = read_file(global.config.as_deref())?;
+        let address = address(global, config.address.clone());
+        let given = global.root.clone().or_else(|| config.root.clone());
         let root_given = given.is_some();
         let root = match given {
             Some(root) => root,
@@ -57,10 +38,9 @@ impl Settings {
             root,
             root_given,
             address: address.map(strip_unix_scheme),
-            default_socket: default_socket(),
-            hosts_dir: file.hosts_dir.unwrap_or_else(|| DEFAULT_HOSTS_DIR.to_owned()),
+            default_socket: config.serve.socket.clone().or_else(default_socket),
             docker_config: docker_config().map(|p| p.display().to_string()).unwrap_or_default(),
-            snapshotter: file.snapshotter,
+            config,
         })
     }
 }
@@ -86,10 +66,14 @@ fn strip_unix_scheme(address: PathBuf) -> PathBuf {
     }
 }
 
-fn read_file(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path).map_err(CliError::at("read configuration", path))?;
-    toml::from_str(&text)
-        .map_err(|error| CliError::new(Class::Usage, format!("configuration {}: {error}", path.display())))
+/// The file that was named, or the one at the usual place if there is one.
+fn read_file(named: Option<&Path>) -> Result<Config> {
+    let usual = Path::new(config::DEFAULT_FILE);
+    match named {
+        Some(path) => config::read(path),
+        None if usual.exists() => config::read(usual),
+        None => Ok(Config::default()),
+    }
 }
 
 fn default_root() -> Result<PathBuf> {

@@ -34,6 +34,7 @@ const COMMANDS: &[&str] = &[
     "snapshots",
     "leases",
     "namespaces",
+    "config",
     "completions",
     "man",
 ];

@@ -24,6 +24,7 @@ mod index;
 mod lists;
 mod manifests;
 mod memory;
+pub mod metrics;
 mod route;
 mod server;
 #[cfg(feature = "suite")]

@@ -50,7 +50,11 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         platforms: args.platform.clone(),
         all_platforms: args.all_platforms,
         no_unpack: args.no_unpack,
-        snapshotter: args.snapshotter.clone().or_else(|| context.settings.snapshotter.clone()).unwrap_or_default(),
+        snapshotter: args
+            .snapshotter
+            .clone()
+            .or_else(|| context.settings.config.snapshotter.clone())
+            .unwrap_or_default(),
         base_name: args.base_name.clone().unwrap_or_default(),
     };
     let (send, receive) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);

@@ -1,6 +1,7 @@
 //! The commands, one module each: their options, the call, the rendering.
 
 pub(crate) mod check;
+pub(crate) mod config;
 pub(crate) mod content;
 pub(crate) mod df;
 pub(crate) mod export;
@@ -50,6 +51,7 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
     match cli.command {
         Command::Completions(args) => return generate::completions(&args),
         Command::Man(args) => return generate::man(&args),
+        Command::Config(command) => return config::run(&cli.global, &command),
         Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
         Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
         _ => {}
@@ -86,7 +88,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Snapshots(command) => snapshots::run(context, command).await?,
         Command::Leases(command) => leases::run(context, command).await?,
         Command::Namespaces(command) => namespaces::run(context, command).await?,
-        Command::Demo(_) | Command::Serve(_) | Command::Completions(_) | Command::Man(_) => {
+        Command::Demo(_) | Command::Serve(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
             unreachable!("handled before a store is opened")
         }
     }

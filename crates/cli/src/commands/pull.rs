@@ -37,7 +37,7 @@ impl RegistryArgs {
         Ok(pb::RegistryOptions {
             plain_http: self.plain_http,
             credentials,
-            hosts_dir: absolute(self.hosts_dir.as_deref().unwrap_or(&context.settings.hosts_dir)),
+            hosts_dir: absolute(self.hosts_dir.as_deref().unwrap_or(&context.settings.config.hosts_dir)),
             docker_config: context.settings.docker_config.clone(),
         })
     }
@@ -146,7 +146,11 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
             platforms: args.platform.clone(),
             all_platforms: args.all_platforms,
             no_unpack: args.no_unpack,
-            snapshotter: args.snapshotter.clone().or_else(|| context.settings.snapshotter.clone()).unwrap_or_default(),
+            snapshotter: args
+                .snapshotter
+                .clone()
+                .or_else(|| context.settings.config.snapshotter.clone())
+                .unwrap_or_default(),
             pin: args.pin,
             concurrency: args.concurrency,
         };

@@ -1,76 +1,163 @@
-//! `orlop serve`: the daemon. It opens the root, binds the socket, serves until it is told to end.
+//! `orlop serve`: the daemon as a process. It opens the root, takes or makes its socket, serves until it is told to end.
+//!
+//! # Invariants
+//! - Nobody can know of the daemon before it hears signals: the signals come first, the socket after the root.
+//! - One daemon a root ([`crate::holder`]), one a socket ([`socket`]).
 
 mod signals;
 mod socket;
+mod systemd;
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use orlop_server::{ServeOptions, Server};
+use orlop_server::Server;
+use rustix::process::Resource;
 use signals::Signals;
-use socket::Socket;
-
+use socket::{Access, Socket};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::args::Global;
-use crate::embed;
 use crate::error::{Class, CliError, Result};
 use crate::holder::Held;
 use crate::settings::Settings;
+use crate::{embed, output};
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+SIGTERM and SIGINT let calls finish for a while (serve.shutdown_seconds); a second one ends at once. Under systemd it takes
+sockets (LISTEN_FDS) and tells when it is ready. All options but these are in the configuration: orlop config default.
+
 Examples:
   orlop serve
-  orlop serve --root /data/orlop --socket /run/orlop/orlop.sock
+  orlop serve --root /data/orlop --socket /run/orlop/orlop.sock --group orlop
   ctr --address /run/orlop/orlop.sock images ls      containerd's own client, unchanged")]
 pub(crate) struct Args {
     /// Where to listen [default: /run/orlop/orlop.sock, or $XDG_RUNTIME_DIR/orlop/orlop.sock when not root]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// The socket's group, by name or number: its members may do everything
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Offer Prometheus metrics at http://ADDR/metrics
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 }
 
 /// Runs `serve`.
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
-    let mut signals = Signals::listen()?;
+    let signals = Signals::listen()?;
     let settings = Settings::load(global)?;
-    let path = args.socket.clone().or(settings.default_socket).ok_or_else(|| {
-        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
-    })?;
-    let images = embed::images(&settings.root).await?;
+    output::set_up_daemon_logging(global, &settings.config.log);
+    allow_many_files();
+    let images = embed::images(&settings.root, &settings.config).await?;
+    let store = images.store().clone();
+    let server = Server::new(images);
     let mut held = Held::take(&settings.root)?;
-    let (socket, listener) = Socket::bind(&path)?;
-    held.announce(&path)?;
-    tracing::info!(socket = %path.display(), root = %settings.root.display(), "serving");
-    let listener = for_runtime(listener).map_err(CliError::at("listen on", &path))?;
+    let passed = systemd::passed()?;
+    let mut beside = JoinSet::new();
+    let metrics = metrics_listener(&settings, args, passed.metrics).await?;
+    let (socket, listeners) = listen(&settings, args, passed.listeners)?;
+    if let Some(path) = listeners.iter().find_map(systemd::path) {
+        tracing::info!(socket = %path.display(), root = %settings.root.display(), "serving");
+        held.announce(&path)?;
+    }
+    if let Some(listener) = metrics {
+        let server = server.clone();
+        let render = move || {
+            let server = server.clone();
+            async move { server.metrics_text().await.map_err(|status| status.message().to_owned()) }
+        };
+        beside.spawn(orlop_registry::metrics::serve(listener, render));
+    }
+    beside.spawn(systemd::watchdog(store));
+    systemd::ready();
+    serve(&server, listeners, &settings, signals, socket.as_ref()).await
+}
+
+/// Serves until a signal, and a little longer.
+async fn serve(
+    server: &Server,
+    listeners: Vec<UnixListener>,
+    settings: &Settings,
+    mut signals: Signals,
+    socket: Option<&Socket>,
+) -> Result<ExitCode> {
+    let listeners = listeners.into_iter().map(for_runtime).collect::<std::io::Result<Vec<_>>>();
+    let listeners = listeners.map_err(|e| CliError::io("listen", None, e))?;
+    let options = settings.config.serve();
     let (stop, stopped) = oneshot::channel::<()>();
-    let (server, options) = (Server::new(images), ServeOptions::default());
-    let serving = server.serve(vec![listener], &options, async { drop(stopped.await) });
+    let serving = server.serve(listeners, &options, async { drop(stopped.await) });
     tokio::pin!(serving);
     let served = tokio::select! {
         served = &mut serving => served,
         signal = signals.next() => {
             tracing::info!(signal, limit = ?options.shutdown_limit, "finishing what runs");
+            systemd::stopping();
             drop(stop);
             tokio::select! {
                 served = serving => served,
                 signal = signals.next() => {
                     tracing::warn!(signal, "ended at once");
-                    socket.remove();
+                    socket.inspect(|socket| socket.remove());
                     // Nothing is lost: what is acknowledged is on disk, and writes in progress can be resumed.
                     std::process::exit(crate::error::INTERRUPTED.into());
                 }
             }
         }
     };
-    socket.remove();
-    served.map_err(|e| CliError::io("serve on", Some(&path), e))?;
+    socket.inspect(|socket| socket.remove());
+    served.map_err(|e| CliError::io("serve", None, e))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The sockets that were handed over, else one of our own.
+fn listen(settings: &Settings, args: &Args, passed: Vec<UnixListener>) -> Result<(Option<Socket>, Vec<UnixListener>)> {
+    if !passed.is_empty() {
+        return Ok((None, passed));
+    }
+    let path = args.socket.clone().or_else(|| settings.default_socket.clone()).ok_or_else(|| {
+        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
+    })?;
+    let group = args.group.as_deref().or(settings.config.serve.group.as_deref());
+    let access = Access::new(&settings.config.serve.socket_mode, group)?;
+    let (socket, listener) = Socket::bind(&path, &access)?;
+    Ok((Some(socket), vec![listener]))
+}
+
+async fn metrics_listener(
+    settings: &Settings,
+    args: &Args,
+    passed: Option<std::net::TcpListener>,
+) -> Result<Option<tokio::net::TcpListener>> {
+    if let Some(listener) = passed {
+        let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+        return listener.map(Some).map_err(|e| CliError::io("listen for metrics", None, e));
+    }
+    let Some(address) = args.metrics.or(settings.config.serve.metrics) else { return Ok(None) };
+    let listener = tokio::net::TcpListener::bind(address).await;
+    let listener = listener.map_err(|e| CliError::io("listen on", Some(Path::new(&address.to_string())), e))?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "metrics");
+    }
+    Ok(Some(listener))
+}
+
 /// The only handle to the socket: once it is dropped, nobody waits in its queue for an answer that will not come.
-fn for_runtime(listener: std::os::unix::net::UnixListener) -> std::io::Result<tokio::net::UnixListener> {
+fn for_runtime(listener: UnixListener) -> std::io::Result<tokio::net::UnixListener> {
     listener.set_nonblocking(true)?;
     tokio::net::UnixListener::from_std(listener)
+}
+
+/// Connections and writes are open files: as many as the system allows, not as many as a shell starts with.
+fn allow_many_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the number of open files stays limited");
+    }
 }

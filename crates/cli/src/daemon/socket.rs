@@ -12,15 +12,53 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 
 use crate::error::{Class, CliError, Result};
 
-/// Who may connect: the owner and the group.
-const MODE: u32 = 0o660;
-
 /// The longest path that the kernel takes, without the byte at its end.
 const MAX_PATH_BYTES: usize = 107;
+
+/// Who may connect.
+#[derive(Debug)]
+pub(super) struct Access {
+    mode: u32,
+    group: Option<u32>,
+}
+
+impl Access {
+    /// A mode in octal digits, and a group by name or number.
+    pub(super) fn new(mode: &str, group: Option<&str>) -> Result<Self> {
+        let mode = crate::config::mode(mode)
+            .ok_or_else(|| CliError::new(Class::Usage, format!("{mode:?}: expected an octal mode like 0660")))?;
+        Ok(Self { mode, group: group.map(group_number).transpose()? })
+    }
+
+    fn give(&self, path: &Path) -> Result<()> {
+        if let Some(group) = self.group {
+            std::os::unix::fs::chown(path, None, Some(group)).map_err(CliError::at("give to the group", path))?;
+        }
+        let permissions = std::fs::Permissions::from_mode(self.mode);
+        std::fs::set_permissions(path, permissions).map_err(CliError::at("set the mode of", path))
+    }
+}
+
+/// Looks a group up in `/etc/group`; what another service knows has a number, too.
+fn group_number(name: &str) -> Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let path = Path::new("/etc/group");
+    let text = std::fs::read_to_string(path).map_err(CliError::at("read", path))?;
+    let number = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    number.ok_or_else(|| {
+        CliError::new(Class::NotFound, format!("group {name:?} is not in /etc/group"))
+            .hint(format!("make it with `groupadd --system {name}`, or give its number"))
+    })
+}
 
 /// A bound socket.
 #[derive(Debug)]
@@ -33,7 +71,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Binds a path, in the place of what a killed daemon left there.
-    pub(super) fn bind(path: &Path) -> Result<(Self, UnixListener)> {
+    pub(super) fn bind(path: &Path, access: &Access) -> Result<(Self, UnixListener)> {
         let length = path.as_os_str().len();
         if length > MAX_PATH_BYTES {
             return Err(CliError::new(
@@ -51,10 +89,13 @@ impl Socket {
         }
         let lock = lock(path)?;
         clear(path)?;
-        let listener = UnixListener::bind(path).map_err(CliError::at("listen on", path))?;
+        // Until it has its mode, nobody but the owner may connect.
+        let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(before);
+        let listener = bound.map_err(CliError::at("listen on", path))?;
         let file = place(path).map_err(CliError::at("listen on", path))?;
-        let permissions = std::fs::Permissions::from_mode(MODE);
-        std::fs::set_permissions(path, permissions).map_err(CliError::at("set the mode of", path))?;
+        access.give(path)?;
         Ok((Self { path: path.to_owned(), file, _lock: lock }, listener))
     }
 

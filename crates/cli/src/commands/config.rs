@@ -1,0 +1,51 @@
+//! `orlop config`: the configuration file shown, checked, and as it is in effect.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::args::Global;
+use crate::config::{self, Config};
+use crate::error::{Class, CliError, Result};
+use crate::output;
+use crate::settings::Settings;
+
+/// What to do with it.
+#[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  orlop config default > /etc/orlop/config.toml
+  orlop config check /etc/orlop/config.toml")]
+pub(crate) enum Command {
+    /// Print a commented file with every key and its default
+    Default,
+    /// Say whether a file is right
+    Check {
+        /// The file [default: the one that would be read]
+        file: Option<PathBuf>,
+    },
+    /// Print what is in effect: options, environment and file together
+    Dump,
+}
+
+/// Runs `config`.
+pub(crate) fn run(global: &Global, command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Default => output::print_text(config::DEFAULT)?,
+        Command::Check { file } => check(file.clone().or_else(|| global.config.clone()))?,
+        Command::Dump => dump(global)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(file: Option<PathBuf>) -> Result<()> {
+    let file = file.unwrap_or_else(|| config::DEFAULT_FILE.into());
+    config::read(&file)?;
+    output::line(format!("{}: right", file.display()))
+}
+
+fn dump(global: &Global) -> Result<()> {
+    let settings = Settings::load(global)?;
+    let effective = Config { root: Some(settings.root), address: settings.address, ..settings.config };
+    let text = toml::to_string_pretty(&effective).map_err(|e| CliError::new(Class::Failed, e.to_string()))?;
+    output::print_text(&text)
+}

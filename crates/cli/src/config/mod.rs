@@ -1,0 +1,182 @@
+//! The configuration file.
+//!
+//! # Invariants
+//! - `default.toml` names every key once, and says what [`Config::default`] says; a test holds both together.
+//! - A key that is not in it is refused, with file, line and the nearest key that is.
+
+mod read;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use orlop_server::{Background, ServeOptions};
+pub(crate) use read::{DEFAULT_FILE, mode, read};
+use serde::{Deserialize, Serialize};
+
+/// The commented file with all defaults.
+pub(crate) const DEFAULT: &str = include_str!("default.toml");
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) address: Option<PathBuf>,
+    pub(crate) hosts_dir: String,
+    pub(crate) snapshotter: Option<String>,
+    pub(crate) serve: Serve,
+    pub(crate) log: Log,
+    pub(crate) images: Images,
+    pub(crate) gc: Gc,
+}
+
+/// `[serve]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Serve {
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) socket_mode: String,
+    pub(crate) group: Option<String>,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) max_connections: usize,
+    pub(crate) max_calls: usize,
+    pub(crate) keepalive_seconds: u64,
+    pub(crate) keepalive_timeout_seconds: u64,
+    pub(crate) shutdown_seconds: u64,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Log {
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[images]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Images {
+    pub(crate) concurrency: usize,
+    pub(crate) cri_namespaces: Vec<String>,
+    pub(crate) pinned: Vec<String>,
+    pub(crate) pin_unsupplied: bool,
+    pub(crate) grace_seconds: u32,
+}
+
+/// `[gc]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Gc {
+    pub(crate) full_hours: u32,
+    pub(crate) trash_days: u32,
+    pub(crate) trash_free_percent: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: None,
+            address: None,
+            hosts_dir: "/etc/containerd/certs.d".into(),
+            snapshotter: None,
+            serve: Serve::default(),
+            log: Log::default(),
+            images: Images::default(),
+            gc: Gc::default(),
+        }
+    }
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        let options = ServeOptions::default();
+        Self {
+            socket: None,
+            socket_mode: "0660".into(),
+            group: None,
+            metrics: None,
+            max_connections: options.max_connections,
+            max_calls: options.max_calls,
+            keepalive_seconds: options.keepalive.as_secs(),
+            keepalive_timeout_seconds: options.keepalive_timeout.as_secs(),
+            shutdown_seconds: options.shutdown_limit.as_secs(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        let settings = orlop_image::Settings::default();
+        Self {
+            concurrency: settings.concurrency,
+            cri_namespaces: settings.cri_namespaces,
+            pinned: settings.pinned_images,
+            pin_unsupplied: settings.pin_unsupplied,
+            grace_seconds: u32::try_from(settings.grace_seconds).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl Default for Gc {
+    fn default() -> Self {
+        let background = Background::default();
+        let full = background.full_collection.unwrap_or_default();
+        let whole = |duration: Duration, seconds| u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX);
+        Self {
+            full_hours: whole(full, 3600),
+            trash_days: whole(background.trash_age, 24 * 3600),
+            trash_free_percent: background.trash_free_percent,
+        }
+    }
+}
+
+impl Config {
+    /// How images are worked with.
+    pub(crate) fn images(&self) -> orlop_image::Settings {
+        let Images { concurrency, cri_namespaces, pinned, pin_unsupplied, grace_seconds } = self.images.clone();
+        orlop_image::Settings {
+            concurrency,
+            cri_namespaces,
+            pinned_images: pinned,
+            pin_unsupplied,
+            grace_seconds: grace_seconds.into(),
+            snapshotter: self.snapshotter.clone().unwrap_or_default(),
+            ..orlop_image::Settings::default()
+        }
+    }
+
+    /// How the daemon serves.
+    pub(crate) fn serve(&self) -> ServeOptions {
+        let hours = |n: u32| Duration::from_secs(u64::from(n) * 3600);
+        ServeOptions {
+            max_connections: self.serve.max_connections,
+            max_calls: self.serve.max_calls,
+            keepalive: Duration::from_secs(self.serve.keepalive_seconds),
+            keepalive_timeout: Duration::from_secs(self.serve.keepalive_timeout_seconds),
+            shutdown_limit: Duration::from_secs(self.serve.shutdown_seconds),
+            background: Background {
+                full_collection: (self.gc.full_hours > 0).then(|| hours(self.gc.full_hours)),
+                trash_age: hours(self.gc.trash_days) * 24,
+                trash_free_percent: self.gc.trash_free_percent,
+                ..Background::default()
+            },
+        }
+    }
+}

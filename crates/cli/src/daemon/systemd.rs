@@ -1,0 +1,84 @@
+//! What a service manager hands over and wants to hear: sockets (`LISTEN_FDS`), readiness, the end, signs of life.
+//!
+//! Without a manager all of it does nothing.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use listenfd::ListenFd;
+use orlop_metadata::Store;
+use sd_notify::NotifyState;
+
+use crate::error::{Class, CliError, Result};
+
+/// The name (`FileDescriptorName=`) of a TCP socket for metrics.
+const METRICS: &str = "metrics";
+
+/// Sockets that were opened for us.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// For the services.
+    pub(super) listeners: Vec<UnixListener>,
+    /// For metrics.
+    pub(super) metrics: Option<std::net::TcpListener>,
+}
+
+/// Takes the sockets that were handed over to this process, if any were.
+///
+/// # Errors
+/// If something else was handed over.
+pub(super) fn passed() -> Result<Passed> {
+    let mut fds = ListenFd::from_env();
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let mut passed = Passed::default();
+    for index in 0..fds.len() {
+        let name = names.next().unwrap_or_default();
+        let wrong = |e| CliError::new(Class::Usage, format!("socket {index} ({name:?}) of LISTEN_FDS: {e}"));
+        if name == METRICS {
+            passed.metrics = fds.take_tcp_listener(index).map_err(wrong)?;
+        } else {
+            let listener = fds.take_unix_listener(index).map_err(wrong)?;
+            passed.listeners.extend(listener);
+        }
+    }
+    Ok(passed)
+}
+
+/// Where a socket lies.
+pub(super) fn path(listener: &UnixListener) -> Option<PathBuf> {
+    listener.local_addr().ok()?.as_pathname().map(ToOwned::to_owned)
+}
+
+/// Calls are answered from now on.
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+}
+
+/// What runs is being finished.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what runs")]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
+}
+
+/// Gives signs of life for as long as the store answers, if the manager wants them.
+pub(super) async fn watchdog(store: Store) {
+    let Some(every) = sd_notify::watchdog_enabled() else { return };
+    // Twice in the time within which it must come.
+    let pause = (every / 2).max(Duration::from_millis(1));
+    loop {
+        let asked = store.clone();
+        match tokio::task::spawn_blocking(move || asked.last_change()).await {
+            Ok(Ok(_)) => tell(&[NotifyState::Watchdog]),
+            Ok(Err(error)) => tracing::error!(%error, "the store does not answer"),
+            Err(stopped) => tracing::error!(%stopped, "the store does not answer"),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
