@@ -109,6 +109,12 @@ pub enum Error {
         /// What there is.
         available: String,
     },
+    /// None of what was to be unpacked can be unpacked here.
+    #[error("no unpack platforms defined: none of {} can be unpacked here", tried.join(", "))]
+    CannotUnpack {
+        /// Platforms and snapshotters.
+        tried: Vec<String>,
+    },
     /// Something of the image is missing.
     #[error("{name} is incomplete: missing {}", list(missing))]
     Incomplete {
@@ -279,7 +285,11 @@ impl Error {
     /// What the error comes to.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Reference(_) | Self::Platform(_) | Self::Name { .. } | Self::Ambiguous { .. } => ErrorKind::Invalid,
+            Self::Reference(_)
+            | Self::Platform(_)
+            | Self::Name { .. }
+            | Self::Ambiguous { .. }
+            | Self::CannotUnpack { .. } => ErrorKind::Invalid,
             Self::NotFound(_) | Self::NoPlatform { .. } => ErrorKind::NotFound,
             Self::Exists { .. } | Self::Pinned(_) | Self::StalePlan { .. } => ErrorKind::Conflict,
             Self::Incomplete { .. }

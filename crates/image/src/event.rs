@@ -10,6 +10,8 @@ pub type Sink<'a> = &'a (dyn Fn(Event) + Send + Sync);
 pub enum Event {
     /// The target is known.
     Target(Descriptor),
+    /// A manifest or index is here, and names these.
+    Document(Descriptor, Vec<Descriptor>),
     /// A blob came further.
     Blob(BlobEvent),
     /// A line for people.

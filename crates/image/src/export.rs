@@ -42,6 +42,11 @@ pub struct ExportRequest {
     pub all_platforms: bool,
     /// The layout.
     pub format: ArchiveFormat,
+    /// An index goes as it is, whatever of it goes along: the manifests of `platforms` (none: the host's), or with
+    /// `all_platforms` all. As containerd exports.
+    pub verbatim: bool,
+    /// Without Docker's `manifest.json`.
+    pub no_docker_manifest: bool,
 }
 
 /// One image to be written, under the names it was asked for by.
@@ -76,6 +81,9 @@ impl Images {
             let found = self.resolve_name(scope, name).await?;
             let host = [self.settings().platform.clone()];
             let wanted = match (request.format, request.platforms.as_slice()) {
+                _ if request.verbatim && request.all_platforms => Wanted::All,
+                (_, []) if request.verbatim => Wanted::Verbatim(&host),
+                (_, platforms) if request.verbatim => Wanted::Verbatim(platforms),
                 (_, []) if request.all_platforms => Wanted::All,
                 (ArchiveFormat::Docker, []) => Wanted::Platforms(&host),
                 (_, []) => Wanted::Present,
@@ -84,7 +92,8 @@ impl Images {
             let transfer = self.transfer(scope, &found, wanted).await?;
             items.push(Item { names: found.names, transfer });
         }
-        let mut archive = Archive { out, content };
+        let docker_manifest = !request.no_docker_manifest;
+        let mut archive = Archive { out, content, docker_manifest };
         match request.format {
             ArchiveFormat::Oci => archive.oci(&items, &self.settings().platform).await?,
             ArchiveFormat::Docker => archive.docker(&items).await?,
@@ -96,6 +105,7 @@ impl Images {
 struct Archive<'a> {
     out: &'a mut (dyn AsyncWrite + Send + Unpin),
     content: ScopedContent,
+    docker_manifest: bool,
 }
 
 impl Archive<'_> {
@@ -103,9 +113,11 @@ impl Archive<'_> {
         let layout = json!({ "imageLayoutVersion": "1.0.0" });
         self.file("oci-layout", &layout.to_string().into()).await?;
         self.file("index.json", &oci_index(items).to_string().into()).await?;
-        let docker = items.iter().filter_map(|item| docker_entry(item, platform));
-        let docker = serde_json::Value::from(docker.collect::<Vec<_>>());
-        self.file("manifest.json", &docker.to_string().into()).await?;
+        if self.docker_manifest {
+            let docker = items.iter().filter_map(|item| docker_entry(item, platform));
+            let docker = serde_json::Value::from(docker.collect::<Vec<_>>());
+            self.file("manifest.json", &docker.to_string().into()).await?;
+        }
         for directory in ["blobs/", "blobs/sha256/"] {
             self.write(&header(directory, EntryType::Directory, 0)?).await?;
         }

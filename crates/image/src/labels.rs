@@ -20,6 +20,12 @@ pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 pub(crate) const SOURCE: &str = "containerd.io/distribution.source.";
 /// Before a host: the repositories there that had a blob once and have it no more, as [`SOURCE`].
 pub(crate) const GONE: &str = "io.orlop.gone.";
+/// On a snapshot: what it unpacks.
+pub(crate) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+/// On a snapshot: the diff ID of its layer.
+pub(crate) const SNAPSHOT_DIFF: &str = "containerd.io/snapshot/diff-id";
+/// On a snapshot: the chain ID of what is below.
+pub(crate) const SNAPSHOT_PARENT: &str = "containerd.io/snapshot/parent-chain-id";
 /// Before a child's place: what a document holds.
 pub(crate) const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
 /// Before a driver's name, on a config: the snapshot that it holds.

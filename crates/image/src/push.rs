@@ -58,6 +58,10 @@ impl Images {
         let wanted = if request.platforms.is_empty() { Wanted::Present } else { Wanted::Platforms(&request.platforms) };
         let transfer = self.transfer(scope, &found, wanted).await?;
         sink(Event::Target(transfer.target().descriptor()));
+        for document in transfer.documents.iter().rev() {
+            let children = document.children().into_iter().cloned().collect();
+            sink(Event::Document(document.descriptor(), children));
+        }
         if let Some(note) = &transfer.note {
             sink(Event::Message(note.clone()));
         }

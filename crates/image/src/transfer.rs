@@ -24,6 +24,8 @@ pub(crate) enum Wanted<'a> {
     All,
     /// Each of these.
     Platforms(&'a [Platform]),
+    /// The target as it is, and of an index the manifests of these platforms.
+    Verbatim(&'a [Platform]),
 }
 
 /// What leaves.
@@ -108,8 +110,10 @@ impl Chooser {
         let missing = self.missing();
         let root = &self.tree.nodes[0];
         match wanted {
+            Wanted::Verbatim(platforms) if root.document.index().is_some() => self.verbatim(platforms),
+            Wanted::Verbatim(_) if missing.is_empty() => Ok(self.whole()),
             _ if missing.is_empty() && !matches!(wanted, Wanted::Platforms(_)) => Ok(self.whole()),
-            Wanted::All => Err(Error::Incomplete { name: self.name, missing }),
+            Wanted::All | Wanted::Verbatim(_) => Err(Error::Incomplete { name: self.name, missing }),
             Wanted::Platforms(platforms) if root.document.index().is_some() => {
                 let chosen = platforms.iter().map(|p| self.best(p)).collect::<Result<Vec<_>>>()?;
                 self.part(chosen)
@@ -164,6 +168,28 @@ impl Chooser {
         };
         let missing = self.lacking(node);
         if missing.is_empty() { Ok(node) } else { Err(Error::Incomplete { name: self.name.clone(), missing }) }
+    }
+
+    /// The manifests that exactly match, and those without a platform, below the index as it is.
+    fn verbatim(&self, platforms: &[Platform]) -> Result<Transfer> {
+        let matcher = PlatformMatcher::exactly(platforms);
+        let root = &self.tree.nodes[0];
+        let lets_in = |node: &&Node| node.descriptor.platform.as_ref().is_none_or(|p| matcher.matches(p));
+        let mut chosen: Vec<&Node> = self.tree.manifests().filter(lets_in).collect();
+        if chosen.is_empty() {
+            let available: Vec<String> =
+                self.tree.manifests().filter_map(|n| n.descriptor.platform.as_ref()).map(ToString::to_string).collect();
+            let wanted: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+            let (wanted, available) = (wanted.join(", "), available.join(", "));
+            return Err(Error::NoPlatform { name: self.name.clone(), wanted, available });
+        }
+        let missing: Vec<Missing> = chosen.iter().flat_map(|node| self.lacking(node)).collect();
+        if !missing.is_empty() {
+            return Err(Error::Incomplete { name: self.name.clone(), missing });
+        }
+        chosen.reverse();
+        chosen.push(root);
+        Ok(self.gather(chosen.into_iter(), None))
     }
 
     fn whole(&self) -> Transfer {

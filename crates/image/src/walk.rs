@@ -40,6 +40,19 @@ pub(crate) enum Select {
     Best(Vec<Platform>),
     /// Whatever manifests can be loaded.
     Present,
+    /// Whatever a list of platforms lets through.
+    Matching(Matching),
+}
+
+/// What containerd's transfer service takes of an index.
+#[derive(Debug, Clone)]
+pub(crate) struct Matching {
+    /// Manifests for exactly these, and those that name no platform.
+    pub(crate) platforms: Vec<Platform>,
+    /// Of the other manifests the documents and configs.
+    pub(crate) metadata: bool,
+    /// At most so many manifests; 0: all.
+    pub(crate) limit: usize,
 }
 
 /// What a manifest of an image says.
@@ -61,7 +74,7 @@ pub(crate) struct Node {
     pub(crate) document: Document,
     /// Set for manifests of images.
     pub(crate) image: Option<ImageInfo>,
-    /// The config's bytes, of images.
+    /// The config's bytes, of images; of other manifests if it was asked for.
     pub(crate) config: Option<Bytes>,
     /// Whether it was selected: false for documents that were only looked at.
     pub(crate) wanted: bool,
@@ -257,7 +270,44 @@ impl Walk<'_> {
                 Ok(())
             }
             Select::Best(platforms) => self.best(&entries, platforms).await,
+            Select::Matching(matching) => self.matching(entries, matching).await,
         }
+    }
+
+    async fn matching(&mut self, mut entries: Vec<Descriptor>, matching: &Matching) -> Result<()> {
+        let matcher = PlatformMatcher::exactly(&matching.platforms);
+        let rank = |entry: &Descriptor| entry.platform.as_ref().map_or(Some(0), |p| matcher.rank(p));
+        if matching.limit > 0 {
+            entries.sort_by_key(|entry| rank(entry).unwrap_or(usize::MAX));
+            entries.truncate(matching.limit);
+        }
+        for entry in entries {
+            if rank(&entry).is_some() {
+                if let Some(at) = self.load(&entry).await? {
+                    self.want(at).await?;
+                }
+            } else if matching.metadata
+                && let Some(at) = self.load(&entry).await?
+            {
+                self.look_into(at).await?;
+                self.load_config(at).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads a manifest's config, if that was not done.
+    async fn load_config(&mut self, at: usize) -> Result<()> {
+        let node = &self.tree.nodes[at];
+        let is_config =
+            |config: &Descriptor| config.kind() == MediaKind::Config && node.config.is_none() && !node.unread;
+        let Some(manifest) = node.document.manifest().filter(|m| is_config(&m.config)) else { return Ok(()) };
+        let (config, platform) = (manifest.config.clone(), node.descriptor.platform.clone());
+        match load_bytes(self.documents, &config, "config").await? {
+            Some(raw) => self.tree.nodes[at].config = Some(raw),
+            None => self.note_missing(&config, "config", platform),
+        }
+        Ok(())
     }
 
     /// The manifests of an index and of those nested in it, in document order. Marks the indexes as wanted.

@@ -46,6 +46,17 @@ pub enum ImageChange {
     },
 }
 
+/// A whole record for [`Store::replace_images`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replacement {
+    /// The name.
+    pub name: String,
+    /// The target.
+    pub target: Descriptor,
+    /// All its labels.
+    pub labels: Labels,
+}
+
 const COLUMNS: &str = "name, digest, media_type, size, annotations, labels, created, updated";
 
 impl Store {
@@ -105,6 +116,12 @@ impl Store {
         })
     }
 
+    /// Creates each record, or makes it this, labels and all; only the time of creation stays. It counts as a change even
+    /// if nothing is different, as containerd's update without a mask does. One transaction.
+    pub fn replace_images(&self, scope: &Scope, records: &[Replacement]) -> Result<()> {
+        self.write("replace images", |tx| records.iter().try_for_each(|record| replace(tx, scope, record)))
+    }
+
     /// Applies all changes in one transaction, or none.
     pub fn write_images(&self, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
         self.write("write images", |tx| apply(tx, scope, changes))
@@ -150,6 +167,18 @@ pub(crate) fn all(conn: &Connection, namespace: &str) -> Result<Vec<Image>> {
     let mut query = conn.prepare_cached(&sql)?;
     let rows = query.query_map([namespace], image)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn replace(tx: &Tx<'_>, scope: &Scope, record: &Replacement) -> Result<()> {
+    let old = get(tx, &scope.namespace, &record.name)?;
+    let image = prepared(Image {
+        name: record.name.clone(),
+        target: record.target.clone(),
+        labels: record.labels.clone(),
+        created_at: old.as_ref().map_or_else(|| from_nanos(tx.now()), |old| old.created_at),
+        updated_at: from_nanos(tx.now()),
+    })?;
+    put(tx, scope, old.as_ref(), image).map(|_| ())
 }
 
 /// One record within a transaction.

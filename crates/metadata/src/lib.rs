@@ -47,7 +47,7 @@ pub use db::Clock;
 pub use error::{Error, ObjectKind, Result};
 pub use filter::{Filter, FilterError};
 pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, parse_log};
-pub use images::{Image, ImageChange};
+pub use images::{Image, ImageChange, Replacement};
 pub use leases::{Lease, Resource, ResourceKind};
 pub use look::{ChangedImages, Look, Mark};
 pub use namespaces::{NamespaceInfo, validate_identifier, validate_namespace};

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::failure::{self, Refusal};
 use crate::hosts::{authority, is_loopback};
 use crate::scope::Scopes;
-use crate::{CLIENT_ID, retry};
+use crate::{CLIENT_ID, ClientOptions, CredentialSource, retry};
 
 /// A token's lifetime where the server says nothing (Docker's token specification).
 const DEFAULT_LIFETIME: u64 = 60;
@@ -84,13 +84,20 @@ type Known = HashMap<(String, String), (Instant, Option<Credential>)>;
 pub(crate) struct Authenticator {
     explicit: Option<(String, String)>,
     config: Option<PathBuf>,
+    source: Option<Arc<dyn CredentialSource>>,
     tokens: Mutex<HashMap<TokenKey, Slot>>,
     known: tokio::sync::Mutex<Known>,
 }
 
 impl Authenticator {
-    pub(crate) fn new(explicit: Option<(String, String)>, config: Option<PathBuf>) -> Self {
-        Self { explicit, config, tokens: Mutex::default(), known: tokio::sync::Mutex::default() }
+    pub(crate) fn new(options: &ClientOptions) -> Self {
+        Self {
+            explicit: options.credentials.clone(),
+            config: options.docker_config.clone(),
+            source: options.source.clone(),
+            tokens: Mutex::default(),
+            known: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The `Authorization` for a request, as far as it is known how the host wants to be asked. `refused` is what the host
@@ -118,10 +125,13 @@ impl Authenticator {
     }
 
     async fn credential(&self, endpoint: &Endpoint, repository: &str) -> Result<Option<Credential>> {
-        if let Some((user, password)) = self.explicit.as_ref().filter(|_| endpoint.is_upstream()) {
+        let explicit = self.explicit.as_ref().filter(|_| self.source.is_none() && endpoint.is_upstream());
+        if let Some((user, password)) = explicit {
             return Ok(Some(Credential::Basic { user: user.clone(), password: password.clone() }));
         }
-        let Some(config) = &self.config else { return Ok(None) };
+        if self.source.is_none() && self.config.is_none() {
+            return Ok(None);
+        }
         // Held while a helper runs: helpers ask people for passwords, and nobody wants to be asked ten times at once.
         let mut known = self.known.lock().await;
         let key = (endpoint.host().to_owned(), repository.to_owned());
@@ -129,10 +139,21 @@ impl Authenticator {
             let _ = at;
             return Ok(found.clone());
         }
-        let found = credentials::find(config, endpoint.host(), repository).await?;
+        let found = self.look_up(endpoint.host(), repository).await?;
         known.retain(|_, (at, _)| at.elapsed() < CREDENTIAL_LIFETIME);
         known.insert(key, (Instant::now(), found.clone()));
         Ok(found)
+    }
+
+    async fn look_up(&self, host: &str, repository: &str) -> Result<Option<Credential>> {
+        match (&self.source, &self.config) {
+            (Some(source), _) => {
+                let asked = source.credential(host).await;
+                asked.map_err(|source| Error::CredentialSource { host: host.to_owned(), source })
+            }
+            (None, Some(config)) => credentials::find(config, host, repository).await,
+            (None, None) => Ok(None),
+        }
     }
 
     async fn token(

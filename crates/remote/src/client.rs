@@ -49,7 +49,7 @@ impl Client {
 
     /// A client with other times and sizes than the usual ones.
     pub fn with_tuning(options: ClientOptions, tuning: Tuning) -> Self {
-        let auth = Authenticator::new(options.credentials.clone(), options.docker_config.clone());
+        let auth = Authenticator::new(&options);
         Self {
             inner: Arc::new(Inner {
                 options: Arc::new(options),

@@ -28,7 +28,7 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What proves who we are.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credential {
+pub enum Credential {
     /// User and password.
     Basic {
         /// Not empty.

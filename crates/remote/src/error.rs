@@ -203,6 +203,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: ConfigError,
     },
+    /// Whoever was to be asked for credentials could not be.
+    #[error("credentials for {host}: {source}")]
+    CredentialSource {
+        /// Whose credentials were asked for.
+        host: String,
+        /// What went wrong.
+        source: BoxError,
+    },
     /// A credential helper failed.
     #[error("credential helper docker-credential-{helper} for {host}: {reason}")]
     CredentialHelper {

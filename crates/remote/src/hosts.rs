@@ -48,6 +48,14 @@ pub(crate) struct HostConfig {
 }
 
 impl HostConfig {
+    /// The same with the headers that are sent to every host.
+    fn with_headers(mut self, options: &ClientOptions) -> Self {
+        for (name, value) in &options.headers {
+            self.headers.append(name, value.clone());
+        }
+        self
+    }
+
     /// Host and, where it is not the scheme's own, port.
     pub(crate) fn authority(&self) -> String {
         authority(&self.base)
@@ -69,7 +77,8 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 /// Reads what holds for a registry now. Blocks on files.
 pub(crate) fn load(options: &ClientOptions, registry: &str) -> Result<Vec<HostConfig>> {
     let Some(directory) = find_directory(&options.hosts_dirs, registry)? else {
-        return Ok(vec![resolve(HostEntry::default(), registry, options.plain_http, true)?]);
+        let host = resolve(HostEntry::default(), registry, options.plain_http, true)?;
+        return Ok(vec![host.with_headers(options)]);
     };
     let path = directory.join("hosts.toml");
     let entries = match std::fs::read_to_string(&path) {
@@ -83,7 +92,7 @@ pub(crate) fn load(options: &ClientOptions, registry: &str) -> Result<Vec<HostCo
     let last = entries.len() - 1;
     let mut hosts = Vec::with_capacity(entries.len());
     for (at, entry) in entries.into_iter().enumerate() {
-        hosts.push(resolve(entry, registry, options.plain_http, at == last)?);
+        hosts.push(resolve(entry, registry, options.plain_http, at == last)?.with_headers(options));
     }
     Ok(hosts)
 }

@@ -2,7 +2,23 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use async_trait::async_trait;
+use http::HeaderMap;
+
+use crate::error::BoxError;
+
+/// What proves who we are to a registry.
+pub use crate::credentials::Credential;
+
+/// Somebody who can be asked for credentials.
+#[async_trait]
+pub trait CredentialSource: Send + Sync {
+    /// The credential for a host; `None` if there is none. Asked for mirrors too, by their own names.
+    async fn credential(&self, host: &str) -> Result<Option<Credential>, BoxError>;
+}
 
 /// How to reach registries.
 #[derive(Clone, Default)]
@@ -14,6 +30,10 @@ pub struct ClientOptions {
     /// User and password for every registry, instead of what the files say. Mirrors, which are other hosts than the
     /// one the reference names, never see them: theirs come from `docker_config`.
     pub credentials: Option<(String, String)>,
+    /// Asked for credentials of every host, instead of `credentials` and `docker_config`; answers count for a minute.
+    pub source: Option<Arc<dyn CredentialSource>>,
+    /// Sent with every request to the registry and its mirrors, beside those of hosts.toml.
+    pub headers: HeaderMap,
     /// HTTP instead of HTTPS where no hosts.toml says otherwise. Loopback hosts fall back to HTTP by themselves.
     pub plain_http: bool,
 }
@@ -24,6 +44,8 @@ impl fmt::Debug for ClientOptions {
             .field("hosts_dirs", &self.hosts_dirs)
             .field("docker_config", &self.docker_config)
             .field("credentials", &self.credentials.as_ref().map(|_| "…"))
+            .field("source", &self.source.as_ref().map(|_| "…"))
+            .field("headers", &self.headers.keys())
             .field("plain_http", &self.plain_http)
             .finish()
     }

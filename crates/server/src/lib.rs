@@ -34,6 +34,8 @@ mod serve;
 mod services;
 mod snapshots;
 mod status;
+mod streaming;
+mod transfer;
 mod version;
 
 pub use background::Background;

@@ -18,6 +18,7 @@ use crate::blocking::blocking;
 use crate::events::Exchange;
 use crate::metrics::Metrics;
 use crate::services;
+use crate::streaming::Streams;
 
 /// All services over one root. Cheap to clone.
 #[derive(Clone)]
@@ -25,6 +26,7 @@ pub struct Server {
     images: Images,
     collector: Collector,
     exchange: Exchange,
+    streams: Streams,
     /// Cancelled when the server is to end: what would go on for ever ends then.
     ending: CancellationToken,
     /// Keeps the exchange listening to the store.
@@ -37,8 +39,15 @@ impl Server {
     pub fn new(images: Images) -> Self {
         let exchange = Exchange::default();
         let _watcher = exchange.listen(images.store());
-        let (collector, metrics) = (Collector::default(), Metrics::default());
-        Self { images, collector, exchange, ending: CancellationToken::new(), _watcher, metrics }
+        Self {
+            images,
+            collector: Collector::default(),
+            exchange,
+            streams: Streams::default(),
+            ending: CancellationToken::new(),
+            _watcher,
+            metrics: Metrics::default(),
+        }
     }
 
     /// The services in this process, over a pipe in memory. They end with the last clone of the channel. Must be called
@@ -61,6 +70,10 @@ impl Server {
 
     pub(crate) fn images(&self) -> &Images {
         &self.images
+    }
+
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {

@@ -9,6 +9,8 @@ use orlop_api::containerd::services::introspection::v1::introspection_server::In
 use orlop_api::containerd::services::leases::v1::leases_server::LeasesServer;
 use orlop_api::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use orlop_api::containerd::services::streaming::v1::streaming_server::StreamingServer;
+use orlop_api::containerd::services::transfer::v1::transfer_server::TransferServer;
 use orlop_api::containerd::services::version::v1::version_server::VersionServer;
 use orlop_api::orlop::v1::orlop_server::OrlopServer;
 use prost::Message;
@@ -31,6 +33,7 @@ pub(crate) fn all(server: &Server) -> Routes {
     let mut routes = Routes::builder();
     store(server, &mut routes);
 
+    moving(server, &mut routes);
     orlop(server, &mut routes);
 
     about(&mut routes);
@@ -50,6 +53,11 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
         .add_service(bounded!(EventsServer, server.clone()))
         .add_service(bounded!(VersionServer, server.clone()))
         .add_service(bounded!(IntrospectionServer, server.clone()));
+}
+
+/// containerd's services that move images.
+fn moving(server: &Server, routes: &mut RoutesBuilder) {
+    routes.add_service(bounded!(StreamingServer, server.clone())).add_service(bounded!(TransferServer, server.clone()));
 }
 
 /// What containerd has no call for.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use orlop_oci::{Descriptor, Digest, ImageConfig, Index, MAX_MANIFEST_BYTES, Reference, media_type};
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::files::{File, Files};
 use crate::error::ArchiveError;
@@ -16,6 +15,9 @@ use crate::{Error, Result};
 const IMAGE_NAME: &str = "io.containerd.image.name";
 /// The specification's; often only a tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Packed copies of layers that the store has, by the digests of the plain ones.
+pub(super) type Packed = BTreeMap<Digest, File>;
 
 /// An image of an archive, with the names that the archive gives it.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +82,11 @@ fn json_file<T: serde::de::DeserializeOwned>(name: &str, raw: &[u8]) -> Result<T
 }
 
 impl DockerEntry {
+    /// The tags as they stand.
+    pub(super) fn repo_tags(&self) -> impl Iterator<Item = &String> {
+        self.repo_tags.iter().flatten().filter(|n| !n.is_empty())
+    }
+
     pub(super) fn names(&self) -> Vec<Given> {
         self.repo_tags.iter().flatten().filter(|n| !n.is_empty()).cloned().map(Given::Full).collect()
     }
@@ -90,19 +97,21 @@ impl DockerEntry {
     }
 
     /// Makes the manifest that a docker-archive lacks, as Docker would push it, and puts it into the store.
-    pub(super) async fn manifest(&self, session: &Session<'_>, files: &Files) -> Result<Entry> {
+    /// A layer of which the store has a packed copy is named by that.
+    pub(super) async fn manifest(&self, session: &Session<'_>, files: &Files, packed: &Packed) -> Result<Entry> {
         let config = self.file(files, &self.config)?;
         let layers = self.layers.iter().flatten().map(|path| self.file(files, path));
         let layers = layers.collect::<Result<Vec<&File>>>()?;
         let raw = orlop_content::read_verified(&session.content, &config.digest, MAX_MANIFEST_BYTES).await?;
         check_layers(config, &raw, &layers)?;
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": media_type::DOCKER_MANIFEST,
-            "config": descriptor(media_type::DOCKER_CONFIG, config),
-            "layers": layers.iter().map(|layer| descriptor(packing(layer), layer)).collect::<Vec<_>>(),
-        });
-        let raw = Bytes::from(manifest.to_string());
+        let layers: Vec<&File> = layers.into_iter().map(|layer| packed.get(&layer.digest).unwrap_or(layer)).collect();
+        let manifest = DockerManifest {
+            schema_version: 2,
+            media_type: media_type::DOCKER_MANIFEST,
+            config: plain_descriptor(media_type::DOCKER_CONFIG, config),
+            layers: layers.iter().map(|layer| plain_descriptor(packing(layer), layer)).collect(),
+        };
+        let raw = Bytes::from(serde_json::to_vec(&manifest).expect("strings and numbers are JSON"));
         let target = Descriptor::new(media_type::DOCKER_MANIFEST, Digest::of(&raw), raw.len() as u64);
         session.put(&target, "manifest", raw).await?;
         Ok(Entry { target, names: self.names() })
@@ -131,8 +140,26 @@ fn check_layers(config: &File, raw: &[u8], layers: &[&File]) -> Result<()> {
     Ok(())
 }
 
-fn descriptor(media_type: &str, file: &File) -> Descriptor {
-    Descriptor::new(media_type, file.digest.clone(), file.size)
+/// The manifest that a docker-archive lacks. The order of the fields is containerd's, so that the digest is the same too.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DockerManifest<'a> {
+    schema_version: u8,
+    media_type: &'a str,
+    config: PlainDescriptor<'a>,
+    layers: Vec<PlainDescriptor<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PlainDescriptor<'a> {
+    media_type: &'a str,
+    digest: &'a str,
+    size: u64,
+}
+
+fn plain_descriptor<'a>(media_type: &'a str, file: &'a File) -> PlainDescriptor<'a> {
+    PlainDescriptor { media_type, digest: file.digest.as_str(), size: file.size }
 }
 
 fn packing(layer: &File) -> &'static str {

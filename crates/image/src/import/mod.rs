@@ -8,6 +8,7 @@ mod directory;
 mod files;
 mod layout;
 mod tarball;
+mod verbatim;
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -129,7 +130,7 @@ impl Session<'_> {
         }
         let mut entries = Vec::new();
         for entry in docker {
-            entries.push(entry.manifest(self, files).await?);
+            entries.push(entry.manifest(self, files, &layout::Packed::new()).await?);
         }
         Ok(Contents { entries, docker: Vec::new() })
     }
@@ -200,6 +201,13 @@ impl Session<'_> {
             Select::Present => required(&tree, &host),
             _ => tree.missing.clone(),
         };
+        missing.extend(self.missing_blobs(&tree).await?);
+        Ok((tree, missing))
+    }
+
+    /// Blobs of the wanted manifests that neither the store nor the archive has.
+    async fn missing_blobs(&self, tree: &Tree) -> Result<Vec<Missing>> {
+        let mut missing = Vec::new();
         for node in tree.manifests() {
             let Some(manifest) = node.document.manifest() else { continue };
             let platform = node.image.as_ref().map(|i| i.platform.clone()).or(node.descriptor.platform.clone());
@@ -211,7 +219,7 @@ impl Session<'_> {
                 }
             }
         }
-        Ok((tree, missing))
+        Ok(missing)
     }
 
     async fn lacks(&self, blob: &orlop_oci::Descriptor) -> Result<bool> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Provider, Writer};
-use orlop_oci::{Descriptor, MAX_MANIFEST_BYTES};
+use orlop_oci::{Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
 use orlop_remote::BlobStream;
 
 use super::Session;
@@ -214,6 +214,17 @@ impl Session<'_> {
         }));
     }
 
+    /// Says what a document names. One that does not parse is refused elsewhere.
+    fn tell_children(&self, descriptor: &Descriptor, bytes: &Bytes) {
+        if !matches!(descriptor.kind(), MediaKind::Manifest | MediaKind::Index) {
+            return;
+        }
+        if let Ok(document) = Document::parse(bytes.clone(), Some(&descriptor.media_type)) {
+            let children = document.children().into_iter().cloned().collect();
+            (self.sink)(Event::Document(descriptor.clone(), children));
+        }
+    }
+
     /// A small blob that is wanted in memory: documents and configs.
     async fn small(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
         let Some(mut writer) = self.writer(descriptor, kind).await? else {
@@ -255,7 +266,11 @@ pub(crate) type Tee<'a> = dyn FnMut() -> Option<PipeWriter> + Send + 'a;
 #[async_trait]
 impl Documents for Session<'_> {
     async fn load(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
-        self.small(descriptor, kind).await
+        let bytes = self.small(descriptor, kind).await?;
+        if let Some(bytes) = &bytes {
+            self.tell_children(descriptor, bytes);
+        }
+        Ok(bytes)
     }
 }
 

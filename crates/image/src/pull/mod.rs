@@ -26,10 +26,10 @@ use tokio::sync::oneshot;
 use crate::walk::{self, Node, Select, Tree};
 use crate::{Error, Event, Images, Outcome, Result, Sink, supply};
 pub(crate) use blobs::Stored;
-use origin::Registry;
+pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, lacking};
 pub(crate) use pipe::{PIECE, PipeWriter, pipe};
-pub(crate) use records::{Naming, names, record_labels};
+pub(crate) use records::{Naming, document_labels, names, record_labels};
 use unpack::{Actives, Ready, Step, Unpacker};
 
 /// What to pull.

@@ -70,18 +70,33 @@ impl Session<'_> {
     /// Writes labels and summaries, then the records of all `namings` in one transaction. Returns the records' names.
     pub(crate) async fn record(&self, trees: &[(Tree, Vec<Naming>)], plan: &Plan) -> Result<Vec<String>> {
         let settings = self.images.settings();
-        let mut blob_labels = BTreeMap::new();
-        let mut summaries = Vec::new();
         let mut changes: Vec<ImageChange> = Vec::new();
         for (tree, namings) in trees {
-            self.tree_labels(tree, plan, &mut blob_labels);
-            summaries.extend(tree.summaries());
             let image = tree.image_for(&settings.platform).and_then(|n| n.image.as_ref());
             let managed = image.map(|i| &i.id).filter(|_| settings.is_cri(&self.scope.namespace));
             changes.extend(namings.iter().flat_map(|n| n.changes(&tree.target, managed)));
         }
         let names = names(&changes);
-        let (content, scope) = (self.content.clone(), self.scope.clone());
+        let owned = self.scope.clone();
+        let write = move |store: &metadata::Store| Ok(store.write_images(&owned, &changes)?);
+        self.finish(trees.iter().map(|(tree, _)| tree), plan, write).await?;
+        Ok(names)
+    }
+
+    /// Writes labels and summaries of trees, then has `write` make the records.
+    pub(crate) async fn finish<'t>(
+        &self,
+        trees: impl Iterator<Item = &'t Tree>,
+        plan: &Plan,
+        write: impl FnOnce(&metadata::Store) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let mut blob_labels = BTreeMap::new();
+        let mut summaries = Vec::new();
+        for tree in trees {
+            self.tree_labels(tree, plan, &mut blob_labels);
+            summaries.extend(tree.summaries());
+        }
+        let content = self.content.clone();
         let source = self.origin.repository().cloned();
         self.images
             .blocking(move |store| {
@@ -90,10 +105,9 @@ impl Session<'_> {
                 }
                 content.label_all(&blob_labels.into_iter().collect::<Vec<_>>())?;
                 store.put_summaries(&summaries)?;
-                Ok(store.write_images(&scope, &changes)?)
+                write(store)
             })
-            .await?;
-        Ok(names)
+            .await
     }
 
     /// Labels of all documents that were loaded and all blobs that were brought.
@@ -105,7 +119,13 @@ impl Session<'_> {
         };
         for node in &tree.nodes {
             all.entry(node.descriptor.digest.clone()).or_default().extend(document_labels(&node.document));
-            let Some(manifest) = node.document.manifest().filter(|_| node.wanted) else { continue };
+            let Some(manifest) = node.document.manifest() else { continue };
+            if node.config.is_some() {
+                all.entry(manifest.config.digest.clone()).or_default();
+            }
+            if !node.wanted {
+                continue;
+            }
             for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
                 all.entry(blob.digest.clone()).or_default();
             }

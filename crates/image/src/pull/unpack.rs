@@ -16,7 +16,7 @@ use orlop_snapshot::apply;
 use tokio::sync::oneshot;
 
 use super::Session;
-use crate::{BlobEvent, Error, Event, Limit, Result, Stage};
+use crate::{BlobEvent, Error, Event, Limit, Result, Stage, labels};
 
 /// A layer of an image that is to be unpacked.
 #[derive(Debug, Clone)]
@@ -122,7 +122,14 @@ impl Unpacker {
     /// Commits an active snapshot under its chain ID. Somebody else's equal one is as good.
     fn commit(&self, step: &Step, key: &str, parent: &str) -> Result<()> {
         let name = step.chain.to_string();
-        match self.snapshots.commit(&name, key, Some(parent), Labels::new()) {
+        let mut map = Labels::from([
+            (labels::SNAPSHOT_REF.to_owned(), name.clone()),
+            (labels::SNAPSHOT_DIFF.to_owned(), step.diff_id.to_string()),
+        ]);
+        if !parent.is_empty() {
+            map.insert(labels::SNAPSHOT_PARENT.to_owned(), parent.to_owned());
+        }
+        match self.snapshots.commit(&name, key, Some(parent), map) {
             Ok(()) => self.actives.done(key),
             Err(metadata::Error::AlreadyExists { .. }) => self.discard(key),
             Err(error) => return Err(error.into()),

@@ -81,6 +81,7 @@ pub(super) fn export(
         platforms: platforms(&request.platforms)?,
         all_platforms: request.all_platforms,
         format,
+        ..ExportRequest::default()
     };
     let (mut writer, reader) = tokio::io::duplex(PIECE_BYTES);
     let work = tokio::spawn(async move {

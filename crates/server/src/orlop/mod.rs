@@ -192,5 +192,6 @@ fn client(options: Option<pb::RegistryOptions>) -> Client {
         docker_config: (!options.docker_config.is_empty()).then(|| options.docker_config.into()),
         credentials: options.credentials.map(|c| (c.username, c.password)),
         plain_http: options.plain_http,
+        ..ClientOptions::default()
     })
 }

@@ -46,6 +46,7 @@ impl Events {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Target(target) => pending.target = Some(target),
+            Event::Document(..) => {}
             Event::Message(message) => {
                 if pending.messages.len() == MAX_MESSAGES {
                     pending.messages.pop_front();
