@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -168,19 +167,9 @@ fn logs_are_json_if_asked_for_and_say_who_called() {
 fn metrics_are_served_where_they_are_asked_for() {
     let store = Orlop::new();
     let mut served = store.serve(&["--metrics", "127.0.0.1:0"]);
-    let address = served.process().wait_for(|daemon| {
-        let log = daemon.log();
-        let at = log.find("address=")? + "address=".len();
-        Some(log[at..].split_whitespace().next()?.to_owned())
-    });
+    let address = common::metrics_address(&mut served);
     store.ok(["images"]);
-    let get = |path: &str| {
-        let mut stream = std::net::TcpStream::connect(&address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
+    let get = |path| common::get(&address, path);
     let page = get("/metrics");
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
     for line in

@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     /// Bytes of answers that no client has taken yet.
     pub(crate) waiting: Gauge,
+    /// Bytes of requests that clients have begun and not finished.
+    pub(crate) unfinished: Gauge,
     /// Bytes that came from registries.
     pub(crate) pulled: Counter,
     collections: Family<Kind, Counter>,
@@ -69,6 +71,7 @@ impl Default for Metrics {
             running: Gauge::default(),
             connections: Gauge::default(),
             waiting: Gauge::default(),
+            unfinished: Gauge::default(),
             pulled: Counter::default(),
             collections: Family::default(),
             collected: Counter::default(),
@@ -90,6 +93,12 @@ impl Default for Metrics {
             "Answers that clients have not taken yet",
             Unit::Bytes,
             new.waiting.clone(),
+        );
+        registry.register_with_unit(
+            "unfinished",
+            "Messages that clients have begun",
+            Unit::Bytes,
+            new.unfinished.clone(),
         );
         registry.register_with_unit("pulled", "Bytes that came from registries", Unit::Bytes, new.pulled.clone());
         registry.register("collections", "Runs of the garbage collector", new.collections.clone());

@@ -296,6 +296,10 @@ async fn what_is_no_protobuf_is_refused_and_harms_nothing() {
             assert!(path == write || !["", "0"].contains(&status.as_str()), "{path} {bytes:02x?}: {status} {message}");
         }
     }
+    // As containerd answers.
+    let (status, message) = raw(&daemon.socket, info, &[], &[0, 1, 0, 0, 1, 9]).await;
+    assert!(status == "8" && message.contains("16777217"), "{status} {message}");
+    daemon.gauge("orlop_unfinished_bytes", "0").await;
     for path in ["/containerd.services.content.v1.Content/Nothing", "/no.such.Service/Call", "/", "/x", "/é"] {
         let (status, message) = raw(&daemon.socket, &path.replace('é', "%C3%A9"), &[], &framed(&[])).await;
         assert_eq!(status, "12", "{path}: {message}");

@@ -120,6 +120,26 @@ impl Orlop {
     }
 }
 
+/// An HTTP answer, headers and all.
+pub(crate) fn get(address: &str, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).expect("somebody listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("a request is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer comes");
+    answer
+}
+
+/// Where a daemon that was started with `--metrics 127.0.0.1:0` has them.
+#[track_caller]
+pub(crate) fn metrics_address(served: &mut Served) -> String {
+    served.process().wait_for(|daemon| {
+        let log = daemon.log();
+        let at = log.find("address=")? + "address=".len();
+        Some(log[at..].split_whitespace().next()?.to_owned())
+    })
+}
+
 /// The binary, away from the environment of whoever runs the tests.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));

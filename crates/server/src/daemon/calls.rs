@@ -27,6 +27,7 @@ use tracing::Instrument;
 use super::body::{Answer, Record};
 use super::deadline;
 use super::flow::Flow;
+use super::inbound::Inbound;
 use super::peer::Peer;
 use crate::metrics::Metrics;
 use crate::{Server, services};
@@ -129,6 +130,7 @@ impl Calls {
         request: Request<Incoming>,
         mut limit: Limit,
     ) -> Result<(Response<tonic::body::Body>, Limit), Status> {
+        let request = request.map(|body| Inbound::new(body, self.metrics.unfinished.clone()));
         let answering = AssertUnwindSafe(self.routes.clone().call(request)).catch_unwind();
         tokio::select! {
             biased;

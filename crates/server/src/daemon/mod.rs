@@ -1,7 +1,8 @@
 //! The services on Unix sockets, as a daemon offers them: with bounds, a name for every caller, and an orderly end.
 //!
 //! # Invariants
-//! - Every resource that a client can take is bounded: connections, calls, what waits to be sent ([`flow`]), headers.
+//! - Every resource that a client can take is bounded: connections, calls, what waits to be sent ([`flow`]),
+//!   what was begun and not finished ([`inbound`]), headers.
 //! - When the server is asked to end it takes no more connections, ends what would never end, lets the rest finish
 //!   within the limit, and cuts what is left with `UNAVAILABLE`. A write that is cut stays as an ingest, to be resumed.
 //!
@@ -13,6 +14,7 @@ mod body;
 mod calls;
 mod deadline;
 pub(crate) mod flow;
+mod inbound;
 pub(crate) mod peer;
 
 use std::future::Future;
