@@ -8,6 +8,9 @@ use crate::args::{Format, Global};
 use crate::config::{Log, LogFormat};
 use crate::error::{Class, CliError, Result};
 
+/// Bytes of output that are gathered before they are written.
+const CHUNK_BYTES: usize = 64 << 10;
+
 /// Sends logs to standard error: warnings, with `-v` information, with `-vv` everything.
 pub(crate) fn set_up_logging(global: &Global) {
     let level = match (global.quiet, global.verbose) {
@@ -37,71 +40,94 @@ pub(crate) fn set_up_daemon_logging(global: &Global, log: &Log) {
 }
 
 /// Columns for people. A cell may have several lines.
+///
+/// All cells are one text: of ten thousand rows each cell would cost more than what is in it.
 pub(crate) struct Table {
     header: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
+    widths: Vec<usize>,
+    text: String,
+    /// Where each cell ends in the text, row by row.
+    ends: Vec<usize>,
 }
 
 impl Table {
     pub(crate) fn new(header: &[&'static str]) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new() }
+        let widths = header.iter().map(|h| width(h)).collect();
+        Self { header: header.to_vec(), widths, text: String::new(), ends: Vec::new() }
     }
 
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+    /// Adds a row; cells that are missing are empty.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl AsRef<str>>) {
+        let mut cells = cells.into_iter();
+        for column in &mut self.widths {
+            if let Some(cell) = cells.next() {
+                let cell = cell.as_ref();
+                *column = cell.lines().map(width).max().unwrap_or(0).max(*column);
+                self.text.push_str(cell);
+            }
+            self.ends.push(self.text.len());
+        }
     }
 
-    fn widths(&self) -> Vec<usize> {
-        let mut widths: Vec<usize> = self.header.iter().map(|h| h.len()).collect();
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                let widest = cell.lines().map(|l| l.chars().count()).max().unwrap_or(0);
-                *width = (*width).max(widest);
+    /// Gives the lines to `write`, some thousand bytes at a time, until it fails.
+    fn render<E>(&self, mut write: impl FnMut(&str) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+        let mut lines = String::new();
+        self.push_line(&mut lines, self.header.iter().copied());
+        let mut start = 0;
+        let mut cells = Vec::new();
+        for ends in self.ends.chunks_exact(self.widths.len().max(1)) {
+            cells.clear();
+            cells.extend(ends.iter().map(|end| &self.text[std::mem::replace(&mut start, *end)..*end]));
+            let height = cells.iter().map(|cell| cell.lines().count()).max().unwrap_or(0);
+            if height <= 1 {
+                self.push_line(&mut lines, cells.iter().map(|cell| cell.lines().next().unwrap_or("")));
+            } else {
+                let line = |n| cells.iter().map(move |cell| cell.lines().nth(n).unwrap_or(""));
+                (0..height).for_each(|n| self.push_line(&mut lines, line(n)));
+            }
+            if lines.len() >= CHUNK_BYTES {
+                write(&lines)?;
+                lines.clear();
             }
         }
-        widths
+        write(&lines)
     }
 
-    fn render(&self) -> String {
-        let widths = self.widths();
-        let mut text = String::new();
-        let header: Vec<&str> = self.header.clone();
-        push_line(&mut text, &widths, &header);
-        for row in &self.rows {
-            let lines: Vec<Vec<&str>> = row.iter().map(|c| c.lines().collect()).collect();
-            let height = lines.iter().map(Vec::len).max().unwrap_or(0).max(1);
-            for n in 0..height {
-                let cells: Vec<&str> = lines.iter().map(|l| l.get(n).copied().unwrap_or("")).collect();
-                push_line(&mut text, &widths, &cells);
-            }
+    fn push_line<'c>(&self, text: &mut String, cells: impl Iterator<Item = &'c str>) {
+        let start = text.len();
+        for (column, cell) in self.widths.iter().zip(cells) {
+            text.push_str(cell);
+            let pad = column.saturating_sub(width(cell)) + 2;
+            text.extend(std::iter::repeat_n(' ', pad));
         }
-        text
+        let trimmed = text[start..].trim_end().len();
+        text.truncate(start + trimmed);
+        text.push('\n');
     }
 
     pub(crate) fn print(&self) -> Result<()> {
-        print_text(&self.render())
+        let mut out = io::stdout().lock();
+        written(self.render(|lines| out.write_all(lines.as_bytes())).and_then(|()| out.flush()))
     }
 }
 
-fn push_line(text: &mut String, widths: &[usize], cells: &[&str]) {
-    let start = text.len();
-    for (width, cell) in widths.iter().zip(cells) {
-        text.push_str(cell);
-        let pad = width.saturating_sub(cell.chars().count()) + 2;
-        text.extend(std::iter::repeat_n(' ', pad));
+/// Columns that a text takes.
+fn width(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.chars().count() }
+}
+
+/// A reader that went away is not an error.
+fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("write to standard output", None, e)),
+        _ => Ok(()),
     }
-    let trimmed = text[start..].trim_end().len();
-    text.truncate(start + trimmed);
-    text.push('\n');
 }
 
 /// Writes text to standard output; a reader that went away is not an error.
 pub(crate) fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("write to standard output", None, e)),
-        _ => Ok(()),
-    }
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
 /// Prints one line.
@@ -125,9 +151,12 @@ pub(crate) fn document(format: Format, document: &impl Serialize) -> Result<()> 
     match format {
         Format::Yaml => print_text(&serde_norway::to_string(document).map_err(|e| bad(&e))?),
         _ => {
-            let mut text = serde_json::to_string_pretty(document).map_err(|e| bad(&e))?;
-            text.push('\n');
-            print_text(&text)
+            let mut out = io::BufWriter::with_capacity(CHUNK_BYTES, io::stdout().lock());
+            match serde_json::to_writer_pretty(&mut out, document) {
+                Err(e) if e.is_io() => written(Err(e.into())),
+                Err(e) => Err(bad(&e)),
+                Ok(()) => written(out.write_all(b"\n").and_then(|()| out.flush())),
+            }
         }
     }
 }
@@ -179,7 +208,33 @@ mod tests {
     #[test]
     fn cells_may_have_several_lines() {
         let mut table = Table::new(&["NAME", "SIZE"]);
-        table.row(["a\nlonger".into(), "1".into()]);
-        assert_eq!(table.render(), "NAME    SIZE\na       1\nlonger\n");
+        table.row(["a\nlonger", "1"]);
+        table.row(["é", ""]);
+        table.row(["b"]);
+        let mut text = String::new();
+        let push = |lines: &str| {
+            text.push_str(lines);
+            Ok::<_, ()>(())
+        };
+        table.render(push).unwrap();
+        assert_eq!(text, "NAME    SIZE\na       1\nlonger\né\nb\n");
+    }
+
+    #[test]
+    fn long_tables_come_in_pieces() {
+        let mut table = Table::new(&["N", "SQUARE"]);
+        (0..9_000_u64).for_each(|n| table.row([n.to_string(), (n * n).to_string()]));
+        let (mut text, mut pieces) = (String::new(), 0);
+        table
+            .render(|lines| {
+                pieces += 1;
+                text.push_str(lines);
+                Ok::<_, ()>(())
+            })
+            .unwrap();
+        assert!(pieces > 1);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[1], lines[9_000]), (9_001, "0     0", "8999  80982001"));
+        assert_eq!(table.render(|_| Err("no more")), Err("no more"));
     }
 }

@@ -1,13 +1,13 @@
-//! The answers: rows of images and records, sizes, and what a removal frees.
+//! Images: all records that lead to one, and what it takes.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use orlop_oci::{Digest, ImageId, Kind, Platform, Reference};
+use orlop_oci::{Digest, ImageId, Platform};
 
-use crate::Record;
-use crate::intern::FastMap;
-use crate::reach::{Store, Target};
+use crate::intern::{FastMap, Number};
+use crate::reach::Store;
+use crate::records::{Part, RecordView, Records};
 
 /// What an image takes, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,45 +23,24 @@ pub struct Sizes {
 }
 
 /// One image: all records that lead to it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// The namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// The image ID on the wanted platform.
     pub image_id: Option<ImageId>,
     /// Its records as positions in [`Graph::records`], by name.
     pub records: Vec<usize>,
-    /// Tags and other names.
-    pub names: Vec<String>,
-    /// Hash references.
-    pub hash_references: Vec<String>,
     /// What its records point at.
     pub targets: Vec<Digest>,
     /// Platforms that are complete.
-    pub platforms: Vec<Platform>,
+    pub platforms: Vec<Arc<Platform>>,
     /// Whether a record is pinned.
     pub pinned: bool,
     /// The wanted platform lacks something.
     pub incomplete: bool,
     /// What it takes.
     pub sizes: Sizes,
-}
-
-/// One record with what it leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordView {
-    /// The record.
-    pub record: Record,
-    /// The kind of its name.
-    pub kind: Kind,
-    /// The image ID on the wanted platform.
-    pub image_id: Option<ImageId>,
-    /// Platforms that are complete.
-    pub platforms: Vec<Platform>,
-    /// Bytes of target, manifest, config and layers of the wanted platform, as `ctr` counts them.
-    pub listed_size: u64,
-    /// The wanted platform lacks something.
-    pub incomplete: bool,
 }
 
 /// What nothing would use any more.
@@ -79,39 +58,41 @@ type Item = u32;
 /// A store's state, resolved.
 #[derive(Debug)]
 pub struct Graph {
-    pub(crate) store: Store,
-    /// One for each namespace and target that records have.
-    pub(crate) targets: Vec<Target>,
-    /// By record: its target.
-    pub(crate) target_of: Vec<usize>,
-    records: Vec<RecordView>,
+    pub(crate) all: Records,
+    /// What targets reach, one after the other: blobs, then snapshots, each once.
+    reached: Vec<Item>,
+    /// By target: its part of `reached`.
+    reached_by: Vec<Part>,
     images: Vec<Image>,
-    /// By image: its blobs and snapshots, each once.
-    items: Vec<Vec<Item>>,
+    /// What images use, one after the other, each once.
+    items: Vec<Item>,
+    /// By image: its part of `items`.
+    items_of: Vec<Part>,
     uses: Vec<u32>,
 }
 
 impl Graph {
     pub(crate) fn new(store: Store) -> Self {
+        let all = Records::new(store);
+        let uses = vec![0; all.store.digests.len() + all.store.snapshots.len()];
         let mut graph = Self {
-            targets: Vec::new(),
-            target_of: Vec::with_capacity(store.records.len()),
-            records: Vec::with_capacity(store.records.len()),
+            reached: Vec::new(),
+            reached_by: vec![0..0; all.targets.len()],
             images: Vec::new(),
             items: Vec::new(),
-            uses: vec![0; store.digests.len() + store.snapshots.len()],
-            store,
+            items_of: Vec::new(),
+            all,
+            uses,
         };
-        graph.resolve();
-        graph.view();
+        graph.reach();
         graph.collapse();
         graph.measure();
         graph
     }
 
     /// Every record, in the order it was given.
-    pub fn records(&self) -> &[RecordView] {
-        &self.records
+    pub fn records(&self) -> &Records {
+        &self.all
     }
 
     /// One row an image, by namespace, then by first name; images known only by hash references come last.
@@ -119,10 +100,24 @@ impl Graph {
         &self.images
     }
 
+    /// Tags and other names of an image, sorted.
+    pub fn names<'g>(&'g self, image: &'g Image) -> impl Iterator<Item = &'g str> {
+        self.views(image).filter(|view| !view.kind.is_hash_reference()).map(|view| view.name)
+    }
+
+    /// Hash references of an image, sorted.
+    pub fn hash_references<'g>(&'g self, image: &'g Image) -> impl Iterator<Item = &'g str> {
+        self.views(image).filter(|view| view.kind.is_hash_reference()).map(|view| view.name)
+    }
+
+    fn views<'g>(&'g self, image: &'g Image) -> impl Iterator<Item = RecordView<'g>> {
+        image.records.iter().map(|at| self.all.get(*at))
+    }
+
     /// The images that use a blob, as positions in [`Graph::images`].
     pub fn users(&self, blob: &Digest) -> Vec<usize> {
-        let Some(number) = self.store.digests.get(blob) else { return Vec::new() };
-        (0..self.images.len()).filter(|at| self.items[*at].contains(&number)).collect()
+        let Some(number) = self.all.store.digests.get(blob) else { return Vec::new() };
+        (0..self.images.len()).filter(|at| self.items(*at).contains(&number)).collect()
     }
 
     /// Bytes of all items that images use, each once.
@@ -135,7 +130,7 @@ impl Graph {
     pub fn freed_by(&self, images: &[usize]) -> Freed {
         let once: HashSet<usize> = images.iter().copied().collect();
         let mut dropped: HashMap<Item, u32> = HashMap::new();
-        for item in once.iter().flat_map(|image| &self.items[*image]) {
+        for item in once.iter().flat_map(|image| self.items(*image)) {
             *dropped.entry(*item).or_default() += 1;
         }
         let gone = dropped.into_iter().filter(|(item, count)| self.uses[*item as usize] == *count);
@@ -145,125 +140,129 @@ impl Graph {
         })
     }
 
+    /// Blobs and snapshots that a record reaches: the numbers of blobs, and positions of snapshots.
+    pub(crate) fn reached_by(&self, record: usize) -> (impl Iterator<Item = Number>, impl Iterator<Item = u32>) {
+        let items = &self.reached[self.reached_by[self.all.target_of[record] as usize].clone()];
+        let first_snapshot = self.first_snapshot();
+        let (blobs, snapshots) = items.split_at(items.partition_point(|item| *item < first_snapshot));
+        (blobs.iter().copied(), snapshots.iter().map(move |item| item - first_snapshot))
+    }
+
+    fn items(&self, image: usize) -> &[Item] {
+        &self.items[self.items_of[image].clone()]
+    }
+
+    fn first_snapshot(&self) -> Item {
+        self.all.store.digests.len() as Item
+    }
+
     fn bytes(&self, item: Item) -> u64 {
-        match (item as usize).checked_sub(self.store.digests.len()) {
-            Some(snapshot) => self.store.snapshots[snapshot].1,
-            None => self.store.blob_size(item),
+        match item.checked_sub(self.first_snapshot()) {
+            Some(snapshot) => self.all.store.snapshots[snapshot as usize].1,
+            None => self.all.store.blob_size(item),
         }
     }
 
-    /// Each namespace and target once, however many records name it.
-    fn resolve(&mut self) {
-        let mut marks = self.store.marks();
-        let mut known: FastMap<(u32, u32), usize> = FastMap::default();
-        let mut namespaces: Vec<&str> = Vec::new();
-        for record in &self.store.records {
-            let namespace = namespaces.iter().position(|n| *n == record.namespace).unwrap_or_else(|| {
-                namespaces.push(&record.namespace);
-                namespaces.len() - 1
-            });
-            // Every target has a number since the store was made.
-            let Some(number) = self.store.digests.get(&record.target) else { continue };
-            let at = *known.entry((namespace as u32, number)).or_insert_with(|| {
-                self.targets.push(self.store.target(&record.namespace, number, &mut marks));
-                self.targets.len() - 1
-            });
-            self.target_of.push(at);
-        }
-        // Where content is missing, an id record still tells the image ID of its target.
-        for (at, record) in self.store.records.iter().enumerate().filter(|(at, _)| self.store.kinds[*at] == Kind::Id) {
-            if let Ok(Reference::Id(id)) = record.name.parse() {
-                self.targets[self.target_of[at]].image_id.get_or_insert(id);
+    fn reach(&mut self) {
+        let mut marks = self.all.store.marks();
+        let first_snapshot = self.first_snapshot();
+        let mut snapshots = Vec::new();
+        let mut done = vec![false; self.reached_by.len()];
+        for (record, target) in self.all.store.records.iter().zip(&self.all.target_of) {
+            let target = *target as usize;
+            if std::mem::replace(&mut done[target], true) {
+                continue;
             }
-        }
-    }
-
-    fn view(&mut self) {
-        for (at, record) in std::mem::take(&mut self.store.records).into_iter().enumerate() {
-            let target = &self.targets[self.target_of[at]];
-            self.records.push(RecordView {
-                record,
-                kind: self.store.kinds[at],
-                image_id: target.image_id.clone(),
-                platforms: target.platforms.clone(),
-                listed_size: target.listed_size,
-                incomplete: !target.complete,
-            });
+            marks.0.clear();
+            marks.1.clear();
+            let start = self.reached.len();
+            let (blob, snapshot) = (&mut |n| self.reached.push(n), &mut |n| snapshots.push(n));
+            self.all.store.reach(record.namespace, record.target, &mut marks, blob, snapshot);
+            self.reached.extend(snapshots.drain(..).map(|n| first_snapshot + n));
+            self.reached_by[target] = start..self.reached.len();
         }
     }
 
     fn collapse(&mut self) {
-        let mut known: FastMap<(&str, &Digest), usize> = FastMap::default();
-        for (at, view) in self.records.iter().enumerate() {
-            let (record, target) = (&view.record, &self.targets[self.target_of[at]]);
-            let identity = target.image_id.as_ref().map_or(&record.target, ImageId::digest);
-            let image = match known.entry((record.namespace.as_str(), identity)) {
-                Entry::Occupied(entry) => *entry.get(),
-                Entry::Vacant(entry) => {
-                    let (namespace, image_id) = (record.namespace.clone(), target.image_id.clone());
-                    self.images.push(Image { namespace, image_id, ..Image::default() });
-                    *entry.insert(self.images.len() - 1)
-                }
-            };
+        let identities = self.all.identities();
+        let mut known: FastMap<(u32, Number), usize> = FastMap::default();
+        known.reserve(self.all.targets.len());
+        for (at, record) in self.all.store.records.iter().enumerate() {
+            let (number, target) = (self.all.target_of[at] as usize, self.all.target(at));
+            let image = *known.entry((record.namespace, identities[number])).or_insert_with(|| {
+                self.images.push(Image {
+                    namespace: self.all.store.namespace(record.namespace).clone(),
+                    image_id: target.image_id.clone(),
+                    records: Vec::with_capacity(3),
+                    targets: Vec::new(),
+                    platforms: Vec::new(),
+                    pinned: false,
+                    incomplete: false,
+                    sizes: Sizes::default(),
+                });
+                self.images.len() - 1
+            });
             let image = &mut self.images[image];
+            let is_new = image.records.iter().all(|other| self.all.target_of[*other] as usize != number);
             image.records.push(at);
             image.pinned |= record.pinned;
             image.incomplete |= !target.complete;
-            if image.targets.contains(&record.target) {
+            if !is_new {
                 continue;
             }
-            image.targets.push(record.target.clone());
+            image.targets.push(self.all.store.digests.digest(record.target));
             for platform in &target.platforms {
                 if !image.platforms.contains(platform) {
                     image.platforms.push(platform.clone());
                 }
             }
         }
+        self.sort();
+    }
+
+    /// By namespace, then by first name. No two records of a namespace have one name, so the first one decides.
+    fn sort(&mut self) {
+        let records = &self.all.store.records;
         for image in &mut self.images {
-            image.records.sort_by(|a, b| self.records[*a].record.name.cmp(&self.records[*b].record.name));
-            for view in image.records.iter().map(|r| &self.records[*r]) {
-                let is_hash_reference = view.kind.is_hash_reference();
-                let names = if is_hash_reference { &mut image.hash_references } else { &mut image.names };
-                names.push(view.record.name.clone());
-            }
+            image.records.sort_by(|a, b| records[*a].name.cmp(&records[*b].name));
         }
-        self.images.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        let key = |image: &Image| {
+            let name = image.records.iter().map(|at| &records[*at]).find(|r| !r.kind.is_hash_reference());
+            let first = name.unwrap_or(&records[image.records[0]]);
+            (image.namespace.clone(), name.is_none(), first.name.clone())
+        };
+        self.images.sort_by_cached_key(key);
     }
 
     fn measure(&mut self) {
-        let mut marks = self.store.marks();
-        let first_snapshot = self.store.digests.len() as Item;
+        let mut marks = crate::intern::Marks::new(self.uses.len());
         for image in &self.images {
-            marks.0.clear();
-            marks.1.clear();
-            let mut items = Vec::new();
-            for target in image.records.iter().map(|r| &self.targets[self.target_of[*r]]) {
-                items.extend(target.blobs.iter().copied().filter(|n| marks.0.insert(*n)));
-                let snapshots = target.snapshots.iter().copied().filter(|n| marks.1.insert(*n));
-                items.extend(snapshots.map(|n| first_snapshot + n));
+            marks.clear();
+            let start = self.items.len();
+            let mut last = None;
+            for target in image.records.iter().map(|at| self.all.target_of[*at] as usize) {
+                if last.replace(target) != Some(target) {
+                    let reached = &self.reached[self.reached_by[target].clone()];
+                    self.items.extend(reached.iter().copied().filter(|item| marks.insert(*item)));
+                }
             }
-            items.iter().for_each(|item| self.uses[*item as usize] += 1);
-            self.items.push(items);
+            self.items[start..].iter().for_each(|item| self.uses[*item as usize] += 1);
+            self.items_of.push(start..self.items.len());
         }
-        let sizes: Vec<Sizes> = self.items.iter().map(|items| self.sizes(items)).collect();
-        for (image, sizes) in self.images.iter_mut().zip(sizes) {
-            image.sizes = sizes;
+        for image in 0..self.images.len() {
+            self.images[image].sizes = self.sizes(self.items(image));
         }
     }
 
     fn sizes(&self, items: &[Item]) -> Sizes {
         let mut sizes = Sizes::default();
+        let first_snapshot = self.first_snapshot();
         for &item in items {
             let bytes = self.bytes(item);
-            let is_blob = (item as usize) < self.store.digests.len();
-            *(if is_blob { &mut sizes.compressed } else { &mut sizes.unpacked }) += bytes;
+            *(if item < first_snapshot { &mut sizes.compressed } else { &mut sizes.unpacked }) += bytes;
             let is_shared = self.uses[item as usize] > 1;
             *(if is_shared { &mut sizes.shared } else { &mut sizes.unique }) += bytes;
         }
         sizes
     }
-}
-
-fn sort_key(image: &Image) -> (&str, bool, &[String], &[String]) {
-    (&image.namespace, image.names.is_empty(), &image.names, &image.hash_references)
 }

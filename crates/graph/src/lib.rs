@@ -23,7 +23,9 @@ mod images;
 mod intern;
 mod plan;
 mod reach;
+mod records;
 
-pub use build::{Builder, Held, Holder, Manifest, Record};
-pub use images::{Freed, Graph, Image, RecordView, Sizes};
+pub use build::{Builder, Held, Holder, Manifest, NamespaceNumber, NumberedManifest, Record};
+pub use images::{Freed, Graph, Image, Sizes};
 pub use plan::{InUse, Plan, PlanError, PlanRequest, Return, Why};
+pub use records::{RecordView, Records};

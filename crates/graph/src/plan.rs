@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use orlop_oci::{ChainId, Digest, Kind, Reference, RepositoryName};
 
-use crate::build::{Held, Holder};
+use crate::build::{Held, Holder, Numbered};
 use crate::intern::{Marks, Number};
-use crate::{Graph, Image, Record};
+use crate::{Graph, Image};
 
 /// What is to be removed.
 #[derive(Debug, Clone, Copy)]
@@ -129,22 +129,22 @@ impl Graph {
     }
 
     fn find(&self, namespace: &str, name: &str) -> Option<usize> {
-        self.records().iter().position(|r| r.record.name == name && r.record.namespace == namespace)
+        self.records().iter().position(|r| r.name == name && r.namespace == namespace)
     }
 
     /// What becomes of the hash references of an image in a managed namespace when `asked` go.
     fn fate(&self, image: &Image, asked: &BTreeSet<usize>) -> Fate {
-        let record = |at: usize| &self.records()[at].record;
-        let is_name = |at: &usize| self.store.is_name[*at];
-        let is_id = |at: usize| self.store.kinds[at] == Kind::Id;
+        let record = |at: usize| self.record(at);
+        let is_name = |at: &usize| record(*at).is_name;
+        let is_id = |at: usize| record(at).kind == Kind::Id;
         let left: Vec<usize> = image.records.iter().copied().filter(|r| !asked.contains(r)).collect();
         let names: Vec<usize> = left.iter().copied().filter(is_name).collect();
         let keeper = self.keeper(image, &left, asked);
         let mut fate = Fate::default();
-        let derived = |r: &usize| self.store.kinds[*r].is_hash_reference() && !is_name(r);
+        let derived = |r: &usize| record(*r).kind.is_hash_reference() && !is_name(r);
         for r in image.records.iter().copied().filter(derived) {
             let needs = |n: &usize| is_id(r) || pairs(record(*n), record(r));
-            let needed_by = names.iter().copied().find(needs).map(|n| Why::Name(record(n).name.clone()));
+            let needed_by = names.iter().copied().find(needs).map(|n| Why::Name(record(n).name.to_string()));
             let went_with = |n: &usize| asked.contains(n) && pairs(record(*n), record(r));
             match needed_by.or_else(|| keeper.clone()) {
                 Some(why) if asked.contains(&r) => fate.returns.push(Return { record: r, why }),
@@ -164,13 +164,14 @@ impl Graph {
     /// What keeps a whole image beside names: a pin that stays, or a holder of any of its records. Hash references
     /// carry the pin of their name; it goes with that.
     fn keeper(&self, image: &Image, left: &[usize], asked: &BTreeSet<usize>) -> Option<Why> {
-        let name_goes = image.records.iter().any(|r| asked.contains(r) && self.store.is_name[*r]);
-        let counts = |r: &&usize| self.records()[**r].record.pinned && (self.store.is_name[**r] || !name_goes);
-        let pin = left.iter().find(counts).map(|r| Why::Pinned(self.records()[*r].record.name.clone()));
+        let record = |at: &usize| self.record(*at);
+        let name_goes = image.records.iter().any(|r| asked.contains(r) && record(r).is_name);
+        let counts = |r: &&usize| record(r).pinned && (record(r).is_name || !name_goes);
+        let pin = left.iter().find(counts).map(|r| Why::Pinned(record(r).name.to_string()));
         pin.or_else(|| {
-            let mut holders = self.store.holders.iter().filter(|h| h.namespace == image.namespace);
+            let mut holders = self.all.store.holders.iter().filter(|h| *h.namespace == *image.namespace);
             let holds = |h: &&Holder| match &h.held {
-                Held::Record(name) => image.records.iter().any(|r| self.records()[*r].record.name == *name),
+                Held::Record(name) => image.records.iter().any(|r| *record(r).name == **name),
                 Held::Blob(_) | Held::Chain(_) => false,
             };
             holders.find(holds).map(|h| Why::Holder(h.name.clone()))
@@ -179,26 +180,27 @@ impl Graph {
 
     /// Finds what only the going records reach, and what of that others hold.
     fn weigh(&self, going: &BTreeSet<usize>, stays: impl Fn(&usize) -> bool, plan: &mut Plan) {
-        let mut kept = self.store.marks();
+        let mut kept = self.all.store.marks();
         for r in (0..self.records().len()).filter(stays) {
-            let target = &self.targets[self.target_of[r]];
-            target.blobs.iter().for_each(|n| _ = kept.0.insert(*n));
-            target.snapshots.iter().for_each(|n| _ = kept.1.insert(*n));
+            let (blobs, snapshots) = self.reached_by(r);
+            blobs.for_each(|n| _ = kept.0.insert(n));
+            snapshots.for_each(|n| _ = kept.1.insert(n));
         }
-        let mut seen = self.store.marks();
+        let mut seen = self.all.store.marks();
         let (mut blobs, mut snapshots) = (Vec::new(), Vec::new());
-        for target in going.iter().map(|r| &self.targets[self.target_of[*r]]) {
-            for n in target.blobs.iter().copied().filter(|n| seen.0.insert(*n)) {
-                if kept.0.contains(n) { plan.shared += self.store.blob_size(n) } else { blobs.push(n) }
+        for r in going {
+            let reached = self.reached_by(*r);
+            for n in reached.0.filter(|n| seen.0.insert(*n)) {
+                if kept.0.contains(n) { plan.shared += self.all.store.blob_size(n) } else { blobs.push(n) }
             }
-            for n in target.snapshots.iter().copied().filter(|n| seen.1.insert(*n)) {
+            for n in reached.1.filter(|n| seen.1.insert(*n)) {
                 if kept.1.contains(n) { plan.shared += self.snapshot_size(n) } else { snapshots.push(n) }
             }
         }
         let held = self.held(&blobs, &snapshots, plan);
         blobs.retain(|n| !held.0.contains(*n));
         snapshots.retain(|n| !held.1.contains(*n));
-        plan.blobs = blobs.iter().map(|n| (self.store.digests.digest(*n).clone(), self.store.blob_size(*n))).collect();
+        plan.blobs = blobs.iter().map(|n| (self.all.store.digests.digest(*n), self.all.store.blob_size(*n))).collect();
         plan.blobs.sort_unstable();
         plan.snapshots = snapshots.iter().map(|n| (self.chain(*n), self.snapshot_size(*n))).collect();
         plan.snapshots.sort_unstable();
@@ -207,8 +209,8 @@ impl Graph {
 
     /// Marks what holders keep, and tells what of `blobs` and `snapshots` each keeps.
     fn held(&self, blobs: &[Number], snapshots: &[u32], plan: &mut Plan) -> (Marks, Marks) {
-        let (mut all, mut own) = (self.store.marks(), self.store.marks());
-        let mut holders: Vec<&Holder> = self.store.holders.iter().collect();
+        let (mut all, mut own) = (self.all.store.marks(), self.all.store.marks());
+        let mut holders: Vec<&Holder> = self.all.store.holders.iter().collect();
         holders.sort_by_key(|h| &h.name);
         for group in holders.chunk_by(|a, b| a.name == b.name) {
             own.0.clear();
@@ -218,7 +220,7 @@ impl Graph {
             for n in blobs.iter().copied().filter(|n| own.0.contains(*n)) {
                 all.0.insert(n);
                 in_use.objects += 1;
-                in_use.bytes += self.store.blob_size(n);
+                in_use.bytes += self.all.store.blob_size(n);
             }
             for n in snapshots.iter().copied().filter(|n| own.1.contains(*n)) {
                 all.1.insert(n);
@@ -232,29 +234,29 @@ impl Graph {
 
     fn hold(&self, holder: &Holder, own: &mut (Marks, Marks)) {
         match &holder.held {
-            Held::Blob(digest) => {
-                if let Some(n) = self.store.digests.get(digest) {
-                    self.store.reach(&holder.namespace, n, own, &mut |_| {}, &mut |_| {});
-                }
-            }
-            Held::Chain(top) => self.store.reach_chain_of(&holder.namespace, top, &mut own.1, &mut |_| {}),
+            Held::Blob(digest) => self.all.store.reach_blob_of(&holder.namespace, digest, own),
+            Held::Chain(top) => self.all.store.reach_chain_of(&holder.namespace, top, &mut own.1),
             // In a managed namespace the record comes back; elsewhere containerd lets it go.
             Held::Record(_) => {}
         }
     }
 
     fn snapshot_size(&self, at: u32) -> u64 {
-        self.store.snapshots[at as usize].1
+        self.all.store.snapshots[at as usize].1
     }
 
     fn chain(&self, at: u32) -> ChainId {
-        let ((_, chain), _) = self.store.snapshots[at as usize];
-        ChainId::new(self.store.digests.digest(chain).clone())
+        let ((_, chain), _) = self.all.store.snapshots[at as usize];
+        ChainId::new(self.all.store.digests.digest(chain))
+    }
+
+    fn record(&self, at: usize) -> &Numbered {
+        &self.all.store.records[at]
     }
 }
 
 /// Whether `digest` is the hash reference that belongs to `name`: same repository, same target.
-fn pairs(name: &Record, digest: &Record) -> bool {
+fn pairs(name: &Numbered, digest: &Numbered) -> bool {
     let Some((repository, _)) = digest.name.split_once('@') else { return false };
     name.target == digest.target && repository_of(&name.name).is_some_and(|r| r.to_string() == repository)
 }

@@ -1,60 +1,54 @@
 //! What each record's target is and reaches.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use orlop_oci::{ImageId, Kind, Platform, PlatformMatcher, classify};
+use orlop_oci::{ChainId, Digest, DigestTable, ImageId, Platform, PlatformMatcher};
 
 use crate::Builder;
-use crate::build::{Holder, Manifest, Place, Record};
-use crate::intern::{Digests, FastMap, Marks, Number};
+use crate::build::{Holder, NamespaceNumber, Numbered, NumberedManifest, Place};
+use crate::intern::{Bits, FastMap, Marks, Number};
 
 const NONE: Number = Number::MAX;
-
-/// A document's numbers, within [`Store::numbers`].
-#[derive(Debug, Clone, Default)]
-struct Document {
-    /// Config, layers, and an index's manifests.
-    children: Range<usize>,
-    /// The chain ID of all layers.
-    top: Option<Number>,
-}
 
 /// Everything that was taken in, by number.
 #[derive(Debug)]
 pub(crate) struct Store {
-    pub(crate) digests: Digests,
-    sizes: Vec<Option<u64>>,
-    namespaces: Vec<String>,
+    pub(crate) digests: DigestTable,
+    /// By number of digest: its size if the blob is there.
+    sizes: Vec<u64>,
+    /// By namespace: the blobs it has.
+    here: Vec<Bits>,
+    namespaces: Vec<Arc<str>>,
     pub(crate) snapshots: Vec<(Place, u64)>,
     /// Snapshots of a namespace and chain, as a range: they are sorted.
     by_place: FastMap<Place, Range<u32>>,
     /// By number of a chain ID: the chain ID of the layers below.
     below: Vec<Number>,
-    manifests: Vec<Manifest>,
     documents: Vec<Document>,
     /// By number of digest: the document, or `NONE`.
     document_of: Vec<u32>,
-    numbers: Vec<Number>,
     links: FastMap<Number, Vec<Number>>,
     wanted: PlatformMatcher,
-    /// Until the graph takes them.
-    pub(crate) records: Vec<Record>,
-    /// By record: the kind of its name.
-    pub(crate) kinds: Vec<Kind>,
-    /// By record: whether it is a reason to keep its image.
-    pub(crate) is_name: Vec<bool>,
+    pub(crate) records: Vec<Numbered>,
     pub(crate) holders: Vec<Holder>,
 }
 
-/// What a target is and reaches.
+/// A manifest or index.
+#[derive(Debug)]
+struct Document {
+    manifest: NumberedManifest,
+    /// The chain ID of all layers.
+    top: Option<Number>,
+    /// How the wanted platforms rank that of the manifest; worst: none of them.
+    rank: usize,
+}
+
+/// What a target is.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Target {
-    /// Blobs that are there.
-    pub(crate) blobs: Vec<Number>,
-    /// Snapshots, as positions.
-    pub(crate) snapshots: Vec<u32>,
     pub(crate) image_id: Option<ImageId>,
-    pub(crate) platforms: Vec<Platform>,
+    pub(crate) platforms: Vec<Arc<Platform>>,
     pub(crate) complete: bool,
     /// Target, manifest, config and layers of the wanted platform, as the documents say.
     pub(crate) listed_size: u64,
@@ -63,90 +57,77 @@ pub(crate) struct Target {
 /// A manifest within a target, with the platform that the index or else the config says.
 #[derive(Clone, Copy)]
 struct Leaf<'a> {
-    manifest: &'a Manifest,
-    platform: Option<&'a Platform>,
+    document: &'a Document,
+    platform: Option<&'a Arc<Platform>>,
+    /// Whether the platform is the manifest's own.
+    is_own: bool,
     complete: bool,
 }
 
 impl Store {
     pub(crate) fn new(mut builder: Builder) -> Self {
-        for at in 0..builder.records.len() {
-            let namespace = builder.records[at].namespace.clone();
-            builder.namespace(&namespace);
-            builder.digests.add(&builder.records[at].target.clone());
-        }
         builder.snapshots.sort_unstable();
-        let kinds: Vec<Kind> = builder.records.iter().map(|r| classify(&r.name)).collect();
-        let mut is_name: Vec<bool> = kinds.iter().map(|k| !k.is_hash_reference()).collect();
-        builder.requested.iter().for_each(|at| is_name[*at] = true);
+        let length = builder.digests.len();
+        builder.sizes.resize(length, 0);
         let mut store = Self {
             digests: builder.digests,
             sizes: builder.sizes,
+            here: builder.here,
             namespaces: builder.namespaces,
             by_place: places(&builder.snapshots),
             snapshots: builder.snapshots,
-            below: Vec::new(),
-            manifests: Vec::with_capacity(builder.manifests.len()),
+            below: vec![NONE; length],
             documents: Vec::with_capacity(builder.manifests.len()),
-            document_of: Vec::new(),
-            numbers: Vec::new(),
+            document_of: vec![NONE; length],
             links: FastMap::default(),
             wanted: builder.wanted,
             records: builder.records,
-            kinds,
-            is_name,
             holders: builder.holders,
         };
-        let manifests: Vec<(Number, Manifest)> = builder.manifests.into_iter().collect();
-        let order: Vec<Number> = manifests.iter().map(|(number, _)| *number).collect();
-        for (_, manifest) in manifests {
-            store.take(manifest);
+        let mut ranks = Vec::new();
+        for (number, manifest) in builder.manifests {
+            store.document_of[number as usize] = store.documents.len() as u32;
+            store.take(manifest, &mut ranks);
         }
         for (from, to) in builder.links {
             store.links.entry(from).or_default().push(to);
         }
-        let length = store.digests.len();
-        store.sizes.resize(length, None);
-        store.below.resize(length, NONE);
-        store.document_of.resize(length, NONE);
-        for (at, number) in order.into_iter().enumerate() {
-            store.document_of[number as usize] = at as u32;
-        }
         store
     }
 
-    /// Numbers what a document refers to.
-    fn take(&mut self, manifest: Manifest) {
-        let start = self.numbers.len();
-        self.numbers.extend(manifest.image_id.iter().map(|id| self.digests.add(id.digest())));
-        self.numbers.extend(manifest.layers.iter().map(|(digest, _)| self.digests.add(digest)));
-        self.numbers.extend(manifest.manifests.iter().map(|(digest, _, _)| self.digests.add(digest)));
-        let mut above = None;
-        let mut top = None;
+    /// Takes in a document.
+    fn take(&mut self, mut manifest: NumberedManifest, ranks: &mut Vec<(Arc<Platform>, usize)>) {
+        let chain = std::mem::take(&mut manifest.chain);
         // From the top down; where a chain ID is known already, so is everything below it.
-        for chain in manifest.chain.iter().rev() {
-            let number = self.digests.add(chain.digest());
-            top = top.or(Some(number));
-            if let Some(above) = above.replace(number) {
-                if self.below.len() <= above as usize {
-                    self.below.resize(above as usize + 1, NONE);
-                }
-                if self.below[above as usize] != NONE {
-                    break;
-                }
-                self.below[above as usize] = number;
+        for pair in chain.windows(2).rev() {
+            let below = &mut self.below[pair[1] as usize];
+            if *below != NONE {
+                break;
             }
+            *below = pair[0];
         }
-        self.documents.push(Document { children: start..self.numbers.len(), top });
-        self.manifests.push(manifest);
+        let rank = manifest.platform.as_ref().map_or(usize::MAX, |platform| {
+            // There are few platforms, each of them in one place.
+            let known = ranks.iter().find(|(known, _)| Arc::ptr_eq(known, platform) || known == platform);
+            known.map(|(_, rank)| *rank).unwrap_or_else(|| {
+                let rank = self.wanted.rank(platform).unwrap_or(usize::MAX);
+                ranks.push((platform.clone(), rank));
+                rank
+            })
+        });
+        self.documents.push(Document { manifest, top: chain.last().copied(), rank });
     }
 
-    fn namespace(&self, name: &str) -> Option<u32> {
-        self.namespaces.iter().position(|n| n == name).map(|at| at as u32)
+    pub(crate) fn namespace(&self, number: NamespaceNumber) -> &Arc<str> {
+        &self.namespaces[number as usize]
+    }
+
+    fn namespace_number(&self, name: &str) -> Option<NamespaceNumber> {
+        self.namespaces.iter().position(|n| **n == *name).map(|at| at as NamespaceNumber)
     }
 
     pub(crate) fn blob_size(&self, number: Number) -> u64 {
-        self.sizes[number as usize].unwrap_or(0)
+        self.sizes[number as usize]
     }
 
     /// Marks for blobs and for snapshots.
@@ -154,44 +135,30 @@ impl Store {
         (Marks::new(self.digests.len()), Marks::new(self.snapshots.len()))
     }
 
-    /// The document of a blob that is there.
-    fn document(&self, number: Number) -> Option<(&Document, &Manifest)> {
-        let at = self.document_of[number as usize];
-        let known = at != NONE && self.sizes[number as usize].is_some();
-        known.then(|| (&self.documents[at as usize], &self.manifests[at as usize]))
-    }
-
-    /// Finds what a record's target is and reaches.
-    pub(crate) fn target(&self, namespace: &str, digest: Number, marks: &mut (Marks, Marks)) -> Target {
-        let mut found = Target::default();
-        marks.0.clear();
-        marks.1.clear();
-        self.reach(namespace, digest, marks, &mut |n| found.blobs.push(n), &mut |n| found.snapshots.push(n));
-        marks.0.clear();
-        self.describe(digest, &mut marks.0, &mut found);
-        found
+    fn document(&self, number: Number) -> Option<&Document> {
+        self.documents.get(self.document_of[number as usize] as usize)
     }
 
     /// Marks everything below a blob, and tells of it. A document that is not there holds nothing.
     pub(crate) fn reach(
         &self,
-        namespace: &str,
+        namespace: NamespaceNumber,
         start: Number,
         marks: &mut (Marks, Marks),
         blob: &mut impl FnMut(Number),
         snapshot: &mut impl FnMut(u32),
     ) {
-        let namespace = self.namespace(namespace);
+        let here = &self.here[namespace as usize];
         let mut stack = vec![start];
         while let Some(number) = stack.pop() {
-            if self.sizes[number as usize].is_none() || !marks.0.insert(number) {
+            if !here.contains(number) || !marks.0.insert(number) {
                 continue;
             }
             blob(number);
             stack.extend(self.links.get(&number).into_iter().flatten());
-            let Some((document, _)) = self.document(number) else { continue };
-            stack.extend(&self.numbers[document.children.clone()]);
-            if let (Some(namespace), Some(top)) = (namespace, document.top) {
+            let Some(document) = self.document(number) else { continue };
+            stack.extend(document.children());
+            if let Some(top) = document.top {
                 self.reach_chain((namespace, top), &mut marks.1, snapshot);
             }
         }
@@ -212,78 +179,124 @@ impl Store {
         }
     }
 
+    /// The same for a blob by name.
+    pub(crate) fn reach_blob_of(&self, namespace: &str, blob: &Digest, marks: &mut (Marks, Marks)) {
+        if let (Some(namespace), Some(blob)) = (self.namespace_number(namespace), self.digests.get(blob)) {
+            self.reach(namespace, blob, marks, &mut |_| {}, &mut |_| {});
+        }
+    }
+
     /// The same for a chain by name.
-    pub(crate) fn reach_chain_of(
-        &self,
-        namespace: &str,
-        top: &orlop_oci::ChainId,
-        marks: &mut Marks,
-        snapshot: &mut impl FnMut(u32),
-    ) {
-        if let (Some(namespace), Some(top)) = (self.namespace(namespace), self.digests.get(top.digest())) {
-            self.reach_chain((namespace, top), marks, snapshot);
+    pub(crate) fn reach_chain_of(&self, namespace: &str, top: &ChainId, marks: &mut Marks) {
+        if let (Some(namespace), Some(top)) = (self.namespace_number(namespace), self.digests.get(top.digest())) {
+            self.reach_chain((namespace, top), marks, &mut |_| {});
         }
     }
 
     /// Image ID, platforms, completeness and size of a target.
-    fn describe(&self, number: Number, opened: &mut Marks, found: &mut Target) {
-        let Some((document, top)) = self.document(number) else { return };
-        if top.manifests.is_empty() {
-            found.image_id = top.image_id.clone();
-            found.complete = self.is_complete(document);
-            found.platforms.extend(top.platform.clone().filter(|p| found.complete && !p.is_unknown()));
-            found.listed_size = top.size + contents(top);
-            return;
+    pub(crate) fn describe(&self, namespace: NamespaceNumber, number: Number, opened: &mut Marks) -> Target {
+        let mut found = Target::default();
+        let here = &self.here[namespace as usize];
+        let Some(top) = self.document(number).filter(|_| here.contains(number)) else { return found };
+        let manifest = &top.manifest;
+        if manifest.manifests.is_empty() {
+            found.image_id = self.image_id(manifest);
+            found.complete = top.is_complete(here);
+            found.platforms.extend(manifest.platform.clone().filter(|p| found.complete && !p.is_unknown()));
+            found.listed_size = manifest.size.saturating_add(contents(manifest));
+            return found;
         }
-        let (leaves, all_here) = self.leaves(number, opened);
-        let rank = |leaf: &Leaf<'_>| leaf.platform.and_then(|p| self.wanted.rank(p)).unwrap_or(usize::MAX);
-        let best = leaves.iter().filter(|l| l.manifest.image_id.is_some()).min_by_key(|l| rank(l));
-        found.image_id = best.and_then(|l| l.manifest.image_id.clone());
+        let (leaves, all_here) = self.leaves(here, number, opened);
+        let best = leaves.iter().filter(|l| l.document.manifest.image_id.is_some()).min_by_key(|l| self.rank(l));
+        found.image_id = best.and_then(|l| self.image_id(&l.document.manifest));
         found.complete = best.map_or(all_here, |l| l.complete);
         for platform in leaves.iter().filter(|l| l.complete).filter_map(|l| l.platform) {
             if !found.platforms.contains(platform) {
                 found.platforms.push(platform.clone());
             }
         }
-        found.listed_size = top.size + best.map_or(0, |l| l.manifest.size + contents(l.manifest));
+        let chosen = best.map(|l| &l.document.manifest);
+        let below = chosen.map_or(0, |m| m.size.saturating_add(contents(m)));
+        found.listed_size = manifest.size.saturating_add(below);
+        found
+    }
+
+    fn image_id(&self, manifest: &NumberedManifest) -> Option<ImageId> {
+        manifest.image_id.map(|number| ImageId::new(self.digests.digest(number)))
+    }
+
+    fn rank(&self, leaf: &Leaf<'_>) -> usize {
+        match leaf.platform {
+            Some(_) if leaf.is_own => leaf.document.rank,
+            Some(platform) => self.wanted.rank(platform).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        }
     }
 
     /// The manifests of an index that are there and are of a platform (attestations are of none), in document order,
     /// nested indexes opened; and whether all that the index names is complete.
-    fn leaves(&self, index: Number, opened: &mut Marks) -> (Vec<Leaf<'_>>, bool) {
+    fn leaves(&self, here: &Bits, index: Number, opened: &mut Marks) -> (Vec<Leaf<'_>>, bool) {
         let mut leaves = Vec::new();
         let mut all_here = true;
+        opened.clear();
         opened.insert(index);
-        let mut stack: Vec<(Number, Option<&Platform>)> = vec![(index, None)];
+        let mut stack: Vec<(Number, Option<&Arc<Platform>>)> = vec![(index, None)];
         while let Some((number, platform)) = stack.pop() {
-            let Some((document, manifest)) = self.document(number) else {
+            let Some(document) = self.document(number).filter(|_| here.contains(number)) else {
                 all_here = false;
                 continue;
             };
+            let manifest = &document.manifest;
             if manifest.manifests.is_empty() {
-                let complete = self.is_complete(document);
+                let complete = document.is_complete(here);
                 all_here &= complete;
+                let is_own = platform.is_none();
                 let platform = platform.or(manifest.platform.as_ref());
-                if !platform.is_some_and(Platform::is_unknown) {
-                    leaves.push(Leaf { manifest, platform, complete });
+                if !platform.is_some_and(|p| p.is_unknown()) {
+                    leaves.push(Leaf { document, platform, is_own, complete });
                 }
                 continue;
             }
-            let children = &self.numbers[document.children.end - manifest.manifests.len()..document.children.end];
-            let children = children.iter().zip(&manifest.manifests).rev();
-            stack.extend(children.filter(|(n, _)| opened.insert(**n)).map(|(n, (_, _, p))| (*n, p.as_ref())));
+            let children = manifest.manifests.iter().rev();
+            stack.extend(children.filter(|(n, _, _)| opened.insert(*n)).map(|(n, _, p)| (*n, p.as_ref())));
         }
         (leaves, all_here)
     }
 
-    fn is_complete(&self, document: &Document) -> bool {
-        self.numbers[document.children.clone()].iter().all(|n| self.sizes[*n as usize].is_some())
+    /// Whether a target leads to a document that is there and of which nothing is known.
+    pub(crate) fn is_unknown(&self, namespace: NamespaceNumber, target: Number, opened: &mut Marks) -> bool {
+        let here = &self.here[namespace as usize];
+        opened.clear();
+        let mut stack = vec![target];
+        while let Some(number) = stack.pop() {
+            if !opened.insert(number) {
+                continue;
+            }
+            match self.document(number) {
+                Some(document) => stack.extend(document.manifest.manifests.iter().map(|(n, _, _)| *n)),
+                None if here.contains(number) => return true,
+                None => {}
+            }
+        }
+        false
+    }
+}
+
+impl Document {
+    /// Config, layers, and an index's manifests.
+    fn children(&self) -> impl Iterator<Item = Number> {
+        let NumberedManifest { image_id, layers, manifests, .. } = &self.manifest;
+        image_id.iter().copied().chain(layers.iter().map(|l| l.0)).chain(manifests.iter().map(|m| m.0))
+    }
+
+    fn is_complete(&self, here: &Bits) -> bool {
+        self.children().all(|number| here.contains(number))
     }
 }
 
 /// Config and layers as the manifest states them, whether they are there or not.
-fn contents(manifest: &Manifest) -> u64 {
-    manifest.config_size + manifest.layers.iter().map(|(_, size)| size).sum::<u64>()
+fn contents(manifest: &NumberedManifest) -> u64 {
+    manifest.layers.iter().fold(manifest.config_size, |sum, (_, size)| sum.saturating_add(*size))
 }
 
 fn places(sorted: &[(Place, u64)]) -> FastMap<Place, Range<u32>> {

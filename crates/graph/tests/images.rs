@@ -1,8 +1,9 @@
 //! Rows, sizes and removals against small stores and against a naive recount.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use orlop_graph::{Builder, Freed, Graph, Manifest, Record};
+use orlop_graph::{Builder, Freed, Graph, Image, Manifest, Record};
 use orlop_oci::{ChainId, Digest, ImageId, Platform, PlatformMatcher};
 use proptest::prelude::*;
 
@@ -20,16 +21,20 @@ fn builder() -> Builder {
 
 /// An image whose layers are 100 bytes each, all present, with snapshots of 1,000 bytes.
 fn add_image(builder: &mut Builder, name: &str, layers: &[&str], platform: Option<Platform>) {
-    builder.blob(digest(name), 10);
-    builder.blob(digest(&format!("{name}-config")), 5);
+    add_image_to("k8s.io", builder, name, layers, platform);
+}
+
+fn add_image_to(namespace: &str, builder: &mut Builder, name: &str, layers: &[&str], platform: Option<Platform>) {
+    builder.blob(namespace, &digest(name), 10);
+    builder.blob(namespace, &digest(&format!("{name}-config")), 5);
     let mut chain = Vec::new();
     for layer in layers {
-        builder.blob(digest(layer), 100);
+        builder.blob(namespace, &digest(layer), 100);
         chain.push(ChainId::new(digest(&format!("{chain:?}{layer}"))));
     }
     builder.manifest(
-        digest(name),
-        Manifest {
+        &digest(name),
+        &Manifest {
             size: 10,
             image_id: Some(ImageId::new(digest(&format!("{name}-config")))),
             config_size: 5,
@@ -45,6 +50,10 @@ fn amd64() -> Option<Platform> {
     Some(Platform::new("linux", "amd64", None))
 }
 
+fn names<'g>(graph: &'g Graph, image: &'g Image) -> Vec<&'g str> {
+    graph.names(image).collect()
+}
+
 #[test]
 fn the_three_records_are_one_image() {
     let mut b = builder();
@@ -56,8 +65,8 @@ fn the_three_records_are_one_image() {
     }
     let graph = b.build();
     let [image] = graph.images() else { panic!("one image, not {:?}", graph.images()) };
-    assert_eq!(image.names, ["docker.io/library/a:1"]);
-    assert_eq!(image.hash_references, [by_digest, id.clone()]);
+    assert_eq!(names(&graph, image), ["docker.io/library/a:1"]);
+    assert_eq!(graph.hash_references(image).collect::<Vec<_>>(), [by_digest, id.clone()]);
     assert_eq!(image.image_id.as_ref().map(ToString::to_string), Some(id));
     assert_eq!((image.sizes.compressed, image.sizes.unique, image.sizes.shared), (215, 215, 0));
     assert!(graph.records().iter().all(|r| r.listed_size == 215));
@@ -84,20 +93,20 @@ fn an_index_stands_for_the_wanted_platform() {
     let arm = Platform::new("linux", "arm64", None);
     add_image(&mut b, "x86", &["lx"], amd64());
     add_image(&mut b, "arm", &["la"], Some(arm.clone()));
-    b.blob(digest("index"), 7);
+    b.blob("k8s.io", &digest("index"), 7);
     let manifests = vec![
         (digest("arm"), 10, Some(arm.clone())),
         (digest("x86"), 10, amd64()),
         (digest("absent"), 10, Some(Platform::new("linux", "s390x", None))),
     ];
-    b.manifest(digest("index"), Manifest { size: 7, manifests, ..Manifest::default() });
+    b.manifest(&digest("index"), &Manifest { size: 7, manifests, ..Manifest::default() });
     b.record(record("docker.io/library/a:1", "index"));
     let graph = b.build();
     let image = &graph.images()[0];
     assert_eq!(image.image_id, Some(ImageId::new(digest("x86-config"))));
-    assert_eq!(image.platforms, [arm, amd64().unwrap()]);
+    assert_eq!(image.platforms, [arm, amd64().unwrap()].map(Arc::new));
     assert!(!image.incomplete);
-    assert_eq!(graph.records()[0].listed_size, 7 + 10 + 5 + 100);
+    assert_eq!(graph.records().get(0).listed_size, 7 + 10 + 5 + 100);
     assert_eq!(image.sizes.compressed, 7 + 2 * 115);
 }
 
@@ -117,8 +126,8 @@ fn missing_content_is_said_and_costs_nothing() {
 #[test]
 fn an_index_that_lists_itself_ends() {
     let mut b = builder();
-    b.blob(digest("loop"), 7);
-    b.manifest(digest("loop"), Manifest { manifests: vec![(digest("loop"), 7, None)], ..Manifest::default() });
+    b.blob("k8s.io", &digest("loop"), 7);
+    b.manifest(&digest("loop"), &Manifest { manifests: vec![(digest("loop"), 7, None)], ..Manifest::default() });
     b.record(record("docker.io/library/a:1", "loop"));
     assert_eq!(b.build().images()[0].sizes.compressed, 7);
 }
@@ -127,9 +136,10 @@ fn an_index_that_lists_itself_ends() {
 fn namespaces_have_images_and_snapshots_of_their_own() {
     let mut b = builder();
     add_image(&mut b, "m", &["l1"], amd64());
+    add_image_to("other", &mut b, "m", &["l1"], amd64());
     let chain = digest("[]l1");
-    b.snapshot("k8s.io", chain.clone(), 1000);
-    b.snapshot("other", chain, 1000);
+    b.snapshot("k8s.io", &chain, 1000);
+    b.snapshot("other", &chain, 1000);
     b.record(record("docker.io/library/a:1", "m"));
     b.record(Record { namespace: "other".into(), ..record("docker.io/library/a:1", "m") });
     let graph = b.build();
@@ -165,7 +175,7 @@ proptest! {
         prop_assert_eq!(graph.total_bytes(), images.len() as u64 * 15 + layers.len() as u64 * 100);
 
         let order: BTreeMap<String, usize> =
-            graph.images().iter().enumerate().map(|(n, i)| (i.names[0].clone(), n)).collect();
+            graph.images().iter().enumerate().map(|(n, i)| (names(&graph, i)[0].to_owned(), n)).collect();
         let gone: Vec<usize> = (0..images.len()).filter(|n| picks[*n]).collect();
         let left: BTreeSet<u8> = (0..images.len()).filter(|n| !picks[*n]).flat_map(|n| images[n].clone()).collect();
         let positions: Vec<usize> = gone.iter().map(|n| order[&format!("docker.io/library/i{n}:1")]).collect();

@@ -118,7 +118,7 @@ impl Images {
                 })
             })
             .await?;
-        self.learn(scope, &mut catalog).await?;
+        self.complete(scope, &mut catalog).await?;
         Ok(catalog)
     }
 
@@ -132,7 +132,7 @@ impl Images {
                 Ok(known)
             })
             .await?;
-        if self.learn(scope, &mut catalog).await? {
+        if self.complete(scope, &mut catalog).await? {
             let (mut known, owned) = (catalog, scope.clone());
             catalog = self
                 .blocking(move |store| {
@@ -152,8 +152,8 @@ impl Images {
         self.partial_catalog(scope, vec![record]).await
     }
 
-    /// Walks the targets that have no summary and remembers what they say. Returns whether there were any.
-    async fn learn(&self, scope: &Scope, catalog: &mut Catalog) -> Result<bool> {
+    /// Adds summaries of targets that have none. Returns whether there were any.
+    async fn complete(&self, scope: &Scope, catalog: &mut Catalog) -> Result<bool> {
         let mut unknown: HashMap<Digest, Descriptor> = HashMap::new();
         for record in &catalog.records {
             let known = |leaf: &Leaf<'_>| leaf.summary.is_some() || !catalog.content.contains_key(leaf.digest);
@@ -161,8 +161,17 @@ impl Images {
                 unknown.insert(record.target.digest.clone(), record.target.clone());
             }
         }
+        let unknown: Vec<_> = unknown.into_values().map(|target| (scope.clone(), target)).collect();
+        let learnt = self.learn(&unknown).await?;
+        let any = !learnt.is_empty();
+        catalog.summaries.extend(learnt);
+        Ok(any)
+    }
+
+    /// Walks targets of which nothing is known and remembers what their documents say.
+    pub(crate) async fn learn(&self, unknown: &[(Scope, Descriptor)]) -> Result<Vec<(Digest, ManifestSummary)>> {
         let mut learnt = Vec::new();
-        for target in unknown.values() {
+        for (scope, target) in unknown {
             let documents = Stored(self.store().content(scope));
             match walk::walk(&documents, target.digest.as_str(), target, &Select::Present).await {
                 Ok(tree) => learnt.extend(tree.summaries()),
@@ -170,14 +179,11 @@ impl Images {
                 Err(error) => tracing::debug!(%error, digest = %target.digest, "not an image"),
             }
         }
-        if learnt.is_empty() {
-            return Ok(false);
+        if !learnt.is_empty() && self.store().read_only_reason().is_none() {
+            let remembered = learnt.clone();
+            self.blocking(move |store| Ok(store.put_summaries(&remembered)?)).await?;
         }
-        catalog.summaries.extend(learnt.iter().cloned());
-        if self.store().read_only_reason().is_none() {
-            self.blocking(move |store| Ok(store.put_summaries(&learnt)?)).await?;
-        }
-        Ok(true)
+        Ok(learnt)
     }
 }
 

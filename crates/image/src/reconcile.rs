@@ -47,9 +47,14 @@ pub(crate) struct Facts<'a> {
 
 /// Whether a record is a name: something that hash references are derived from.
 pub(crate) fn is_name(record: &Image) -> bool {
-    match classify(&record.name) {
+    is_name_of(classify(&record.name), &record.labels)
+}
+
+/// The same for a kind of name with these labels.
+pub(crate) fn is_name_of(kind: Kind, map: &Labels) -> bool {
+    match kind {
         Kind::Tag | Kind::Other => true,
-        Kind::Digest => record.labels.contains_key(labels::REQUESTED) || !is_managed(&record.labels),
+        Kind::Digest => map.contains_key(labels::REQUESTED) || !is_managed(map),
         Kind::Id => false,
     }
 }

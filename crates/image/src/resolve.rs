@@ -148,7 +148,7 @@ impl Images {
     /// Everything known of one image.
     pub async fn inspect(&self, scope: &Scope, text: &str) -> Result<Inspection> {
         let found = self.resolve_name(scope, text).await?;
-        let view = self.view(scope, false).await?;
+        let view = self.view(scope).await?;
         let image = found.names.first().and_then(|name| view.image_of(name));
         let row = image.map(|image| view.image_row(image)).ok_or_else(|| Error::NotFound(text.to_owned()))?;
         let tree = walk::walk(&Stored(self.store().content(scope)), text, &found.target, &Select::Present).await?;

@@ -1,4 +1,4 @@
-//! The database file: connections, transactions, format.
+//! The database file: connections, transactions.
 //!
 //! # Invariants
 //! - A process never opens `meta.db` but through SQLite: closing any other descriptor of it would drop SQLite's locks.
@@ -22,10 +22,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 use crate::changes::{Change, Notice, Watchers};
 use crate::history::Log;
-use crate::{Error, Result};
-
-/// The format this program writes and the newest it reads.
-pub(crate) const FORMAT: i64 = 1;
+use crate::{Error, Result, format};
 
 /// How long a writer waits for the writers of other processes. Each holds the lock for milliseconds; a minute is a
 /// process that is stopped, or a disk that hangs.
@@ -34,14 +31,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Idle read connections kept; more are opened when needed, and closed afterwards.
 const IDLE_READERS: usize = 4;
 
+/// How much of the database is read through a mapping.
+const MAPPED_BYTES: i64 = 256 << 20;
+
 /// Statements each connection keeps prepared: more than there are in this crate.
 const STATEMENTS: usize = 256;
-
-/// `orlp`, for file(1).
-const APPLICATION_ID: i64 = 0x6f72_6c70;
-
-/// One SQL script for each format, from the one before.
-const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("schema.sql")];
 
 /// The open database.
 pub(crate) struct Db {
@@ -129,12 +123,12 @@ impl Db {
         match db.access {
             Access::ReadWrite => {
                 let mut connection = db.connect()?;
-                migrate(&mut connection, &db.path)?;
+                format::migrate(&mut connection, &db.path)?;
                 *lock(&db.writer) = Some(connection);
             }
             Access::ReadOnly { .. } => {
                 let connection = db.connect()?;
-                check_format(&connection, &db.path)?;
+                format::check(&connection, &db.path)?;
                 lock(&db.readers).push(connection);
             }
         }
@@ -175,6 +169,17 @@ impl Db {
         }
         let connection = watch.as_ref().expect("filled above");
         Ok(connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+    }
+
+    /// The same for what reads most of the database once. Mapped pages would all count as this process's memory, and
+    /// mapping them takes longer than reading them.
+    pub(crate) fn scan<T>(&self, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        self.read(|conn| {
+            conn.pragma_update(None, "mmap_size", 0)?;
+            let result = f(conn);
+            conn.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
+            result
+        })
     }
 
     /// Runs `f` in a write transaction and commits what it did, if it succeeds. `operation` names it in errors.
@@ -275,7 +280,7 @@ fn connect(path: &Path, access: &Access) -> Result<Connection> {
     };
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.pragma_update(None, "mmap_size", 256 << 20)?;
+    connection.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     if matches!(access, Access::ReadWrite) {
         enter_wal(&connection)?;
@@ -367,40 +372,4 @@ fn unwritable(root: &Path, path: &Path) -> Option<String> {
         }
         other => other.to_string(),
     })
-}
-
-fn format_of(connection: &Connection, path: &Path) -> Result<i64> {
-    let found: i64 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(|source| Error::Database { operation: "read the format of meta.db", source })?;
-    if found > FORMAT {
-        return Err(Error::NewerFormat { path: path.to_owned(), found, supported: FORMAT });
-    }
-    Ok(found)
-}
-
-fn check_format(connection: &Connection, path: &Path) -> Result<()> {
-    let found = format_of(connection, path)?;
-    if found < FORMAT {
-        let reason =
-            format!("it has format {found} and must be brought to format {FORMAT} first: open it for writing once");
-        return Err(Error::ReadOnly { path: path.to_owned(), reason });
-    }
-    Ok(())
-}
-
-/// Brings an older or new database to [`FORMAT`]. Several processes may try at once: one does it.
-fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
-    if format_of(connection, path)? == FORMAT {
-        return Ok(());
-    }
-    let migrating = |source| Error::Database { operation: "migrate meta.db", source };
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(migrating)?;
-    let from = format_of(&tx, path)?;
-    for script in &MIGRATIONS[usize::try_from(from).unwrap_or(0)..] {
-        tx.execute_batch(script).map_err(migrating)?;
-    }
-    tx.pragma_update(None, "user_version", FORMAT).map_err(migrating)?;
-    tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(migrating)?;
-    tx.commit().map_err(migrating)
 }

@@ -289,15 +289,33 @@ impl Image {
     }
 
     fn matches(&self, filter: &Filter) -> bool {
+        let Self { name, target, labels, .. } = self;
+        let (digest, media_type) = (target.digest.as_str(), &target.media_type);
+        Fields { name, digest, media_type, labels, annotations: &target.annotations }.match_any_of(filter)
+    }
+}
+
+/// The fields of a record that filters may ask for.
+pub(crate) struct Fields<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) digest: &'a str,
+    pub(crate) media_type: &'a str,
+    pub(crate) labels: &'a Labels,
+    pub(crate) annotations: &'a Labels,
+}
+
+impl Fields<'_> {
+    /// Whether any of the filters matches.
+    pub(crate) fn match_any_of(&self, filter: &Filter) -> bool {
         filter.matches(|path| match path[0].as_str() {
-            "name" => Some(self.name.as_str().into()),
+            "name" => Some(self.name.into()),
             "target" => match path.get(1)?.as_str() {
-                "digest" => Some(self.target.digest.as_str().into()),
-                "mediatype" => Some(self.target.media_type.as_str().into()),
+                "digest" => Some(self.digest.into()),
+                "mediatype" => Some(self.media_type.into()),
                 _ => None,
             },
-            "labels" => in_map(&self.labels, &path[1..]),
-            "annotations" => in_map(&self.target.annotations, &path[1..]),
+            "labels" => in_map(self.labels, &path[1..]),
+            "annotations" => in_map(self.annotations, &path[1..]),
             _ => None,
         })
     }

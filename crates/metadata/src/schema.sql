@@ -1,4 +1,4 @@
--- Format 1 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
+-- Format 2 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
 
 CREATE TABLE namespace (
   name    TEXT PRIMARY KEY,
@@ -31,7 +31,7 @@ CREATE TABLE blob (                      -- a blob as one namespace sees it
   updated   INTEGER NOT NULL,
   PRIMARY KEY (namespace, digest)
 ) WITHOUT ROWID;
-CREATE INDEX blob_digest ON blob (digest);
+CREATE INDEX blob_digest ON blob (digest, namespace, size); -- all that listing reads of a blob
 CREATE INDEX blob_root ON blob (namespace, digest) WHERE root = 1;
 
 CREATE TABLE ingest (                    -- a write in progress; a root for its digest until it expires
@@ -83,6 +83,7 @@ CREATE TABLE snapshot (
 );
 CREATE INDEX snapshot_parent ON snapshot (parent) WHERE parent IS NOT NULL;
 CREATE INDEX snapshot_root ON snapshot (id) WHERE root = 1;
+CREATE INDEX snapshot_usage ON snapshot (namespace, driver, name, bytes) WHERE kind = 'committed' AND bytes IS NOT NULL;
 
 CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be
   name  TEXT PRIMARY KEY,
@@ -137,7 +138,7 @@ CREATE INDEX history_name ON history (namespace, name, seq);
 
 CREATE TABLE manifest_summary (          -- what listing needs of a manifest, so that none is read twice
   digest     TEXT PRIMARY KEY,
-  body       TEXT NOT NULL               -- JSON of ManifestSummary
+  body       BLOB NOT NULL               -- src/summary/encoding.rs says how it is written
 ) WITHOUT ROWID;
 
 CREATE TABLE trash (

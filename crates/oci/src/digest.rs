@@ -114,10 +114,49 @@ impl Digest {
         Algorithm::from_name(name).is_some_and(|a| a.hex_len() == hex.len() && is_lower_hex(hex))
     }
 
-    fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
-        Self(format!("{}:{}", algorithm.as_str(), hex::encode(hash)).into())
+    /// The digest with these bytes of a hash; `None` if they are not as many as the algorithm makes.
+    pub fn from_bytes(algorithm: Algorithm, hash: &[u8]) -> Option<Self> {
+        (2 * hash.len() == algorithm.hex_len()).then(|| Self::from_hash(algorithm, hash))
+    }
+
+    /// The bytes of the hash.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.hex().as_bytes().chunks_exact(2).filter_map(decode_hex::<1>).flatten().collect()
+    }
+
+    /// As many bytes as the algorithm makes.
+    pub(crate) fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
+        let mut text = [0; 7 + 128];
+        text[..6].copy_from_slice(algorithm.as_str().as_bytes());
+        text[6] = b':';
+        let text = &mut text[..7 + algorithm.hex_len()];
+        hex::encode_to_slice(hash, &mut text[7..]).expect("an algorithm's hashes have one length");
+        Self(std::str::from_utf8(text).expect("hexadecimal digits are ASCII").into())
     }
 }
+
+/// Reads exactly `2 * N` lower-case hex digits.
+pub(crate) fn decode_hex<const N: usize>(hex: &[u8]) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut bad = hex.len() ^ (2 * N);
+    for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+        let (high, low) = (VALUES[usize::from(pair[0])], VALUES[usize::from(pair[1])]);
+        bad |= usize::from((high | low) & 0xf0);
+        *byte = high << 4 | low & 15;
+    }
+    (bad == 0).then_some(bytes)
+}
+
+/// By ASCII code: the value of a lower-case hex digit; 255 for anything else.
+static VALUES: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
 
 fn is_lower_hex(text: &str) -> bool {
     text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))

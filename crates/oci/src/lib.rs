@@ -11,6 +11,7 @@
 mod digest;
 mod document;
 pub mod media_type;
+mod numbers;
 mod platform;
 mod reference;
 mod shape;
@@ -20,5 +21,6 @@ pub use document::{
     Descriptor, Document, DocumentError, ImageConfig, ImageManifest, Index, MAX_MANIFEST_BYTES, RootFs,
 };
 pub use media_type::{Compression, MediaKind};
+pub use numbers::{DigestNumber, DigestTable};
 pub use platform::{Platform, PlatformError, PlatformMatcher};
 pub use reference::{Kind, Reference, ReferenceError, RepositoryName, classify};

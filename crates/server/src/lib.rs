@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! - Errors become statuses in one file, `status.rs`, whose codes are containerd's.
-//! - Every listing that can be long is sent in pages of about 1 MiB; no message exceeds
+//! - Every listing that can be long is sent in pages of about 64 KiB; no message exceeds
 //!   [`orlop_api::MAX_MESSAGE_BYTES`] unless a single row does.
 //! - What a client no longer waits for is stopped: a call's work lives as long as its answer stream.
 //!

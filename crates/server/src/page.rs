@@ -6,6 +6,10 @@ use tonic::Status;
 use crate::AnswerStream;
 use crate::daemon::flow::piece_bytes;
 
+/// Bytes at which a page is full: few enough that one is read while the next is made and neither leaves the processor's
+/// cache, and well under the bound of a message, so that one more row fits.
+const PAGE_BYTES: usize = 64 << 10;
+
 /// Streams rows in pages that `wrap` makes messages of. Each page is made when it is sent.
 pub(crate) fn pages<R, M, I>(rows: I, wrap: fn(Vec<R>) -> M) -> AnswerStream<M>
 where
@@ -18,8 +22,8 @@ where
     Box::pin(futures::stream::iter(std::iter::from_fn(move || {
         let mut page = Vec::new();
         let mut bytes = 0;
-        // Well under the bound of a message, so that one more row fits.
-        while bytes < piece_bytes() {
+        let full = piece_bytes().min(PAGE_BYTES);
+        while bytes < full {
             let Some(row) = rows.next() else { break };
             bytes += row.encoded_len();
             page.push(row);

@@ -1,5 +1,7 @@
 //! `orlop images`: one row an image, or with `--all` one row a record.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::Context;
@@ -139,115 +141,136 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     if args.all { records(context, args).await } else { images(context, args).await }
 }
 
+/// Rows as they will be shown: they come page by page, and nothing else of them is kept.
+enum Sheet<D> {
+    Table(Table),
+    Names(String),
+    Document(Vec<D>),
+}
+
+impl<D> Sheet<D> {
+    fn new(format: Format, namespaces: bool, columns: &[&'static str], wide: &[&'static str]) -> Self {
+        let mut header: Vec<&'static str> = namespaces.then_some("NAMESPACE").into_iter().collect();
+        header.extend(columns);
+        match format {
+            Format::Name => Self::Names(String::new()),
+            Format::Json | Format::Yaml => Self::Document(Vec::new()),
+            Format::Wide => {
+                header.extend(wide);
+                Self::Table(Table::new(&header))
+            }
+            Format::Table => Self::Table(Table::new(&header)),
+        }
+    }
+}
+
+fn push_name(names: &mut String, name: &str) {
+    names.push_str(name);
+    names.push('\n');
+}
+
 async fn images(context: &Context, args: &Args) -> Result<()> {
+    let format = context.global.output;
+    let columns = ["NAME", "IMAGE ID", "COMPRESSED", "UNPACKED", "UNIQUE", "UPDATED"];
+    let wide = ["SHARED", "PLATFORMS", "HASH REFERENCES", "TARGET"];
+    let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
     let request = pb::ListImagesRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces };
     let mut stream = context.clients.orlop().list_images(request).await?.into_inner();
-    let mut rows = Vec::new();
     while let Some(page) = stream.message().await? {
-        rows.extend(page.rows);
-    }
-    match context.global.output {
-        Format::Name => output::names(rows.iter().flat_map(|r| r.names.iter().map(String::as_str))),
-        Format::Json | Format::Yaml => {
-            let images = rows.into_iter().map(Image::from).collect();
-            output::document(context.global.output, &Images { schema: "orlop.images/v1", images })
+        for row in page.rows {
+            match &mut sheet {
+                Sheet::Names(names) => row.names.iter().for_each(|name| push_name(names, name)),
+                Sheet::Document(images) => images.push(Image::from(row)),
+                Sheet::Table(table) => table.row(image_cells(&row, format == Format::Wide, args.all_namespaces)),
+            }
         }
-        Format::Table | Format::Wide => image_table(&rows, context.global.output == Format::Wide, args.all_namespaces),
+    }
+    match sheet {
+        Sheet::Names(names) => output::print_text(&names),
+        Sheet::Document(images) => output::document(format, &Images { schema: "orlop.images/v1", images }),
+        Sheet::Table(table) => table.print(),
     }
 }
 
-fn image_table(rows: &[pb::ImageRow], wide: bool, namespaces: bool) -> Result<()> {
-    let mut header = vec!["NAME", "IMAGE ID", "COMPRESSED", "UNPACKED", "UNIQUE", "UPDATED"];
-    if wide {
-        header.extend(["SHARED", "PLATFORMS", "HASH REFERENCES", "TARGET"]);
-    }
-    if namespaces {
-        header.insert(0, "NAMESPACE");
-    }
-    let mut table = Table::new(&header);
-    for row in rows {
-        let mut cells = image_cells(row);
-        if wide {
-            let sizes = row.size.unwrap_or_default();
-            let targets: Vec<&str> = row.targets.iter().map(|t| short(t)).collect();
-            cells.extend([
-                size(sizes.shared),
-                row.platforms.join(","),
-                row.hash_references.len().to_string(),
-                targets.join("\n"),
-            ]);
-        }
-        if namespaces {
-            cells.insert(0, row.namespace.clone());
-        }
-        table.row(cells);
-    }
-    table.print()
-}
-
-fn image_cells(row: &pb::ImageRow) -> Vec<String> {
+fn image_cells(row: &pb::ImageRow, wide: bool, namespaces: bool) -> Vec<Cow<'_, str>> {
     let sizes = row.size.unwrap_or_default();
-    let mut names = if row.names.is_empty() { "<none>".to_owned() } else { row.names.join("\n") };
+    let mut names = match row.names.as_slice() {
+        [] => Cow::Borrowed("<none>"),
+        [name] => Cow::Borrowed(name.as_str()),
+        names => Cow::Owned(names.join("\n")),
+    };
     if row.incomplete {
-        names.push_str("  (incomplete)");
+        names += "  (incomplete)";
     }
     if row.pinned {
-        names.push_str("  (pinned)");
+        names += "  (pinned)";
     }
-    vec![
+    let mut cells: Vec<Cow<'_, str>> = Vec::with_capacity(11);
+    cells.extend(namespaces.then_some(row.namespace.as_str().into()));
+    cells.extend([
         names,
-        short(&row.image_id).trim_start_matches("sha256:").to_owned(),
-        size(sizes.compressed),
-        size(sizes.unpacked),
-        size(sizes.unique),
-        time_short(row.updated_at.as_ref()),
-    ]
+        short(&row.image_id).trim_start_matches("sha256:").into(),
+        size(sizes.compressed).into(),
+        size(sizes.unpacked).into(),
+        size(sizes.unique).into(),
+        time_short(row.updated_at.as_ref()).into(),
+    ]);
+    if wide {
+        let targets: Vec<&str> = row.targets.iter().map(|t| short(t)).collect();
+        cells.extend([
+            size(sizes.shared).into(),
+            row.platforms.join(",").into(),
+            row.hash_references.len().to_string().into(),
+            targets.join("\n").into(),
+        ]);
+    }
+    cells
 }
 
 async fn records(context: &Context, args: &Args) -> Result<()> {
-    let request = pb::ListRecordsRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces };
+    let format = context.global.output;
+    let columns = ["REF", "KIND", "TYPE", "DIGEST", "SIZE", "PLATFORMS"];
+    let wide = ["IMAGE ID", "LABELS", "UPDATED"];
+    let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
+    let brief = matches!(format, Format::Table | Format::Name);
+    let request = pb::ListRecordsRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces, brief };
     let mut stream = context.clients.orlop().list_records(request).await?.into_inner();
-    let mut rows = Vec::new();
     while let Some(page) = stream.message().await? {
-        rows.extend(page.rows);
-    }
-    match context.global.output {
-        Format::Name => output::names(rows.iter().map(|r| r.name.as_str())),
-        Format::Json | Format::Yaml => {
-            let records = rows.into_iter().map(Record::from).collect();
-            output::document(context.global.output, &Records { schema: "orlop.images/v1", records })
+        for row in page.rows {
+            match &mut sheet {
+                Sheet::Names(names) => push_name(names, &row.name),
+                Sheet::Document(records) => records.push(Record::from(row)),
+                Sheet::Table(table) => table.row(record_cells(&row, format == Format::Wide, args.all_namespaces)),
+            }
         }
-        Format::Table | Format::Wide => record_table(&rows, context.global.output == Format::Wide, args.all_namespaces),
+    }
+    match sheet {
+        Sheet::Names(names) => output::print_text(&names),
+        Sheet::Document(records) => output::document(format, &Records { schema: "orlop.images/v1", records }),
+        Sheet::Table(table) => table.print(),
     }
 }
 
-fn record_table(rows: &[pb::RecordRow], wide: bool, namespaces: bool) -> Result<()> {
-    let mut header = vec!["REF", "KIND", "TYPE", "DIGEST", "SIZE", "PLATFORMS"];
+fn record_cells(row: &pb::RecordRow, wide: bool, namespaces: bool) -> Vec<Cow<'_, str>> {
+    let target = row.target.as_ref();
+    let platforms = match row.platforms.as_slice() {
+        [platform] => Cow::Borrowed(platform.as_str()),
+        platforms => platforms.join(",").into(),
+    };
+    let mut cells: Vec<Cow<'_, str>> = Vec::with_capacity(10);
+    cells.extend(namespaces.then_some(row.namespace.as_str().into()));
+    cells.extend([
+        row.name.as_str().into(),
+        row.kind.as_str().into(),
+        target.map_or("", |t| &t.media_type).into(),
+        target.map_or("", |t| &t.digest).into(),
+        size(row.size).into(),
+        platforms,
+    ]);
     if wide {
-        header.extend(["IMAGE ID", "LABELS", "UPDATED"]);
+        let labels: Vec<String> = row.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let updated = time_short(row.updated_at.as_ref());
+        cells.extend([row.image_id.as_str().into(), labels.join(",").into(), updated.into()]);
     }
-    if namespaces {
-        header.insert(0, "NAMESPACE");
-    }
-    let mut table = Table::new(&header);
-    for row in rows {
-        let target = row.target.clone().unwrap_or_default();
-        let mut cells = vec![
-            row.name.clone(),
-            row.kind.clone(),
-            target.media_type,
-            target.digest,
-            size(row.size),
-            row.platforms.join(","),
-        ];
-        if wide {
-            let labels: Vec<String> = row.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            cells.extend([row.image_id.clone(), labels.join(","), time_short(row.updated_at.as_ref())]);
-        }
-        if namespaces {
-            cells.insert(0, row.namespace.clone());
-        }
-        table.row(cells);
-    }
-    table.print()
+    cells
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::store::{Store, digest};
-use orlop_graph::{Held, InUse, PlanError, PlanRequest, Why};
-use orlop_oci::{ChainId, Digest, PlatformMatcher};
+use crate::store::{NAMESPACES, Store, digest};
+use orlop_graph::{Held, InUse, Manifest, PlanError, PlanRequest, Why};
+use orlop_oci::{ChainId, Digest, Platform, PlatformMatcher};
 use proptest::prelude::*;
 
 const NS: &str = "k8s.io";
@@ -233,8 +233,16 @@ fn store() -> impl Strategy<Value = Store> {
         proptest::collection::vec(record, 0..12),
         proptest::collection::vec(0usize..40, 0..4),
         proptest::collection::vec((0usize..40, any::<bool>()), 0..3),
+        proptest::collection::vec((0usize..40, 0usize..2), 0..4),
     )
-        .prop_map(|(images, records, missing, held)| tangle(&images, &records, &missing, &held))
+        .prop_map(|(images, records, missing, held, hidden)| {
+            let mut store = tangle(&images, &records, &missing, &held);
+            let all: Vec<Digest> = store.blobs.keys().cloned().collect();
+            let hide =
+                |(which, namespace): (usize, usize)| (NAMESPACES[namespace].to_owned(), all[which % all.len()].clone());
+            store.hidden = hidden.into_iter().filter(|_| !all.is_empty()).map(hide).collect();
+            store
+        })
 }
 
 type ImageSpec = (Vec<usize>, usize, bool, bool);
@@ -289,15 +297,14 @@ type Alive = (BTreeSet<Digest>, BTreeSet<(String, ChainId)>);
 
 /// Everything that records and holders keep, found the slow and obvious way.
 fn naive(store: &Store, gone: &BTreeSet<usize>, holders: bool) -> Alive {
-    let here: BTreeSet<&Digest> = store.blobs.keys().collect();
     let blob = |ns: &str, d: &Digest| format!("{ns} {d}");
     let snapshot = |ns: &str, c: &ChainId| format!("{ns} snapshot {c}");
     let is_unpacked = |ns: &str, c: &ChainId| store.snapshots.iter().any(|s| s.namespace == ns && s.chain == *c);
     let mut edges: Vec<(String, String)> = Vec::new();
     for ns in [NS, "moby"] {
-        for (digest, m) in store.summaries.iter().filter(|(d, _)| here.contains(*d)) {
+        for (digest, m) in store.summaries.iter().filter(|(d, _)| store.has(ns, d)) {
             let children = m.layers.iter().map(|l| &l.0).chain(m.manifests.iter().map(|c| &c.0));
-            for child in children.chain(m.image_id.iter().map(|i| i.digest())).filter(|c| here.contains(*c)) {
+            for child in children.chain(m.image_id.iter().map(|i| i.digest())).filter(|c| store.has(ns, c)) {
                 edges.push((blob(ns, digest), blob(ns, child)));
             }
             let top = m.chain.last().filter(|c| is_unpacked(ns, c));
@@ -308,10 +315,10 @@ fn naive(store: &Store, gone: &BTreeSet<usize>, holders: bool) -> Alive {
         }
     }
     let mut alive: BTreeSet<String> = BTreeSet::new();
-    let records = store.records.iter().enumerate().filter(|(i, r)| !gone.contains(i) && here.contains(&r.2));
+    let records = store.records.iter().enumerate().filter(|(i, r)| !gone.contains(i) && store.has(&r.0, &r.2));
     alive.extend(records.map(|(_, (ns, _, target))| blob(ns, target)));
     alive.extend(store.holders.iter().filter(|_| holders).filter_map(|h| match &h.held {
-        Held::Blob(d) if here.contains(d) => Some(blob(&h.namespace, d)),
+        Held::Blob(d) if store.has(&h.namespace, d) => Some(blob(&h.namespace, d)),
         Held::Chain(c) => Some(snapshot(&h.namespace, c)),
         _ => None,
     }));
@@ -324,9 +331,34 @@ fn naive(store: &Store, gone: &BTreeSet<usize>, holders: bool) -> Alive {
         alive.extend(more);
     }
     let kept = |d: &&Digest| [NS, "moby"].iter().any(|ns| alive.contains(&blob(ns, d)));
-    let blobs = here.into_iter().filter(kept).cloned().collect();
+    let blobs = store.blobs.keys().filter(kept).cloned().collect();
     let trees = store.snapshots.iter().filter(|s| alive.contains(&snapshot(&s.namespace, &s.chain)));
     (blobs, trees.map(|s| (s.namespace.clone(), s.chain.clone())).collect())
+}
+
+/// What `ctr` would count of a target.
+fn listed_size(store: &Store, matcher: &PlatformMatcher, namespace: &str, target: &Digest) -> u64 {
+    let known = |d: &Digest| store.summaries.get(d).filter(|_| store.has(namespace, d));
+    let Some(top) = known(target) else { return 0 };
+    let contents = |m: &Manifest| m.size + m.config_size + m.layers.iter().map(|l| l.1).sum::<u64>();
+    if top.manifests.is_empty() {
+        return contents(top);
+    }
+    let (mut leaves, mut open, mut seen) = (Vec::new(), vec![(target.clone(), None)], BTreeSet::new());
+    while let Some((digest, platform)) = open.pop() {
+        let Some(manifest) = known(&digest).filter(|_| seen.insert(digest.clone())) else { continue };
+        match manifest.manifests.is_empty() {
+            true => leaves.push((platform.or(manifest.platform.clone()), manifest)),
+            false => open.extend(manifest.manifests.iter().rev().map(|(d, _, p)| (d.clone(), p.clone()))),
+        }
+    }
+    let is_image = |(platform, m): &&(Option<Platform>, &Manifest)| {
+        m.image_id.is_some() && !platform.as_ref().is_some_and(Platform::is_unknown)
+    };
+    let rank = |(platform, _): &&(Option<Platform>, &Manifest)| {
+        platform.as_ref().and_then(|p| matcher.rank(p)).unwrap_or(usize::MAX)
+    };
+    top.size + leaves.iter().filter(is_image).min_by_key(rank).map_or(0, |(_, m)| contents(m))
 }
 
 fn bytes_of(store: &Store, (blobs, trees): &Alive) -> (u64, u64) {
@@ -335,6 +367,38 @@ fn bytes_of(store: &Store, (blobs, trees): &Alive) -> (u64, u64) {
 }
 
 proptest! {
+    /// Listing records takes the short way: without images, sizes on disk, chains and snapshots.
+    #[test]
+    fn records_alone_say_what_the_whole_graph_says(store in store()) {
+        let whole = store.graph(PlatformMatcher::host());
+        let mut flat = store.clone();
+        flat.snapshots.clear();
+        flat.summaries.values_mut().for_each(|m| m.chain.clear());
+        let records = flat.builder(PlatformMatcher::host()).build_records();
+        prop_assert_eq!(records.len(), store.records.len());
+        for (short, long) in records.iter().zip(whole.records().iter()) {
+            prop_assert_eq!(short, long);
+        }
+        // An image is as incomplete and has the platforms as its records say.
+        for image in whole.images() {
+            let views = || image.records.iter().map(|r| records.get(*r));
+            prop_assert_eq!(image.incomplete, views().any(|r| r.incomplete));
+            prop_assert!(views().all(|r| r.image_id == image.image_id.as_ref() && r.namespace == &*image.namespace));
+            let platforms: BTreeSet<_> = views().flat_map(|r| r.platforms).collect();
+            prop_assert_eq!(platforms, image.platforms.iter().collect::<BTreeSet<_>>());
+        }
+    }
+
+    /// As `ctr` counts: the target, the best manifest, its config and layers, found the slow and obvious way.
+    #[test]
+    fn listed_sizes_are_those_of_a_recount(store in store()) {
+        let matcher = PlatformMatcher::host();
+        let records = store.builder(matcher.clone()).build_records();
+        for (view, (namespace, _, target)) in records.iter().zip(&store.records) {
+            prop_assert_eq!(view.listed_size, listed_size(&store, &matcher, namespace, target));
+        }
+    }
+
     #[test]
     fn unique_bytes_and_each_shared_object_once_are_the_total(store in store()) {
         let graph = store.graph(PlatformMatcher::all());
@@ -390,7 +454,7 @@ proptest! {
         let names: Vec<&str> = picks.iter().map(|p| here[p % here.len()]).collect();
         let graph = store.graph(PlatformMatcher::all());
         let plan = graph.plan(&PlanRequest { namespace, names: &names, managed: true }).unwrap();
-        let is_name = |r: &usize| !graph.records()[*r].kind.is_hash_reference();
+        let is_name = |r: &usize| !graph.records().get(*r).kind.is_hash_reference();
         let back: BTreeSet<usize> = plan.returns.iter().map(|r| r.record).collect();
         let gone: BTreeSet<usize> = plan.records.iter().copied().filter(|r| !back.contains(r)).collect();
         for image in graph.images().iter().filter(|image| image.records.iter().any(|r| plan.records.contains(r))) {

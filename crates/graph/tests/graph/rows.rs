@@ -1,5 +1,7 @@
 //! One row an image, and what it takes.
 
+use std::sync::Arc;
+
 use crate::store::{Store, digest};
 use orlop_graph::{Graph, Image, Manifest, Sizes};
 use orlop_oci::{Platform, PlatformMatcher};
@@ -13,6 +15,14 @@ fn amd64() -> PlatformMatcher {
 fn check(store: &Store, test: impl FnOnce(&Graph, &[Image])) {
     let graph = store.graph(amd64());
     test(&graph, graph.images());
+}
+
+fn names<'g>(graph: &'g Graph, image: &'g Image) -> Vec<&'g str> {
+    graph.names(image).collect()
+}
+
+fn references<'g>(graph: &'g Graph, image: &'g Image) -> Vec<&'g str> {
+    graph.hash_references(image).collect()
 }
 
 /// Two images that share the lowest layer: 10 + 5 + 1000 + 50 and 10 + 5 + 1000 + 7 bytes.
@@ -33,14 +43,14 @@ fn records_of_an_image_collapse() {
     store.record(NS, "docker.io/library/a:2", &digest("a"));
     store.record(NS, "made-up name", &digest("a"));
     store.pinned.push("docker.io/library/a:2".to_owned());
-    check(&store, |_, rows| {
+    check(&store, |graph, rows| {
         assert_eq!(rows.len(), 2);
         let a = &rows[0];
-        assert_eq!(a.names, ["docker.io/library/a:1", "docker.io/library/a:2", "made-up name"]);
-        assert_eq!(a.hash_references, [format!("docker.io/library/a@{}", digest("a")), store.id(&digest("a"))]);
+        assert_eq!(names(graph, a), ["docker.io/library/a:1", "docker.io/library/a:2", "made-up name"]);
+        assert_eq!(references(graph, a), [format!("docker.io/library/a@{}", digest("a")), store.id(&digest("a"))]);
         assert_eq!(a.targets, [digest("a")]);
         assert_eq!(a.image_id.as_ref().unwrap().to_string(), store.id(&digest("a")));
-        assert_eq!(a.platforms, ["linux/amd64".parse::<Platform>().unwrap()]);
+        assert_eq!(a.platforms, [Arc::new("linux/amd64".parse::<Platform>().unwrap())]);
         assert!(a.pinned && !a.incomplete && !rows[1].pinned);
         assert_eq!(a.records.len(), 5);
     });
@@ -74,11 +84,11 @@ fn an_image_known_only_by_hash_references_is_a_row_without_names() {
     let mut store = two_images();
     // The tag moved from a to b; a's hash references stay.
     store.records[0].2 = digest("b");
-    check(&store, |_, rows| {
-        assert_eq!(rows[0].names, ["docker.io/library/a:1", "docker.io/library/b:1"]);
-        assert_eq!(rows[0].hash_references.len(), 2);
-        assert!(rows[1].names.is_empty(), "rows without names come last");
-        assert_eq!(rows[1].hash_references.len(), 2);
+    check(&store, |graph, rows| {
+        assert_eq!(names(graph, &rows[0]), ["docker.io/library/a:1", "docker.io/library/b:1"]);
+        assert_eq!(references(graph, &rows[0]).len(), 2);
+        assert!(names(graph, &rows[1]).is_empty(), "rows without names come last");
+        assert_eq!(references(graph, &rows[1]).len(), 2);
         assert_eq!(rows[1].targets, [digest("a")]);
     });
 }
@@ -99,7 +109,7 @@ fn the_image_of_an_index_is_the_hosts() {
         // Two indexes, three manifests, three configs, three layers.
         assert_eq!(rows[0].sizes.compressed, 40 + 30 + 15 + 73);
         // As ctr counts: the top index, the host's manifest, its config and layer.
-        assert_eq!(graph.records()[0].listed_size, 20 + 10 + 5 + 40);
+        assert_eq!(graph.records().get(0).listed_size, 20 + 10 + 5 + 40);
     });
 }
 
@@ -133,13 +143,13 @@ fn what_is_missing_makes_a_row_incomplete() {
         let mut store = two_images();
         store.blobs.remove(&digest(missing));
         check(&store, |graph, rows| {
-            let a = rows.iter().find(|r| r.names == ["docker.io/library/a:1"]).unwrap();
+            let a = rows.iter().find(|r| names(graph, r) == ["docker.io/library/a:1"]).unwrap();
             assert!(a.incomplete, "{missing}");
             assert!(a.platforms.is_empty(), "{missing}");
             // The record of the image ID says which image it is even without the manifest.
             assert_eq!(a.image_id.as_ref().unwrap().to_string(), store.id(&digest("a")), "{missing}");
-            assert_eq!(a.hash_references.len(), 2);
-            assert!(graph.records()[0].incomplete);
+            assert_eq!(references(graph, a).len(), 2);
+            assert!(graph.records().get(0).incomplete);
         });
     }
     let mut store = Store::default();
@@ -187,7 +197,7 @@ fn namespaces_share_blobs_but_not_snapshots() {
     let mut store = two_images();
     store.pulled("moby", "docker.io/library/a:1", &digest("a"), &digest("a"));
     check(&store, |graph, rows| {
-        assert_eq!(rows.iter().map(|r| r.namespace.as_str()).collect::<Vec<_>>(), [NS, NS, "moby"]);
+        assert_eq!(rows.iter().map(|r| &*r.namespace).collect::<Vec<_>>(), [NS, NS, "moby"]);
         assert_eq!(rows[2].sizes, Sizes { compressed: 1065, unpacked: 0, shared: 1065, unique: 0 });
         assert_eq!(rows[0].sizes.unique, 100, "its own snapshot");
         assert_eq!(graph.total_bytes(), 1087 + 300);
@@ -242,4 +252,33 @@ fn an_attestation_never_stands_for_the_image() {
         assert_eq!(rows[0].image_id.as_ref().unwrap().to_string(), store.id(&amd));
         assert!(rows[0].incomplete);
     });
+}
+
+/// What another namespace has used to make an image look complete.
+#[test]
+fn a_blob_of_another_namespace_is_not_there() {
+    let mut store = two_images();
+    store.pulled("moby", "docker.io/library/a:1", &digest("a"), &digest("a"));
+    store.hidden.insert(("moby".to_owned(), digest("a1")));
+    check(&store, |graph, rows| {
+        assert_eq!(rows.iter().map(|r| r.incomplete).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(rows[2].sizes, Sizes { compressed: 1015, unpacked: 0, shared: 1015, unique: 0 });
+        assert_eq!(rows[0].sizes, Sizes { compressed: 1065, unpacked: 200, shared: 1000 + 15 + 100, unique: 150 });
+        assert!(graph.records().iter().all(|r| r.incomplete == (r.namespace == "moby")));
+    });
+}
+
+#[test]
+fn documents_of_which_nothing_is_known_are_told() {
+    let mut store = two_images();
+    store.record(NS, "docker.io/library/other:1", &digest("other"));
+    store.record(NS, "docker.io/library/other:2", &digest("other"));
+    store.record(NS, "docker.io/library/gone:1", &digest("gone"));
+    let top = store.index("top", &[&digest("a"), &digest("other"), &digest("gone")]);
+    store.record(NS, "docker.io/library/top:1", &top);
+    assert_eq!(store.graph(amd64()).records().unknown(), [] as [usize; 0], "what is not here cannot be known");
+    store.blobs.insert(digest("other"), 9);
+    store.hidden.insert(("moby".to_owned(), digest("other")));
+    store.record("moby", "docker.io/library/other:1", &digest("other"));
+    assert_eq!(store.graph(amd64()).records().unknown(), [6, 9]);
 }

@@ -1,6 +1,6 @@
 //! A small store to make inputs from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_graph::{Builder, Graph, Held, Holder, Manifest, Record};
 use orlop_oci::{ChainId, DiffId, Digest, ImageId, PlatformMatcher, chain_ids};
@@ -8,6 +8,8 @@ use orlop_oci::{ChainId, DiffId, Digest, ImageId, PlatformMatcher, chain_ids};
 pub(crate) fn digest(seed: &str) -> Digest {
     Digest::of(seed.as_bytes())
 }
+
+pub(crate) const NAMESPACES: [&str; 2] = ["k8s.io", "moby"];
 
 /// A committed snapshot.
 #[derive(Debug, Clone)]
@@ -24,7 +26,10 @@ pub(crate) struct Store {
     pub(crate) wanted: Vec<String>,
     pub(crate) pinned: Vec<String>,
     pub(crate) summaries: BTreeMap<Digest, Manifest>,
+    /// Each is in every namespace,
     pub(crate) blobs: BTreeMap<Digest, u64>,
+    /// except in these.
+    pub(crate) hidden: BTreeSet<(String, Digest)>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) links: Vec<(Digest, Digest)>,
     pub(crate) holders: Vec<Holder>,
@@ -99,11 +104,20 @@ impl Store {
         }
     }
 
+    /// Whether a namespace has a blob.
+    pub(crate) fn has(&self, namespace: &str, digest: &Digest) -> bool {
+        self.blobs.contains_key(digest) && !self.hidden.contains(&(namespace.to_owned(), digest.clone()))
+    }
+
     pub(crate) fn id(&self, image: &Digest) -> String {
         self.summaries[image].image_id.as_ref().expect("an image").to_string()
     }
 
     pub(crate) fn graph(&self, wanted: PlatformMatcher) -> Graph {
+        self.builder(wanted).build()
+    }
+
+    pub(crate) fn builder(&self, wanted: PlatformMatcher) -> Builder {
         let mut builder = Builder::new(wanted);
         for (namespace, name, target) in &self.records {
             let (namespace, name, target) = (namespace.clone(), name.clone(), target.clone());
@@ -114,11 +128,14 @@ impl Store {
                 builder.requested();
             }
         }
-        self.summaries.iter().for_each(|(digest, m)| builder.manifest(digest.clone(), m.clone()));
-        self.snapshots.iter().for_each(|s| builder.snapshot(&s.namespace, s.chain.digest().clone(), s.bytes));
-        self.blobs.iter().for_each(|(digest, size)| builder.blob(digest.clone(), *size));
+        self.summaries.iter().for_each(|(digest, m)| builder.manifest(digest, m));
+        self.snapshots.iter().for_each(|s| builder.snapshot(&s.namespace, s.chain.digest(), s.bytes));
+        for (digest, size) in &self.blobs {
+            let has = NAMESPACES.into_iter().filter(|namespace| self.has(namespace, digest));
+            has.for_each(|namespace| builder.blob(namespace, digest, *size));
+        }
         self.links.iter().for_each(|(from, to)| builder.link(from, to));
         self.holders.iter().for_each(|h| builder.holder(h.clone()));
-        builder.build()
+        builder
     }
 }

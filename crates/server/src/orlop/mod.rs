@@ -82,16 +82,18 @@ impl Orlop for Server {
         let scope = call::scope(&request)?;
         let request = request.into_inner();
         let request = ListRequest { filters: request.filters, all_namespaces: request.all_namespaces };
-        let found = self.images().images(&scope, &request).await.map_err(|e| e.to_status())?;
-        Ok(Response::new(pages(found.into_iter().map(rows::image), |rows| pb::ListImagesResponse { rows })))
+        let found = self.images().image_rows(&scope, &request).await.map_err(|e| e.to_status())?;
+        Ok(Response::new(pages(found.map(rows::image), |rows| pb::ListImagesResponse { rows })))
     }
 
     async fn list_records(&self, request: Request<pb::ListRecordsRequest>) -> Answer<Self::ListRecordsStream> {
         let scope = call::scope(&request)?;
-        let request = request.into_inner();
-        let request = ListRequest { filters: request.filters, all_namespaces: request.all_namespaces };
-        let found = self.images().records(&scope, &request).await.map_err(|e| e.to_status())?;
-        Ok(Response::new(pages(found.into_iter().map(rows::record), |rows| pb::ListRecordsResponse { rows })))
+        let pb::ListRecordsRequest { filters, all_namespaces, brief } = request.into_inner();
+        let request = ListRequest { filters, all_namespaces };
+        let found = self.images().record_rows(&scope, &request).await.map_err(|e| e.to_status())?;
+        Ok(Response::new(pages(found.map(move |row| rows::record(row, brief)), |rows| pb::ListRecordsResponse {
+            rows,
+        })))
     }
 
     async fn inspect(&self, request: Request<pb::InspectRequest>) -> Answer<pb::InspectResponse> {

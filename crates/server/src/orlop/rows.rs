@@ -3,16 +3,21 @@
 use orlop_api::orlop::v1 as pb;
 use orlop_image as image;
 use orlop_metadata::{HistoryEntry, TrashEntry, UndoReport};
-use orlop_oci::{Descriptor, Platform};
+use orlop_oci::{Descriptor, Digest, Platform};
 
 use crate::convert::timestamp;
 
 pub(super) fn descriptor(descriptor: &Descriptor) -> pb::Descriptor {
     pb::Descriptor {
         media_type: descriptor.media_type.clone(),
-        digest: descriptor.digest.to_string(),
+        digest: text(&descriptor.digest),
         size: descriptor.size,
     }
+}
+
+/// What formatting would give, sooner.
+fn text(digest: &Digest) -> String {
+    digest.as_str().to_owned()
 }
 
 fn texts<T: ToString>(values: &[T]) -> Vec<String> {
@@ -21,11 +26,11 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
 
 pub(super) fn image(row: image::ImageRow) -> pb::ImageRow {
     pb::ImageRow {
-        image_id: row.image_id.map(|id| id.to_string()).unwrap_or_default(),
+        image_id: row.image_id.map(|id| text(id.digest())).unwrap_or_default(),
         namespace: row.namespace,
         names: row.names,
         hash_references: row.hash_references,
-        targets: texts(&row.targets),
+        targets: row.targets.iter().map(text).collect(),
         platforms: texts(&row.platforms),
         pinned: row.pinned,
         size: Some(sizes(row.size)),
@@ -39,19 +44,28 @@ fn sizes(sizes: image::Sizes) -> pb::Sizes {
     pb::Sizes { compressed: sizes.compressed, unpacked: sizes.unpacked, shared: sizes.shared, unique: sizes.unique }
 }
 
-pub(super) fn record(row: image::RecordRow) -> pb::RecordRow {
-    pb::RecordRow {
+/// A record; if it is to be brief, without what a table does not show.
+pub(super) fn record(row: image::RecordRow, brief: bool) -> pb::RecordRow {
+    let mut record = pb::RecordRow {
         name: row.name,
         namespace: row.namespace,
         kind: row.kind.as_str().to_owned(),
-        target: Some(descriptor(&row.target)),
-        image_id: row.image_id.map(|id| id.to_string()).unwrap_or_default(),
-        labels: row.labels,
-        created_at: Some(timestamp(row.created_at)),
-        updated_at: Some(timestamp(row.updated_at)),
+        target: Some(pb::Descriptor {
+            media_type: row.target.media_type,
+            digest: text(&row.target.digest),
+            size: row.target.size,
+        }),
         size: row.size,
         platforms: texts(&row.platforms),
+        ..pb::RecordRow::default()
+    };
+    if !brief {
+        record.image_id = row.image_id.map(|id| text(id.digest())).unwrap_or_default();
+        record.labels = (*row.labels).clone();
+        record.created_at = Some(timestamp(row.created_at));
+        record.updated_at = Some(timestamp(row.updated_at));
     }
+    record
 }
 
 pub(super) fn document(row: image::DocumentRow) -> pb::Document {

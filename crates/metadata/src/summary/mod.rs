@@ -1,16 +1,17 @@
 //! What listing needs of a manifest, kept so that no manifest is read twice.
 
+pub(crate) mod encoding;
+
 use std::collections::HashMap;
 
 use orlop_oci::{ChainId, Digest, ImageId, Platform};
 use rusqlite::{Connection, Row, params};
-use serde::{Deserialize, Serialize};
 
 use crate::history::digest_column;
-use crate::{Error, Result, Store};
+use crate::{Result, Store};
 
 /// The gist of a manifest or index; immutable like the document itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestSummary {
     /// The document's own size in bytes.
     pub size: u64,
@@ -39,13 +40,7 @@ impl Store {
             return Ok(());
         }
         self.write("remember manifests", |tx| {
-            let mut insert = tx.prepare_cached("INSERT OR REPLACE INTO manifest_summary VALUES (?1, ?2)")?;
-            for (digest, summary) in summaries {
-                let body = serde_json::to_string(summary)
-                    .map_err(|e| Error::Invalid { what: "manifest summary", reason: format!("{digest}: {e}") })?;
-                insert.execute(params![digest.as_str(), body])?;
-            }
-            Ok(())
+            summaries.iter().try_for_each(|(digest, summary)| put(tx, digest, summary))
         })
     }
 
@@ -56,7 +51,7 @@ impl Store {
 
     /// All summaries.
     pub fn summaries(&self) -> Result<HashMap<Digest, ManifestSummary>> {
-        self.read(|conn| {
+        self.scan(|conn| {
             let mut query = conn.prepare_cached("SELECT digest, body FROM manifest_summary")?;
             let mut rows = query.query([])?;
             let mut summaries = HashMap::new();
@@ -77,7 +72,19 @@ pub(crate) fn get(conn: &Connection, digest: &Digest) -> Result<Option<ManifestS
     Ok(rows.next()?.and_then(|row| parse(row, 0)))
 }
 
+/// Remembers a summary within a transaction.
+pub(crate) fn put(conn: &Connection, digest: &Digest, summary: &ManifestSummary) -> Result<()> {
+    let mut insert = conn.prepare_cached("INSERT OR REPLACE INTO manifest_summary VALUES (?1, ?2)")?;
+    insert.execute(params![digest.as_str(), encoding::encode(summary)])?;
+    Ok(())
+}
+
+/// The bytes of a summary; none of a root of format 1, opened for reading only, which has texts.
+pub(crate) fn body<'r>(row: &'r Row<'_>, index: usize) -> Option<&'r [u8]> {
+    row.get_ref(index).ok()?.as_blob().ok()
+}
+
 /// A summary only saves work: one that another version wrote differently counts as not there.
 fn parse(row: &Row<'_>, index: usize) -> Option<ManifestSummary> {
-    serde_json::from_str(row.get_ref(index).ok()?.as_str().ok()?).ok()
+    encoding::decode_owned(body(row, index)?)
 }
