@@ -55,6 +55,11 @@ pub(crate) fn settle(target: &ApplyTarget, lowers: &[PathBuf]) -> Result<()> {
     std::fs::remove_file(notes).at("remove", notes)
 }
 
+/// Which of the two files such a link means depends on the order in the tar, which is not known any more; no program
+/// that makes layers names a target so.
+const AROUND: &str =
+    "it is a hard link whose target lies behind a symbolic link of a lower layer, where this layer has something else";
+
 struct Settler<'a> {
     path: &'a Path,
     root: OwnedFd,
@@ -189,7 +194,15 @@ impl Settler<'_> {
         if fs::file_type(&seen.stat) == FileType::Directory {
             return Err(Error::Hostile { entry: text(path), reason: "it is a hard link to a directory" });
         }
+        if seen.path != target && self.is_replaced(&seen)? {
+            return Err(Error::Hostile { entry: text(path), reason: AROUND });
+        }
         Ok(seen)
+    }
+
+    /// Whether the layer itself, not what was done here, has or hides something where the file was seen.
+    fn is_replaced(&mut self, seen: &Seen) -> Result<bool> {
+        Ok(!self.copied.contains_key(&file_id(&seen.stat)) && !self.is_visible(&seen.path)?)
     }
 
     fn link(&mut self, path: &[u8], seen: &Seen) -> Result<()> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use common::{Meta as FileMeta, Tar, cases, describe, is_root, mode};
 use orlop_snapshot::apply::{Options, apply};
-use orlop_snapshot::{Driver, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
+use orlop_snapshot::{Driver, Error, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
 use proptest::prelude::*;
 use tar_core::EntryType;
 
@@ -60,6 +60,8 @@ fn assert_same(layers: &[Tar]) {
     match (&serial, &parentless) {
         (Ok(expected), Ok(found)) => assert_eq!(found, expected),
         (Err(_), Err(_)) => {}
+        // Parentless is stricter in one case (docs/compatibility.md).
+        (Ok(_), Err(Error::Hostile { reason, .. })) if reason.contains("behind a symbolic link of a lower layer") => {}
         _ => panic!("serial: {serial:#?}\nparentless: {parentless:#?}"),
     }
 }
@@ -118,6 +120,7 @@ fn awkward_stacks_come_out_as_in_serial() {
             }),
         ),
         ("link over its target's directory", tar(|t| t.link("o", "o/x"))),
+        ("link through a lower link to what is replaced", tar(|t| t.dir("d/sub/f", 0o755).link("l", "way/f"))),
         ("links by both names", tar(|t| t.link("l", "twin").link("m", "d/twin"))),
         ("links by both names, one replaced", tar(|t| t.link("l", "twin").link("m", "d/twin").file("twin", "own"))),
         ("link over the other name", tar(|t| t.link("d/twin", "twin"))),
