@@ -126,6 +126,22 @@ fn what_was_said_more_directly_decides_which_store_is_meant() {
 }
 
 #[test]
+fn a_daemon_at_the_usual_place_is_joined_unless_a_root_is_asked_for() {
+    let (served, plain) = (Orlop::new(), Orlop::new());
+    served.ok(["import", "--no-unpack", &archive_of(&served, "docker.io/library/served:1")]);
+    let daemon = served.serve(&[]);
+    let file = served.path("config.toml");
+    std::fs::write(&file, format!("[serve]\nsocket = {:?}\n", daemon.socket())).unwrap();
+    let mut command = binary();
+    // Nothing but the place of the socket is said; the data of whoever runs this is not looked at.
+    command.env("XDG_DATA_HOME", served.path("data")).env("ORLOP_CONFIG", &file).args(["images", "-o", "name"]);
+    let done = Done::of(&command.output().unwrap());
+    assert!(done.code == 0 && done.out.contains("served"), "{} {}", done.out, done.err);
+    let done = plain.run(["--config", file.to_str().unwrap(), "images", "-o", "name"]);
+    assert_eq!((done.code, done.out.as_str()), (0, ""), "{}", done.err);
+}
+
+#[test]
 fn a_server_that_is_not_orlop_lacks_what_is_orlops_own() {
     if !common::is_root("a_server_that_is_not_orlop_lacks_what_is_orlops_own") {
         return;

@@ -19,7 +19,7 @@ use orlop_api::orlop::v1::HistoryRequest;
 use orlop_api::orlop::v1::orlop_client::OrlopClient;
 use orlop_oci::Digest;
 use orlop_server::ServeOptions;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -323,11 +323,31 @@ async fn what_is_no_http_is_refused_and_harms_nothing() {
         // The server may hang up before everything is written.
         let _ = stream.write_all(bytes).await;
     }
-    // Half a greeting, and then nothing for as long as the test takes.
-    let mut silent = UnixStream::connect(&daemon.socket).await.unwrap();
-    silent.write_all(b"PRI * HTT").await.unwrap();
     daemon.is_well().await;
+    daemon.gauge("orlop_connections", "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_dead_or_never_begin_are_let_go() {
+    let (keepalive, keepalive_timeout) = (Duration::from_millis(500), Duration::from_secs(3));
+    let daemon = Daemon::start(ServeOptions { keepalive, keepalive_timeout, ..ServeOptions::default() });
+    let alive = daemon.channel().await;
+    // Nothing; half a greeting; a greeting and settings, and then no answer to anything.
+    let mut held = Vec::new();
+    for bytes in [&b""[..], b"PRI * HTT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+        let mut stream = UnixStream::connect(&daemon.socket).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        held.push(stream);
+    }
+    ContentClient::new(alive.clone()).list_statuses(request(Default::default())).await.unwrap();
+    for mut stream in held {
+        let mut said = Vec::new();
+        // However it ends, it ends.
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it is let go");
+    }
+    // Who answers is kept, though it said nothing for longer than that.
     daemon.gauge("orlop_connections", "1").await;
+    ContentClient::new(alive).list_statuses(request(Default::default())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

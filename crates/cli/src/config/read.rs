@@ -103,9 +103,13 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
         let found = &config.serve.socket_mode;
         return Err(("serve.socket_mode", format!("expected an octal mode like \"0660\", found {found:?}")));
     }
-    for (key, value) in
-        [("serve.max_connections", config.serve.max_connections), ("serve.max_calls", config.serve.max_calls)]
-    {
+    let serve = &config.serve;
+    for (key, value) in [
+        ("serve.max_connections", serve.max_connections as u64),
+        ("serve.max_calls", serve.max_calls as u64),
+        ("serve.keepalive_seconds", serve.keepalive_seconds),
+        ("serve.keepalive_timeout_seconds", serve.keepalive_timeout_seconds),
+    ] {
         if value == 0 {
             return Err((key, "expected at least 1, found 0".into()));
         }

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::ServeOptions;
 use super::calls::Calls;
 use super::flow::Flow;
+use super::greeting::{Greeted, Greeting};
 use super::peer::Peer;
 
 /// Headers of one request. Namespaces, leases and actors are a few hundred bytes.
@@ -36,6 +37,8 @@ pub(super) struct Accepting {
     flow: Flow,
     permits: Arc<Semaphore>,
     builder: http2::Builder<TokioExecutor>,
+    /// How long a client may be silent at first.
+    patience: Duration,
 }
 
 impl Accepting {
@@ -53,7 +56,8 @@ impl Accepting {
             .keep_alive_timeout(options.keepalive_timeout);
         let permits = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
         let flow = Flow::new(calls.metrics.waiting.clone());
-        Self { calls, flow, permits, builder }
+        let patience = options.keepalive + options.keepalive_timeout;
+        Self { calls, flow, permits, builder, patience }
     }
 
     /// Takes connections until the server is asked to end, and waits for the last one to end.
@@ -116,12 +120,15 @@ impl Accepting {
             let calls = calls.clone();
             service_fn(move |request| calls.clone().answer(peer.clone(), flow.clone(), request))
         };
+        let (greeting, patience) = (Greeting::default(), self.patience);
+        let stream = Greeted::new(stream, greeting.clone());
         let serving = self.builder.serve_connection(TokioIo::new(stream), service);
         async move {
             let _permit = permit;
             tokio::pin!(serving);
             tokio::select! {
                 ended = &mut serving => finished(number, ended),
+                () = silence(greeting, patience) => tracing::debug!(connection = number, "no greeting came"),
                 () = calls.stop.cancelled() => {
                     serving.as_mut().graceful_shutdown();
                     tokio::select! {
@@ -132,6 +139,14 @@ impl Accepting {
             }
             calls.metrics.connections.dec();
         }
+    }
+}
+
+/// Comes if a client has not greeted for too long.
+async fn silence(greeting: Greeting, patience: Duration) {
+    tokio::time::sleep(patience).await;
+    if greeting.is_complete() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -14,6 +14,7 @@ mod body;
 mod calls;
 mod deadline;
 pub(crate) mod flow;
+mod greeting;
 mod inbound;
 pub(crate) mod peer;
 
