@@ -125,8 +125,8 @@ pub(crate) enum Command {
     Umount(c::mount::UmountArgs),
     /// Look for damage; --deep hashes everything again
     Check(c::check::Args),
-    /// Verify that images are complete and unaltered
-    Verify(c::check::VerifyArgs),
+    /// Verify that images are complete, unaltered and signed as policy wants
+    Verify(c::verify::Args),
     /// Show what takes how much disk
     Df(c::df::Args),
     /// Collect what nothing needs any more

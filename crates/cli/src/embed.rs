@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use orlop_content::LocalStore;
-use orlop_image::Images;
+use orlop_image::{Gate, Images};
 use orlop_metadata::{OpenOptions, Store};
 use orlop_server::Server;
 use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use crate::config::Config;
 use crate::error::{Class, CliError, Result};
 use crate::holder;
+use crate::policy;
 use crate::settings::Settings;
 
 /// Connects to where the settings point: an address that was given, else the daemon that serves the root, else the
@@ -58,16 +59,21 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(call).await.map_err(stopped)?
 }
 
-/// Opens the store at `root` with the defaults and serves it in this process.
+/// Opens the store at `root` with the defaults, letting everything in, and serves it in this process.
 pub(crate) async fn open(root: &Path) -> Result<Channel> {
-    Ok(Server::new(images(root, &Config::default()).await?).in_process())
+    let images = with_gate(root, &Config::default(), Gate::default()).await?;
+    Ok(Server::new(images).in_process())
 }
 
-/// Opens the store at `root`.
+/// Opens the store at `root`. The policy is read first: with a mistake in it nothing is opened.
 pub(crate) async fn images(root: &Path, config: &Config) -> Result<Images> {
+    with_gate(root, config, policy::gate(&config.verify)?).await
+}
+
+async fn with_gate(root: &Path, config: &Config, gate: Gate) -> Result<Images> {
     let root = root.to_owned();
     let store = blocking(move || open_store(&root)).await?;
-    Ok(Images::new(store, config.images()))
+    Ok(Images::new(store, orlop_image::Settings { gate, ..config.images() }))
 }
 
 fn open_store(root: &Path) -> Result<Store> {

@@ -15,6 +15,7 @@ mod error;
 mod holder;
 mod images_made;
 mod output;
+mod policy;
 mod progress;
 mod settings;
 

@@ -10,6 +10,8 @@ use orlop_oci::{Digest, DocumentError, Platform, PlatformError, ReferenceError};
 use orlop_remote as remote;
 use orlop_snapshot as snapshot;
 
+use crate::Refusal;
+
 /// Result of an operation on images.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -173,6 +175,9 @@ pub enum Error {
         /// Why.
         source: snapshot::Error,
     },
+    /// Policy does not let an image in under a name.
+    #[error(transparent)]
+    Refused(Box<Refusal>),
     /// An archive is not one that is understood.
     #[error("archive refused: {0}")]
     Archive(ArchiveError),
@@ -298,6 +303,7 @@ impl Error {
             | Self::TooDeep { .. }
             | Self::TooMany { .. }
             | Self::DiffId { .. }
+            | Self::Refused(_)
             | Self::Archive(_) => ErrorKind::Verification,
             Self::Layer { source, .. } => snapshot_kind(source),
             Self::Interrupted => ErrorKind::Failed,

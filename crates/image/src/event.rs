@@ -80,6 +80,8 @@ pub struct Outcome {
     pub target: Descriptor,
     /// Image IDs of the platforms that are there.
     pub image_ids: Vec<ImageId>,
+    /// By what it was verified before it was let in; empty if nothing was wanted.
+    pub verified_by: Vec<String>,
     /// Bytes that came or went.
     pub bytes_transferred: u64,
     /// Bytes that were there.

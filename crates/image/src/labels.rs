@@ -28,6 +28,10 @@ pub(crate) const SNAPSHOT_DIFF: &str = "containerd.io/snapshot/diff-id";
 pub(crate) const SNAPSHOT_PARENT: &str = "containerd.io/snapshot/parent-chain-id";
 /// Before a child's place: what a document holds.
 pub(crate) const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
+/// Before a signature's place, on a target: what was verified and is kept with it. containerd's word for referrers.
+pub(crate) const GC_REFERRER: &str = "containerd.io/gc.ref.content.referrer.";
+/// On a record: the target's digest and, after a space, by what its coming in under this name was verified.
+pub(crate) const VERIFIED: &str = "io.orlop.verified";
 /// Before a driver's name, on a config: the snapshot that it holds.
 pub(crate) const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 /// On a lease: when it ends by itself.

@@ -11,6 +11,7 @@
 //!   there and verified.
 //! - Everything fetched is held by a lease until the records are written; the three records are written in one
 //!   transaction.
+//! - Nothing comes in under a name that policy refuses ([`Gate`]).
 //! - In CRI-managed namespaces the records converge to design's §7 whatever was created, changed or lost.
 //!
 //! # Concurrency
@@ -24,6 +25,7 @@ mod cri;
 mod error;
 mod event;
 mod export;
+mod gate;
 mod import;
 mod labels;
 mod lease;
@@ -48,6 +50,11 @@ pub use cri::{CriCatalog, CriImage, CriView, Gist, Pinned};
 pub use error::{ArchiveError, Error, ErrorKind, Missing, Result};
 pub use event::{BlobEvent, Event, Limit, Outcome, Sink, Stage};
 pub use export::{ArchiveFormat, ExportRequest};
+pub use gate::{
+    Cause, Checked, Flaw, Form, Gate, Identity, KeyError, MAX_KEY_BYTES, Objection, Outcome as SignatureOutcome,
+    Pattern, PatternError, Policy, PublicKey, Refusal, Requirement, Rule, Signed, Verdict, VerifierProblem, Verifiers,
+    VerifyRequest,
+};
 pub use import::ImportRequest;
 pub use place::{ImportAs, NameRule, Place};
 pub use pull::PullRequest;

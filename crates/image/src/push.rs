@@ -72,6 +72,7 @@ impl Images {
         blobs.try_for_each_concurrent(at_once, |(blob, kind)| upload.blob(blob, kind)).await?;
         upload.documents(&transfer, &destination).await?;
         Ok(Outcome {
+            verified_by: Vec::new(),
             names: vec![destination.to_string()],
             target: transfer.target().descriptor(),
             image_ids: transfer.images.iter().map(|(_, image)| image.id.clone()).collect(),

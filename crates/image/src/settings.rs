@@ -2,6 +2,8 @@
 
 use orlop_oci::{Platform, Reference};
 
+use crate::Gate;
+
 /// How [`Images`](crate::Images) works.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -21,6 +23,8 @@ pub struct Settings {
     pub pin_unsupplied: bool,
     /// Seconds that the hash references of an image stay after its tag moved elsewhere.
     pub grace_seconds: i64,
+    /// What may come in.
+    pub gate: Gate,
 }
 
 impl Default for Settings {
@@ -34,6 +38,7 @@ impl Default for Settings {
             pinned_images: Vec::new(),
             pin_unsupplied: true,
             grace_seconds: 24 * 3600,
+            gate: Gate::default(),
         }
     }
 }

@@ -11,7 +11,8 @@ impl Images {
     /// hash references that go with them. Returns the records written.
     ///
     /// # Errors
-    /// [`Error::Exists`] if a name points elsewhere already and `force` is false.
+    /// [`Error::Exists`] if a name points elsewhere already and `force` is false; [`Error::Refused`] if policy does not
+    /// let the image have one of the names.
     pub async fn tag(&self, scope: &Scope, source: &str, names: &[String], force: bool) -> Result<Vec<String>> {
         let target = self.resolve_name(scope, source).await?.target;
         let managed = self.managed_id(scope, &target).await?;
@@ -20,7 +21,9 @@ impl Images {
         for name in names {
             let reference = new_name(name, &target)?;
             self.check_free(scope, &reference.to_string(), &target, force).await?;
-            let naming = Naming::new(&reference.to_string());
+            let mut naming = Naming::new(&reference.to_string());
+            let by = self.admit(scope, &naming.name, &target).await?;
+            naming.verified = crate::gate::label(&target.digest, &by);
             changes.extend(naming.changes(&target, managed.as_ref()));
             tagged.push(naming.name);
         }

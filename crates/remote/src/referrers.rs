@@ -28,18 +28,25 @@ pub(crate) async fn list(
 ) -> Result<Vec<Descriptor>> {
     let what = format!("the referrers of {repository}@{digest}");
     let mut tour = client.tour(repository.domain(), Capability::Referrers).await?;
+    let mut failed = false;
     while let Some((endpoint, patience)) = tour.next() {
         let asking =
             Asking { client, endpoint: &endpoint, patience, repository: repository.path(), digest, what: &what };
         match asking.list(artifact_type).await {
             Ok(found) => {
                 tour.succeeded(&endpoint);
-                return Ok(found);
+                // A mirror has what it was asked for once; who refers to that it need not have heard of.
+                if !found.is_empty() || !endpoint.is_mirror() {
+                    return Ok(found);
+                }
             }
-            Err(error) => tour.failed(&endpoint, error),
+            Err(error) => {
+                failed = true;
+                tour.failed(&endpoint, error);
+            }
         }
     }
-    Err(tour.into_error(&what))
+    if failed { Err(tour.into_error(&what)) } else { Ok(Vec::new()) }
 }
 
 /// Adds a document to the tag that lists the referrers of `subject`.

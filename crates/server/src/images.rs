@@ -31,6 +31,7 @@ impl Images for Server {
     async fn create(&self, request: Request<pb::CreateImageRequest>) -> Answer<pb::CreateImageResponse> {
         let (scope, store) = (call::scope(&request)?, self.store().clone());
         let image = from_wire(required(request.into_inner().image, "image")?, None)?;
+        self.admit(&scope, &image).await?;
         let asked = scope.clone();
         let created = blocking(move || store.create_image(&asked, image)).await?;
         self.reconcile(&scope.namespace, &created.name).await;
@@ -41,8 +42,13 @@ impl Images for Server {
         let scope = call::scope(&request)?;
         let request = request.into_inner();
         let (image, mask) = (required(request.image, "image")?, mask(request.update_mask));
+        let (store, namespace, paths) = (self.store().clone(), scope.namespace.clone(), mask.clone());
+        let (image, moves) = blocking(move || prepared(&store, &namespace, image, &paths)).await?;
+        if moves {
+            self.admit(&scope, &image).await?;
+        }
         let (store, asked) = (self.store().clone(), scope.clone());
-        let updated = blocking(move || update(&store, &asked, image, &mask)).await?;
+        let updated = blocking(move || store.update_image(&asked, image, &mask)).await?;
         self.reconcile(&scope.namespace, &updated.name).await;
         Ok(Response::new(pb::UpdateImageResponse { image: Some(to_wire(updated)) }))
     }
@@ -64,16 +70,27 @@ impl Images for Server {
     }
 }
 
-/// With a mask that leaves the target alone the request may come without one, or with an empty one.
-fn update(store: &Store, scope: &Scope, image: pb::Image, mask: &[String]) -> Result<Image, Status> {
+impl Server {
+    /// A record that a client writes comes in like any other: by what the store itself has, policy decides.
+    async fn admit(&self, scope: &Scope, image: &Image) -> Result<(), Status> {
+        self.images().admit(scope, &image.name, &image.target).await.map(drop).map_err(|e| e.to_status())
+    }
+}
+
+/// The image of an update, and whether the record would point elsewhere. With a mask that leaves the target alone the
+/// request may come without one, or with an empty one.
+fn prepared(store: &Store, namespace: &str, image: pb::Image, mask: &[String]) -> Result<(Image, bool), Status> {
     let of_target = |path: &String| path == "target" || path.starts_with("target.") || path.starts_with("annotations");
     let given = image.target.as_ref().is_some_and(|target| !target.digest.is_empty());
-    let old = if !given && !mask.is_empty() && !mask.iter().any(of_target) {
-        Some(store.image(&scope.namespace, &image.name).map_err(|e| e.to_status())?)
-    } else {
-        None
-    };
-    store.update_image(scope, from_wire(image, old)?, mask).map_err(|e| e.to_status())
+    let keeps = !mask.is_empty() && !mask.iter().any(of_target);
+    let old = store.image(namespace, &image.name);
+    if keeps && !given {
+        return Ok((from_wire(image, Some(old.map_err(|e| e.to_status())?))?, false));
+    }
+    let image = from_wire(image, None)?;
+    // A record that is not there is refused by the update itself.
+    let moves = !keeps && old.is_ok_and(|old| old.target.digest != image.target.digest);
+    Ok((image, moves))
 }
 
 fn from_wire(image: pb::Image, old: Option<Image>) -> Result<Image, Status> {

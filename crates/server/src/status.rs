@@ -135,7 +135,8 @@ impl ToStatus for image::Error {
             _ => code_of(self.kind()),
         };
         let class = if matches!(self, E::Interrupted) { Class::Interrupted } else { class_of(self.kind()) };
-        status(self, (code, class), "")
+        let hint = if let E::Refused(refusal) = self { refusal.advice() } else { "" };
+        status(self, (code, class), hint)
     }
 }
 

@@ -1,4 +1,4 @@
-//! `orlop check` and `orlop verify`.
+//! `orlop check`.
 
 use std::process::ExitCode;
 
@@ -19,16 +19,9 @@ pub(crate) struct Args {
     deep: bool,
 }
 
-/// Options of `verify`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct VerifyArgs {
-    /// Names, digests or image IDs
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<String>,
-}
-
+/// Something is wrong.
 #[derive(Serialize)]
-struct Problem {
+pub(crate) struct Problem {
     class: String,
     subject: String,
     detail: String,
@@ -45,25 +38,17 @@ struct Report {
 /// Runs `check`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let (problems, summary) = ask(context, args.deep, "").await?;
-    show(context, "orlop.check/v1", problems, &summary, args.deep)
-}
-
-/// Runs `verify`: a deep check of some images.
-pub(crate) async fn verify(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
-    let mut problems = Vec::new();
-    let mut total = pb::CheckSummary::default();
-    for name in &args.names {
-        let (found, summary) = ask(context, true, name).await?;
-        problems.extend(found);
-        total.records += summary.records;
-        total.blobs += summary.blobs;
-        total.blob_bytes += summary.blob_bytes;
-        total.snapshots += summary.snapshots;
+    let ok = problems.is_empty();
+    if output::is_document(context.global.output) {
+        output::document(context.global.output, &Report { schema: "orlop.check/v1", ok, problems })?;
+    } else {
+        show(context, problems, &summary, args.deep)?;
     }
-    show(context, "orlop.verify/v1", problems, &total, true)
+    Ok(if ok { ExitCode::SUCCESS } else { report(&CliError::new(Class::Verification, "problems were found")) })
 }
 
-async fn ask(context: &Context, deep: bool, name: &str) -> Result<(Vec<Problem>, pb::CheckSummary)> {
+/// What is wrong with one image, or with the whole store, and how much was looked at.
+pub(crate) async fn ask(context: &Context, deep: bool, name: &str) -> Result<(Vec<Problem>, pb::CheckSummary)> {
     use pb::check_response::Event;
     let request = pb::CheckRequest { deep, name: name.to_owned() };
     let mut stream = context.clients.orlop().check(request).await?.into_inner();
@@ -80,33 +65,24 @@ async fn ask(context: &Context, deep: bool, name: &str) -> Result<(Vec<Problem>,
     Err(CliError::new(Class::Unavailable, "the check ended early: no result"))
 }
 
-fn show(
-    context: &Context,
-    schema: &'static str,
-    problems: Vec<Problem>,
-    summary: &pb::CheckSummary,
-    deep: bool,
-) -> Result<ExitCode> {
+/// Prints problems for people, and how much was looked at.
+pub(crate) fn show(context: &Context, problems: Vec<Problem>, summary: &pb::CheckSummary, deep: bool) -> Result<()> {
     let ok = problems.is_empty();
-    if output::is_document(context.global.output) {
-        output::document(context.global.output, &Report { schema, ok, problems })?;
-    } else {
-        let mut table = Table::new(&["PROBLEM", "SUBJECT", "DETAIL", "FIX"]);
-        for p in problems {
-            table.row([p.class, p.subject, p.detail, p.fix]);
-        }
-        if !ok {
-            table.print()?;
-        }
-        context.say(format!(
-            "{} records, {} blobs ({}{}), {} snapshots: {}",
-            summary.records,
-            summary.blobs,
-            size(summary.blob_bytes),
-            if deep { ", all hashed" } else { ", sizes only" },
-            summary.snapshots,
-            if ok { "no problem found" } else { "see above" }
-        ));
+    let mut table = Table::new(&["PROBLEM", "SUBJECT", "DETAIL", "FIX"]);
+    for p in problems {
+        table.row([p.class, p.subject, p.detail, p.fix]);
     }
-    Ok(if ok { ExitCode::SUCCESS } else { report(&CliError::new(Class::Verification, "problems were found")) })
+    if !ok {
+        table.print()?;
+    }
+    context.say(format!(
+        "{} records, {} blobs ({}{}), {} snapshots: {}",
+        summary.records,
+        summary.blobs,
+        size(summary.blob_bytes),
+        if deep { ", all hashed" } else { ", sizes only" },
+        summary.snapshots,
+        if ok { "no problem found" } else { "see above" }
+    ));
+    Ok(())
 }

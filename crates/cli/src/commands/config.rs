@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use crate::args::Global;
 use crate::config::{self, Config};
 use crate::error::{Class, CliError, Result};
-use crate::output;
 use crate::settings::Settings;
+use crate::{output, policy};
 
 /// What to do with it.
 #[derive(Debug, clap::Subcommand)]
@@ -39,7 +39,8 @@ pub(crate) fn run(global: &Global, command: &Command) -> Result<ExitCode> {
 
 fn check(file: Option<PathBuf>) -> Result<()> {
     let file = file.unwrap_or_else(|| config::DEFAULT_FILE.into());
-    config::read(&file)?;
+    let config = config::read(&file)?;
+    policy::gate(&config.verify)?;
     output::line(format!("{}: right", file.display()))
 }
 

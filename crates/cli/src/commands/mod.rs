@@ -21,6 +21,7 @@ pub(crate) mod rm;
 pub(crate) mod snapshots;
 pub(crate) mod tag;
 pub(crate) mod undo;
+pub(crate) mod verify;
 
 use std::process::ExitCode;
 
@@ -81,7 +82,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Mount(args) => mount::mount(context, &args).await?,
         Command::Umount(args) => mount::umount(context, &args).await?,
         Command::Check(args) => return check::run(context, &args).await,
-        Command::Verify(args) => return check::verify(context, &args).await,
+        Command::Verify(args) => return verify::run(context, &args).await,
         Command::Df(args) => df::run(context, &args).await?,
         Command::Gc(args) => gc::run(context, &args).await?,
         Command::Content(command) => content::run(context, command).await?,

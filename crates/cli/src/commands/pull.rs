@@ -95,6 +95,7 @@ pub(crate) struct Done {
     image_ids: Vec<String>,
     bytes_transferred: u64,
     bytes_present: u64,
+    verified_by: Vec<String>,
 }
 
 impl Done {
@@ -106,6 +107,7 @@ impl Done {
             image_ids: done.image_ids,
             bytes_transferred: done.bytes_transferred,
             bytes_present: done.bytes_present,
+            verified_by: done.verified_by,
         }
     }
 
@@ -121,6 +123,9 @@ impl Done {
             size(self.bytes_transferred),
             size(self.bytes_present)
         ));
+        for by in &self.verified_by {
+            context.say(format!("verified by {by}"));
+        }
         Ok(())
     }
 }

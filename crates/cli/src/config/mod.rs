@@ -28,6 +28,7 @@ pub(crate) struct Config {
     pub(crate) serve: Serve,
     pub(crate) log: Log,
     pub(crate) images: Images,
+    pub(crate) verify: Verify,
     pub(crate) gc: Gc,
 }
 
@@ -74,6 +75,16 @@ pub(crate) struct Images {
     pub(crate) grace_seconds: u32,
 }
 
+/// `[verify]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Verify {
+    pub(crate) policy: Option<PathBuf>,
+    pub(crate) verifiers: Option<PathBuf>,
+    pub(crate) max_verifiers: i64,
+    pub(crate) verifier_seconds: u32,
+}
+
 /// `[gc]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -93,6 +104,7 @@ impl Default for Config {
             serve: Serve::default(),
             log: Log::default(),
             images: Images::default(),
+            verify: Verify::default(),
             gc: Gc::default(),
         }
     }
@@ -131,6 +143,12 @@ impl Default for Images {
             pin_unsupplied: settings.pin_unsupplied,
             grace_seconds: u32::try_from(settings.grace_seconds).unwrap_or(u32::MAX),
         }
+    }
+}
+
+impl Default for Verify {
+    fn default() -> Self {
+        Self { policy: None, verifiers: None, max_verifiers: 10, verifier_seconds: 10 }
     }
 }
 

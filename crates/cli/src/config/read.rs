@@ -114,6 +114,10 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
             return Err((key, "expected at least 1, found 0".into()));
         }
     }
+    if !(1..=3600).contains(&config.verify.verifier_seconds) {
+        let found = config.verify.verifier_seconds;
+        return Err(("verify.verifier_seconds", format!("expected 1 to 3600, found {found}")));
+    }
     if config.gc.trash_free_percent > 100 {
         return Err(("gc.trash_free_percent", format!("expected at most 100, found {}", config.gc.trash_free_percent)));
     }
@@ -178,6 +182,7 @@ mod tests {
             refused("[serve]\nsocket_mode = '999'\n").message.starts_with("f:2: serve.socket_mode: expected an octal")
         );
         assert!(refused("[gc]\n\ntrash_free_percent = 101").message.starts_with("f:3: gc.trash_free_percent"));
+        assert!(refused("[verify]\nverifier_seconds = 0").message.contains("expected 1 to 3600"));
         assert!(refused("[serve]\nmax_calls = 0").message.contains("at least 1"));
         assert!(refused("[log]\nlevel = 'a=b=c'").message.starts_with("f:2: log.level"));
         assert!(refused("serve = 3").message.starts_with("f:1: invalid type"));

@@ -20,6 +20,7 @@ use orlop_oci::{Platform, PlatformMatcher, Reference};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::error::ArchiveError;
+use crate::gate::Archive;
 use crate::pull::{Naming, Nowhere, PIECE, PipeWriter, Session, pipe};
 use crate::walk::{self, Select, Tree};
 use crate::{Error, Event, Images, Missing, Outcome, Result, Sink};
@@ -52,7 +53,7 @@ impl Images {
     /// Reads an archive (OCI layout or docker-archive in a tar; plain, gzip or zstd) to its end.
     ///
     /// # Errors
-    /// Nothing becomes visible unless every image in it is complete.
+    /// Nothing becomes visible unless every image in it is complete, and policy lets each of them in.
     pub async fn import(
         &self,
         scope: &Scope,
@@ -138,24 +139,25 @@ impl Session<'_> {
     /// Checks that every image is complete, unpacks, and writes all records at once.
     async fn finish_import(&self, contents: Contents, request: &ImportRequest) -> Result<(Outcome, Vec<Reference>)> {
         let mut trees = Vec::new();
-        for entry in contents.entries {
+        for mut entry in contents.entries {
             let (tree, missing) = self.examine(&entry, request).await?;
             if !missing.is_empty() {
                 return Err(Error::Incomplete { name: "the archive".to_owned(), missing });
             }
-            trees.push((entry, tree));
+            borrow_names(&mut entry, &tree, &contents.docker);
+            let names = self.names(&entry, request)?;
+            trees.push((tree, names));
         }
         if trees.is_empty() {
             return Err(Error::Archive(ArchiveError::Empty));
         }
+        let namings = self.admit_all(&trees).await?;
         let plan = self.import_plan(request);
         let mut named = Vec::new();
         let mut all_names = Vec::new();
-        for (mut entry, tree) in trees {
-            borrow_names(&mut entry, &tree, &contents.docker);
-            let names = self.names(&entry, request)?;
+        for ((tree, names), namings) in trees.into_iter().zip(namings) {
             self.bring_tree(&tree, &plan).await?;
-            named.push((tree, names.iter().map(|name| Naming::new(&name.to_string())).collect()));
+            named.push((tree, namings));
             all_names.extend(names);
         }
         let records = self.record(&named, &plan).await?;
@@ -164,6 +166,25 @@ impl Session<'_> {
             outcome.image_ids.extend(self.outcome(Vec::new(), tree).image_ids);
         }
         Ok((outcome, all_names))
+    }
+
+    /// Asks the gate about every name before anything is unpacked. Signatures may be in the archive too.
+    async fn admit_all(&self, trees: &[(Tree, Vec<Reference>)]) -> Result<Vec<Vec<Naming>>> {
+        let tags = |names: &[Reference]| names.iter().filter_map(Reference::tag).map(str::to_owned).collect();
+        let entries = trees.iter().map(|(tree, names)| (tree, tags(names))).collect();
+        let archive = Archive { documents: self, entries };
+        let mut all = Vec::new();
+        for (tree, names) in trees {
+            let mut namings = Vec::new();
+            for name in names {
+                let naming = Naming::new(&name.to_string());
+                let by = self.admit(&naming.name, &tree.target, &[&archive]).await?;
+                let verified = crate::gate::label(&tree.target.digest, &by);
+                namings.push(Naming { verified, ..naming });
+            }
+            all.push(namings);
+        }
+        Ok(all)
     }
 
     fn names(&self, entry: &Entry, request: &ImportRequest) -> Result<Vec<Reference>> {

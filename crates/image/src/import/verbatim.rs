@@ -11,6 +11,7 @@ use tokio::io::AsyncRead;
 use super::files::{File, Files};
 use super::layout::{self, Packed};
 use crate::error::ArchiveError;
+use crate::gate;
 use crate::labels;
 use crate::place::{archive_records, records};
 use crate::pull::document_labels;
@@ -64,12 +65,14 @@ impl Session<'_> {
         self.put(&archive.index, "index", archive.raw.clone()).await?;
         (self.sink)(Event::Target(archive.index.clone()));
         let trees = self.place_trees(&archive, place, plan).await?;
-        for tree in &trees {
-            self.bring_tree(tree, plan).await?;
-        }
         let mut changes = records(place, &archive.index);
         for entry in &archive.entries {
             changes.extend(archive_records(place, entry));
+        }
+        let entries = trees.iter().map(|tree| (tree, tags(&tree.target))).collect();
+        self.admit_records(&mut changes, &[&gate::Archive { documents: self, entries }]).await?;
+        for tree in &trees {
+            self.bring_tree(tree, plan).await?;
         }
         let index = Document::parse(archive.raw.clone(), Some(media_type::OCI_INDEX));
         let index = index.map_err(|source| Error::Document { digest: archive.index.digest.clone(), source })?;
@@ -152,6 +155,12 @@ impl Session<'_> {
         }
         Ok(packed)
     }
+}
+
+/// The tags that an archive gives an entry.
+fn tags(entry: &Descriptor) -> Vec<String> {
+    let given = [IMAGE_NAME, REF_NAME].into_iter().filter_map(|key| entry.annotations.get(key));
+    given.map(|name| name.rsplit(':').next().unwrap_or(name).to_owned()).collect()
 }
 
 /// An entry with the annotations that its tag comes to.

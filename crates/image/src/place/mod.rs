@@ -13,6 +13,7 @@ use orlop_oci::{Descriptor, Platform};
 
 pub use names::NameRule;
 
+use crate::gate;
 use crate::pull::Plan;
 use crate::walk::{Matching, Select};
 use crate::{Error, Images, Result};
@@ -47,12 +48,16 @@ impl Images {
     /// Gives what `source` points at the names of a place. Returns the records written.
     ///
     /// # Errors
-    /// NotFound if no record has exactly this name, or if the place has no name.
+    /// NotFound if no record has exactly this name, or if the place has no name; [`Error::Refused`].
     pub async fn tag_as(&self, scope: &Scope, source: &str, place: &Place) -> Result<Vec<String>> {
         let (namespace, name) = (scope.namespace.clone(), source.to_owned());
         let target = self.blocking(move |store| Ok(store.image(&namespace, &name)?)).await?.target;
-        let changes = names::records(place, &target);
+        let mut changes = names::records(place, &target);
         let written = required_names(&changes, &target)?;
+        for record in &mut changes {
+            let by = self.admit(scope, &record.name, &target).await?;
+            gate::remember(record, &by);
+        }
         let owned = scope.clone();
         self.blocking(move |store| Ok(store.replace_images(&owned, &changes)?)).await?;
         self.reconcile_all(scope, &written).await?;

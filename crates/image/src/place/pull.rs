@@ -5,7 +5,8 @@ use orlop_oci::{Descriptor, MediaKind, Reference};
 use orlop_remote::Client;
 
 use super::{Place, records, required_names};
-use crate::pull::Registry;
+use crate::gate::Shelf;
+use crate::pull::{Registry, signatures};
 use crate::{Error, Event, Images, Result, Sink};
 
 impl Images {
@@ -33,11 +34,16 @@ impl Images {
         }
         sink(Event::Target(target.clone()));
         let plan = self.place_plan(place)?;
-        let changes = records(place, &target);
+        let mut changes = records(place, &target);
         let written = required_names(&changes, &target)?;
         let origin = Registry { client, repository };
         self.under_lease(scope, async |scope| {
             let session = self.session(scope.clone(), &origin, sink);
+            let [tags, referrers] = signatures(client, &origin.repository);
+            let shelves: [&dyn Shelf; 2] = [&tags, &referrers];
+            // What is pulled counts as well as what it is to be called here.
+            session.admit(&parsed.to_string(), &target, &shelves).await?;
+            session.admit_records(&mut changes, &shelves).await?;
             let tree = session.bring(reference, &target, &plan).await?;
             let owned = scope.clone();
             let write = move |store: &Store| Ok(store.replace_images(&owned, &changes)?);

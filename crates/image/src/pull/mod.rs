@@ -19,15 +19,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use orlop_metadata::{Scope, ScopedContent};
-use orlop_oci::{Descriptor, Digest, Platform, Reference};
+use orlop_oci::{Descriptor, Digest, Platform, Reference, RepositoryName};
 use orlop_remote::Client;
 use tokio::sync::oneshot;
 
+use crate::gate::{Remote, Vouched, Way};
 use crate::walk::{self, Node, Select, Tree};
 use crate::{Error, Event, Images, Outcome, Result, Sink, supply};
 pub(crate) use blobs::Stored;
 pub(crate) use origin::Registry;
-pub(crate) use origin::{Nowhere, Origin, lacking};
+pub(crate) use origin::{Nowhere, Origin, collect, lacking};
 pub(crate) use pipe::{PIECE, PipeWriter, pipe};
 pub(crate) use records::{Naming, document_labels, names, record_labels};
 use unpack::{Actives, Ready, Step, Unpacker};
@@ -70,6 +71,8 @@ pub(crate) struct Session<'a> {
     pub(crate) sink: Sink<'a>,
     pub(crate) transferred: AtomicU64,
     pub(crate) present: AtomicU64,
+    /// What the gate said.
+    pub(crate) vouched: Vouched,
 }
 
 impl Images {
@@ -98,8 +101,11 @@ impl Images {
             .under_lease(scope, async |scope| {
                 let session = self.session(scope, &origin, sink);
                 let name = reference.to_string();
+                let [tags, referrers] = signatures(client, &origin.repository);
+                let by = session.admit(&name, &resolved.descriptor, &[&tags, &referrers]).await?;
                 let tree = session.bring(&name, &resolved.descriptor, &plan).await?;
-                let naming = Naming { reference: Some(reference.clone()), name, pin: request.pin };
+                let verified = crate::gate::label(&resolved.descriptor.digest, &by);
+                let naming = Naming { reference: Some(reference.clone()), name, pin: request.pin, verified };
                 let named = [(tree, vec![naming])];
                 let names = session.record(&named, &plan).await?;
                 Ok(session.outcome(names, &named[0].0))
@@ -138,8 +144,14 @@ impl Images {
             sink,
             transferred: AtomicU64::new(0),
             present: AtomicU64::new(0),
+            vouched: Vouched::default(),
         }
     }
+}
+
+/// Where a repository has the signatures of its images.
+pub(crate) fn signatures<'a>(client: &'a Client, repository: &'a RepositoryName) -> [Remote<'a>; 2] {
+    [Way::Tag, Way::Referrers].map(|way| Remote { client, repository, way })
 }
 
 /// A blob to bring, and the steps of images that wait for it.
@@ -291,6 +303,7 @@ impl Session<'_> {
             names,
             target: tree.target.clone(),
             image_ids: tree.manifests().filter_map(|n| n.image.as_ref().map(|i| i.id.clone())).collect(),
+            verified_by: self.vouched.by(),
             bytes_transferred: self.transferred.load(Ordering::Relaxed),
             bytes_present: self.present.load(Ordering::Relaxed),
         }

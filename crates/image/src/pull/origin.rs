@@ -87,7 +87,8 @@ pub(crate) fn lacking(descriptor: &Descriptor) -> Error {
     Error::Incomplete { name: "the image".to_owned(), missing: vec![missing] }
 }
 
-async fn collect(mut stream: BlobStream, descriptor: &Descriptor) -> Result<Bytes> {
+/// All bytes of a small blob; they are not hashed here.
+pub(crate) async fn collect(mut stream: BlobStream, descriptor: &Descriptor) -> Result<Bytes> {
     let mut bytes = BytesMut::new();
     while let Some(piece) = stream.next().await {
         bytes.extend_from_slice(&piece?);

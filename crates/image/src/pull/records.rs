@@ -18,13 +18,15 @@ pub(crate) struct Naming {
     pub(crate) name: String,
     /// Whether to pin it.
     pub(crate) pin: bool,
+    /// Its label of verification; empty: none.
+    pub(crate) verified: String,
 }
 
 impl Naming {
     /// A name as given.
     pub(crate) fn new(name: &str) -> Self {
         let reference = name.parse::<Reference>().ok().filter(|r| r.to_string() == name);
-        Self { reference, name: name.to_owned(), pin: false }
+        Self { reference, name: name.to_owned(), pin: false, verified: String::new() }
     }
 
     /// The records of this name in containerd's order: image ID, the name, the digest reference. `managed` is the image
@@ -35,16 +37,23 @@ impl Naming {
             labels.extend(extra.map(|(k, v)| (k.to_owned(), v.to_owned())));
             ImageChange::Upsert { name, target: plain(target), labels }
         };
-        let Some(id) = managed else { return vec![upsert(self.name.clone(), None)] };
+        // An empty label is taken off: what was said of an earlier target does not hold for this one.
+        let named = || upsert(self.name.clone(), Some((labels::VERIFIED, &self.verified)));
+        let Some(id) = managed else { return vec![named()] };
         let id = upsert(id.to_string(), None);
-        let requested = Some((labels::REQUESTED, labels::REQUESTED_VALUE));
         match &self.reference {
-            Some(Reference::Digest { .. }) => vec![id, upsert(self.name.clone(), requested)],
+            Some(Reference::Digest { .. }) => {
+                let mut named = named();
+                if let ImageChange::Upsert { labels, .. } = &mut named {
+                    labels.insert(labels::REQUESTED.to_owned(), labels::REQUESTED_VALUE.to_owned());
+                }
+                vec![id, named]
+            }
             Some(Reference::Tag { repository, .. }) => {
                 let digest = repository.with_digest(&target.digest).to_string();
-                vec![id, upsert(self.name.clone(), None), upsert(digest, None)]
+                vec![id, named(), upsert(digest, None)]
             }
-            _ => vec![id, upsert(self.name.clone(), None)],
+            _ => vec![id, named()],
         }
     }
 }
@@ -95,6 +104,9 @@ impl Session<'_> {
         for tree in trees {
             self.tree_labels(tree, plan, &mut blob_labels);
             summaries.extend(tree.summaries());
+        }
+        for (digest, labels) in self.vouched.labels() {
+            blob_labels.entry(digest).or_default().extend(labels);
         }
         let content = self.content.clone();
         let source = self.origin.repository().cloned();

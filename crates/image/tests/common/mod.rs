@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod proxy;
+pub mod sign;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

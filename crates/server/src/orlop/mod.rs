@@ -4,6 +4,7 @@ mod archive;
 mod keep;
 mod progress;
 mod rows;
+mod verify;
 
 use orlop_api::orlop::v1 as pb;
 use orlop_api::orlop::v1::orlop_server::Orlop;
@@ -172,6 +173,16 @@ impl Orlop for Server {
     async fn check(&self, request: Request<pb::CheckRequest>) -> Answer<Self::CheckStream> {
         let scope = call::scope(&request)?;
         Ok(Response::new(keep::check(self, scope, request.into_inner()).await?))
+    }
+
+    async fn verify(&self, request: Request<pb::VerifyRequest>) -> Answer<pb::VerifyResponse> {
+        let scope = call::scope(&request)?;
+        let request = request.into_inner();
+        let client = request.registry.map(|registry| client(Some(registry)));
+        let gate = request.policy.map(verify::gate).transpose()?;
+        let wanted = orlop_image::VerifyRequest { name: request.name, gate };
+        let verdicts = self.images().verify(&scope, &wanted, client.as_ref()).await.map_err(|e| e.to_status())?;
+        Ok(Response::new(pb::VerifyResponse { verdicts: verdicts.into_iter().map(verify::verdict).collect() }))
     }
 
     async fn disk_usage(&self, request: Request<pb::DiskUsageRequest>) -> Answer<pb::DiskUsageResponse> {

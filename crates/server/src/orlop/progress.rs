@@ -128,6 +128,7 @@ fn done(outcome: Outcome) -> pb::Progress {
         image_ids: outcome.image_ids.iter().map(ToString::to_string).collect(),
         bytes_transferred: outcome.bytes_transferred,
         bytes_present: outcome.bytes_present,
+        verified_by: outcome.verified_by,
     };
     pb::Progress { done: Some(done), ..pb::Progress::default() }
 }
@@ -185,6 +186,7 @@ mod tests {
             names: vec!["name".into()],
             target: Descriptor::new("type", Digest::of(b"target"), 6),
             image_ids: Vec::new(),
+            verified_by: Vec::new(),
             bytes_transferred: 10,
             bytes_present: 0,
         }
