@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use orlop_content::LocalStore;
 use orlop_image::{Gate, Images};
@@ -17,6 +18,11 @@ use crate::holder;
 use crate::policy;
 use crate::settings::Settings;
 
+/// How long a daemon may take to end; by default it lets calls go on for ten seconds.
+const ENDING: Duration = Duration::from_secs(30);
+
+const STEP: Duration = Duration::from_millis(50);
+
 /// Connects to where the settings point: an address that was given, else the daemon that serves the root, else the
 /// daemon at the default place unless a root was asked for, else the store in this process.
 pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
@@ -25,15 +31,8 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
             .await
             .map_err(|failed| failed.hint("is the daemon running? Without an address the store at --root is used"));
     }
-    let root = settings.root.clone();
-    if let Some(holder) = blocking(move || holder::find(&root)).await? {
-        return dial(&holder.socket).await.map_err(|failed| {
-            failed.hint(format!(
-                "process {} serves {}: is your user in the group of its socket?",
-                holder.pid,
-                settings.root.display()
-            ))
-        });
+    if let Some(channel) = join(&settings.root).await? {
+        return Ok(channel);
     }
     if let Some(socket) = settings.default_socket.as_deref().filter(|_| !settings.root_given)
         && UnixStream::connect(socket).is_ok()
@@ -41,6 +40,29 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
         return dial(socket).await;
     }
     Ok(Server::new(images(&settings.root, &settings.config).await?).in_process())
+}
+
+/// Dials the daemon that serves a root, if there is one. One that is just ending takes no calls and has the root still:
+/// it is waited for.
+async fn join(root: &Path) -> Result<Option<Channel>> {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        let looked = root.to_owned();
+        let Some(holder) = blocking(move || holder::find(&looked)).await? else { return Ok(None) };
+        let failed = match dial(&holder.socket).await {
+            Ok(channel) => return Ok(Some(channel)),
+            Err(failed) => failed,
+        };
+        if failed.class == Class::NotPermitted || Instant::now() >= deadline {
+            let (pid, root) = (holder.pid, root.display());
+            let hint = match failed.class {
+                Class::NotPermitted => format!("process {pid} serves {root}: is your user in the group of its socket?"),
+                _ => format!("process {pid} serves {root} and takes no calls: look at its log"),
+            };
+            return Err(failed.hint(hint));
+        }
+        tokio::time::sleep(STEP).await;
+    }
 }
 
 async fn dial(socket: &Path) -> Result<Channel> {

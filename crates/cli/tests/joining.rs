@@ -142,6 +142,44 @@ fn a_daemon_at_the_usual_place_is_joined_unless_a_root_is_asked_for() {
 }
 
 #[test]
+fn commands_and_a_daemon_that_comes_and_goes_share_a_root() {
+    const COMMANDS: usize = 5;
+    let store = Orlop::new();
+    let name = "docker.io/library/small:1";
+    store.ok(["import", "--no-unpack", &archive_of(&store, name)]);
+    std::thread::scope(|scope| {
+        let working: Vec<_> = (0..3)
+            .map(|worker| {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut done = Vec::new();
+                    for n in 0..COMMANDS {
+                        let tag = format!("docker.io/library/w{worker}:{n}");
+                        let result = store.run(["tag", name, &tag]);
+                        // A call that was cut when the daemon ended is told as what it is; every other succeeds.
+                        assert!(result.code == 0 || result.code == 8, "{}", result.err);
+                        if result.code == 0 {
+                            done.push(tag);
+                        }
+                    }
+                    done
+                })
+            })
+            .collect();
+        while !working.iter().all(|worker| worker.is_finished()) {
+            let mut served = store.serve(&[]);
+            served.process().signal(Signal::TERM);
+            assert_eq!(served.process().wait().code(), Some(0), "{}", served.log());
+        }
+        let records = store.records();
+        for tag in working.into_iter().flat_map(|worker| worker.join().unwrap()) {
+            assert!(records.contains(&tag), "{tag} was acknowledged: {records:?}");
+        }
+    });
+    store.is_sound();
+}
+
+#[test]
 fn a_server_that_is_not_orlop_lacks_what_is_orlops_own() {
     if !common::is_root("a_server_that_is_not_orlop_lacks_what_is_orlops_own") {
         return;
