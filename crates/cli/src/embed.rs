@@ -99,14 +99,15 @@ async fn with_gate(root: &Path, config: &Config, gate: Gate) -> Result<Images> {
 }
 
 fn open_store(root: &Path) -> Result<Store> {
-    let content = LocalStore::open(root.join("content")).map_err(|e| classify(root, &e))?;
+    let content = LocalStore::open(root.join("content")).map_err(|e| classify(root, e))?;
     let snapshots = root.join("snapshots");
+    let tree = |e| classify(root, orlop_metadata::Error::Snapshot(e));
     let drivers: Vec<Arc<dyn Driver>> = vec![
-        Arc::new(OverlayDriver::open(snapshots.join("overlayfs")).map_err(|e| classify(root, &e))?),
-        Arc::new(NativeDriver::open(snapshots.join("native")).map_err(|e| classify(root, &e))?),
+        Arc::new(OverlayDriver::open(snapshots.join("overlayfs")).map_err(tree)?),
+        Arc::new(NativeDriver::open(snapshots.join("native")).map_err(tree)?),
     ];
     let options = OpenOptions { content: Arc::new(content), drivers, read_only: false };
-    Store::open(root, options).map_err(|e| classify(root, &e))
+    Store::open(root, options).map_err(|e| classify(root, e))
 }
 
 /// The class of the system error beneath, wherever it is.
@@ -122,11 +123,7 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     messages.join(": ")
 }
 
-fn classify(root: &Path, error: &(dyn std::error::Error + 'static)) -> CliError {
-    let class = class_beneath(error);
-    let failed = CliError::new(class, format!("open the store at {}: {error}", root.display()));
-    match class {
-        Class::NotPermitted => failed.hint("run as root, or give --root DIR that you may write"),
-        _ => failed,
-    }
+fn classify(root: &Path, error: impl Into<orlop_image::Error>) -> CliError {
+    let failed = CliError::from(orlop_server::status_of(&error.into()));
+    CliError { message: format!("open the store at {}: {}", root.display(), failed.message), ..failed }
 }

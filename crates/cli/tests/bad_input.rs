@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use orlop_testkit::archive;
 use orlop_testkit::corpus::{self, Expect, Hideout, stream};
 use orlop_testkit::disk::Disk;
 use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::liar::Liar;
 use orlop_testkit::tar::Entry;
 
 fn archive_of(store: &Orlop, name: &str, content: &Content) -> String {
@@ -47,7 +49,7 @@ fn no_layer_reaches_outside_and_broken_ones_are_refused() {
         let refused = done.code != 0;
         assert!(refused || case.expect != Expect::Refused, "{} was taken", case.name);
         if refused {
-            assert!(done.err.lines().any(|l| l.starts_with("orlop: ")), "{}: {}", case.name, done.err);
+            done.refuses_a_layer(case.name);
             assert_eq!(store.records(), before, "{}", case.name);
         } else {
             store.ok(["rm", "--no-trash", name]);
@@ -55,6 +57,31 @@ fn no_layer_reaches_outside_and_broken_ones_are_refused() {
         before = store.records();
     }
     store.ok(["gc", "--trash"]);
+    store.is_sound();
+}
+
+#[test]
+fn archives_that_are_none_are_told_by_what_they_are() {
+    let store = Orlop::new();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = store.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let tar = orlop_testkit::tar::tar(&[Entry::file("some/file", "x")]);
+    let whole = archive::oci_archive(&[("docker.io/library/good:1", &small())]);
+    for (name, bytes, says) in [
+        ("text", &b"root:x:0:0:root:/root:/bin/bash\n".repeat(100)[..], "no tar archive"),
+        ("nothing", &[], "neither index.json nor manifest.json"),
+        ("any.tar", &tar, "neither index.json nor manifest.json"),
+        ("cut.tar", &whole[..whole.len() / 2], "truncated"),
+        ("cut.tar.gz", &orlop_testkit::compress::gzip(&whole)[..300], "truncated"),
+    ] {
+        let done = store.run(["import", &file(name, bytes)]);
+        assert_eq!(done.code, 5, "{name}: {}", done.err);
+        assert!(done.err.contains(says) && done.err.contains("hint: "), "{name}: {}", done.err);
+        assert_eq!(store.records(), Vec::<String>::new(), "{name}");
+    }
     store.is_sound();
 }
 
@@ -150,6 +177,102 @@ fn a_read_only_root_is_read_and_says_why_it_is_not_written() {
     store.is_sound();
 }
 
+/// Regression: on a disk without a free block nothing worked: SQLite could not make the index of its log, and said
+/// "disk I/O error", whatever the command was; so nothing could be read and nothing removed.
+#[test]
+fn a_disk_without_a_free_block_is_read_and_cleaned_up() {
+    let Some(disk) = Disk::new(60) else { return };
+    let store = Orlop::below(&disk.path());
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    store.ok(["import", &archive_of(&store, "docker.io/library/big:1", &noise(1, 6))]);
+    let acknowledged = store.records();
+    let extra = archive_of(&store, "docker.io/library/extra:1", &noise(2, 1));
+    disk.fill();
+    for _ in 0..20 {
+        assert_eq!(store.records(), acknowledged);
+    }
+    store.ok(["verify", "-q", "good:1", "big:1"]);
+    store.ok(["export", "good:1", "-O", store.path("out.tar").to_str().unwrap()]);
+    store.is_sound();
+    let done = store.run(["import", &extra]);
+    assert_eq!(done.code, 6, "{}", done.err);
+    assert!(done.err.contains("orlop gc --trash"), "{}", done.err);
+    assert_eq!(store.records(), acknowledged);
+    store.ok(["rm", "big:1"]);
+    store.ok(["undo"]);
+    assert_eq!(store.records(), acknowledged);
+    store.ok(["rm", "big:1"]);
+    store.ok(["gc", "--trash"]);
+    // What the removal freed is there for others.
+    store.ok(["import", &extra]);
+    store.ok(["verify", "-q", "good:1", "extra:1"]);
+    store.is_sound();
+}
+
+#[test]
+fn a_root_that_belongs_to_somebody_else_is_not_entered() {
+    if !common::is_root("a_root_that_belongs_to_somebody_else_is_not_entered") {
+        return;
+    }
+    let store = Orlop::new();
+    let file = archive_of(&store, "docker.io/library/good:1", &small());
+    store.ok(["import", &file]);
+    let acknowledged = store.records();
+    std::fs::set_permissions(store.root(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::set_permissions(store.path("."), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for args in [&["images"][..], &["import", &file], &["rm", "good:1"], &["gc"], &["check"]] {
+        let done = store.run_as_nobody(args);
+        assert_eq!(done.code, 7, "{args:?}: {}", done.err);
+        assert!(done.err.contains("hint: run as"), "{args:?}: {}", done.err);
+    }
+    assert_eq!(store.records(), acknowledged);
+    store.is_sound();
+}
+
+#[test]
+fn a_root_that_may_only_be_read_is_read() {
+    if !common::is_root("a_root_that_may_only_be_read_is_read") {
+        return;
+    }
+    let store = Orlop::new();
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    std::fs::set_permissions(store.path("."), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(store.root(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let done = store.run_as_nobody(&["tag", "good:1", "b:1"]);
+    assert_eq!(done.code, 7, "{}", done.err);
+    assert!(done.err.contains("hint: run as"), "{}", done.err);
+    store.is_sound();
+}
+
+#[test]
+fn a_database_that_is_none_is_said_and_left_alone() {
+    let store = Orlop::new();
+    std::fs::create_dir_all(store.root()).unwrap();
+    std::fs::write(store.root().join("meta.db"), "this is no database at all".repeat(100)).unwrap();
+    let done = store.run(["images"]);
+    assert_eq!(done.code, 5, "{}", done.err);
+    assert!(done.err.contains("not a database") && done.err.contains("history.log"), "{}", done.err);
+    assert!(std::fs::read_to_string(store.root().join("meta.db")).unwrap().starts_with("this is no"));
+}
+
+/// A million entries in the long tier, which says so by this variable; fewer in the short one.
+#[test]
+fn a_layer_of_very_many_entries_is_unpacked_or_refused() {
+    let count = std::env::var("ORLOP_TEST_ENTRIES").ok().and_then(|v| v.parse().ok()).unwrap_or(20_000);
+    let mut tar = Vec::new();
+    stream::many_entries(count).read_to_end(&mut tar).unwrap();
+    let packed = orlop_testkit::compress::zstd(&tar);
+    let image = Image::host().layer(Layer::of_packed(packed, Compression::Zstd, tar));
+    let store = Orlop::new();
+    store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
+    store.ok(["import", &archive_of(&store, "docker.io/library/many:1", &Content::image(&image))]);
+    store.ok(["verify", "-q", "good:1", "many:1"]);
+    let snapshots = store.json(["inspect", "many:1"])["snapshots"].clone();
+    assert!(snapshots[0]["inodes"].as_u64().is_some_and(|inodes| inodes > count), "{snapshots}");
+    store.ok(["rm", "--no-trash", "many:1"]);
+    store.is_sound();
+}
+
 /// A small generator of numbers, so that a failure can be repeated with its seed.
 fn next(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -170,27 +293,37 @@ fn exists(path: &Path) -> bool {
 
 #[test]
 fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
-    let rounds: u64 = std::env::var("ORLOP_TEST_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(16);
+    let rounds: u64 = std::env::var("ORLOP_TEST_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(8);
     let mut seed = 20_261_123;
-    let store = Orlop::new();
+    let (store, registry) = (Orlop::new(), Liar::start());
     store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);
     let acknowledged = store.records();
-    let big = archive_of(&store, "docker.io/library/big:1", &noise(5, 4));
+    let content = noise(5, 4);
+    let (big, pulled) = (archive_of(&store, "docker.io/library/big:1", &content), registry.put("big", "1", &content));
+    let steps: [(&[&str], u64); 7] = [
+        (&["pull", &pulled], 200),
+        (&["import", &big], 200),
+        (&["tag", "big:1", "other:1"], 60),
+        (&["rm", "big:1", "other:1"], 60),
+        (&["undo"], 60),
+        (&["rm", "big:1"], 60),
+        (&["gc", "--trash"], 60),
+    ];
     for round in 0..rounds {
-        let at = next(&mut seed) % 200;
-        killed_at_a_moment(&store, &["import", &big], at);
-        let records = store.records();
-        assert!(acknowledged.iter().all(|r| records.contains(r)), "round {round}, {at} ms: {records:?}");
-        store.is_sound();
-        if records.contains(&"docker.io/library/big:1".to_owned()) {
-            killed_at_a_moment(&store, &["rm", "big:1"], next(&mut seed) % 60);
-            store.is_sound();
-            killed_at_a_moment(&store, &["gc", "--trash"], next(&mut seed) % 60);
+        for (args, longest) in &steps {
+            let at = next(&mut seed) % longest;
+            killed_at_a_moment(&store, args, at);
+            let records = store.records();
+            assert!(acknowledged.iter().all(|r| records.contains(r)), "round {round}, {args:?}, {at} ms: {records:?}");
             store.is_sound();
         }
     }
     store.ok(["import", &big]);
-    store.ok(["rm", "--no-trash", "big:1", "good:1"]);
+    store.ok(["pull", &pulled]);
+    store.ok(["verify", "-q", "big:1", "good:1", &pulled]);
+    let names = store.records();
+    let names = names.iter().filter(|name| name.contains(':') && !name.contains("sha256:")).map(String::as_str);
+    store.ok(["rm", "--no-trash"].into_iter().chain(names));
     store.ok(["gc", "--full", "--trash"]);
     store.is_sound();
     let blobs = store.root().join("content/blobs/sha256");

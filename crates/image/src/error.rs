@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use orlop_content as content;
-use orlop_metadata as metadata;
+use orlop_metadata::{self as metadata, Fault};
 use orlop_oci::{Digest, DocumentError, Platform, PlatformError, ReferenceError};
 use orlop_remote as remote;
 use orlop_snapshot as snapshot;
@@ -239,6 +239,9 @@ pub enum ArchiveError {
     /// Its bytes make no sense.
     #[error("it is damaged: {0}")]
     Damaged(String),
+    /// It does not begin as a tar does.
+    #[error("it is no tar archive: expected a tar, plain or packed with gzip or zstd")]
+    NoTar,
     /// It is neither an OCI layout nor a docker-archive.
     #[error("it has neither index.json nor manifest.json: it is no OCI layout and no docker-archive")]
     Unknown,
@@ -331,7 +334,7 @@ fn remote_kind(error: &remote::Error) -> ErrorKind {
 
 fn metadata_kind(error: &metadata::Error) -> ErrorKind {
     match error {
-        metadata::Error::NotFound { .. } => ErrorKind::NotFound,
+        metadata::Error::NotFound { .. } | metadata::Error::TrashEmpty => ErrorKind::NotFound,
         metadata::Error::AlreadyExists { .. } | metadata::Error::FailedPrecondition { .. } => ErrorKind::Conflict,
         metadata::Error::Invalid { .. } | metadata::Error::Filter(_) => ErrorKind::Invalid,
         metadata::Error::NewerFormat { .. } => ErrorKind::Unsupported,
@@ -339,6 +342,14 @@ fn metadata_kind(error: &metadata::Error) -> ErrorKind {
         metadata::Error::Content(inner) => content_kind(inner),
         metadata::Error::Snapshot(inner) => snapshot_kind(inner),
         metadata::Error::Io { source, .. } => io_kind(source),
+        metadata::Error::InUse { .. } | metadata::Error::Moved => ErrorKind::Unavailable,
+        metadata::Error::Database { .. } => match error.fault() {
+            Fault::Full => ErrorKind::NoSpace,
+            Fault::ReadOnly => ErrorKind::Permission,
+            Fault::Busy => ErrorKind::Unavailable,
+            Fault::Damaged => ErrorKind::Verification,
+            Fault::Other => ErrorKind::Failed,
+        },
         _ => ErrorKind::Failed,
     }
 }
@@ -361,11 +372,16 @@ fn content_kind(error: &content::Error) -> ErrorKind {
 
 fn snapshot_kind(error: &snapshot::Error) -> ErrorKind {
     match error {
-        snapshot::Error::Hostile { .. } | snapshot::Error::Limit { .. } | snapshot::Error::Damaged { .. } => {
-            ErrorKind::Verification
-        }
+        snapshot::Error::Hostile { .. }
+        | snapshot::Error::LinkTarget { .. }
+        | snapshot::Error::Limit { .. }
+        | snapshot::Error::Damaged { .. } => ErrorKind::Verification,
         snapshot::Error::Unsupported { .. } => ErrorKind::Unsupported,
-        snapshot::Error::Io { source, .. } => io_kind(source),
+        snapshot::Error::Io { source, .. } => match io_kind(source) {
+            // A file within the store, and nothing that was asked for.
+            ErrorKind::NotFound => ErrorKind::Failed,
+            kind => kind,
+        },
         _ => ErrorKind::Failed,
     }
 }

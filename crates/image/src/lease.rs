@@ -33,8 +33,11 @@ impl Images {
                 None => Ok(()),
             })
             .await;
-        let value = result?;
-        ended.map(|()| value)
+        if let Err(error) = ended {
+            // What was done is done; the lease ends with its time, or with the next operation.
+            tracing::warn!(%error, "a lease could not be ended");
+        }
+        result
     }
 }
 

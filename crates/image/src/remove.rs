@@ -1,4 +1,8 @@
 //! Removing: a plan, its hash, and its execution.
+//!
+//! # Invariants
+//! - What is executed is what the plan says: the plan is made, compared with the hash that was given, and executed in one
+//!   state of the database. If anything was committed in between, the transaction does nothing and the plan is made anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,6 +14,9 @@ use orlop_oci::{Descriptor, Digest};
 use crate::catalog::Catalog;
 use crate::reconcile::{self, Facts, is_name, is_pinned};
 use crate::{Error, Images, Result, SnapshotRow, labels};
+
+/// How often a plan is made again because somebody writes at the same time.
+const ATTEMPTS: usize = 20;
 
 /// What to remove.
 #[derive(Debug, Clone, Default)]
@@ -93,23 +100,31 @@ impl Images {
     /// # Errors
     /// [`Error::StalePlan`] if the state has moved, [`Error::Pinned`] without `force`.
     pub async fn remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Removed> {
+        for _ in 0..ATTEMPTS {
+            match self.try_remove(scope, request).await {
+                // Somebody wrote since the plan was made: perhaps nothing that it depends on, so it is made again.
+                Err(Error::Metadata(metadata::Error::Moved)) => {}
+                other => return other,
+            }
+        }
+        Err(metadata::Error::Moved.into())
+    }
+
+    /// Makes the plan, compares it with the one that was asked for, and executes it in the state it was made for.
+    async fn try_remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Removed> {
+        let at = self.blocking(|store| Ok(store.version()?)).await?;
         let catalog = self.catalog(scope).await?;
         let (plan, doomed) = self.plan_with(scope, &catalog, request).await?;
         if let Some(given) = request.plan.as_ref().filter(|given| **given != plan.hash) {
             return Err(Error::StalePlan { given: given.clone(), current: plan.hash });
         }
-        let changes = deletions(&doomed.names);
-        let (owned, no_trash) = (scope.clone(), request.no_trash);
-        let reason = format!("rm {}", request.names.join(" "));
-        let report = self
-            .blocking(move |store| {
-                if no_trash {
-                    store.write_images(&owned, &changes)?;
-                    return Ok(store.collect(Disposal::Reclaim)?);
-                }
-                Ok(store.delete_to_trash(&owned, &changes, &reason)?)
-            })
-            .await?;
+        let (owned, changes) = (scope.clone(), deletions(&doomed.names));
+        let disposal = match request.no_trash {
+            true => Disposal::Reclaim,
+            false => Disposal::Trash { reason: format!("rm {}", request.names.join(" ")) },
+        };
+        let report =
+            self.blocking(move |store| Ok(store.delete_images(&owned, &changes, &disposal, Some(at))?)).await?;
         let returned = self.reconcile(&scope.namespace).await?.created;
         Ok(Removed { plan, trash: report.trash, returned })
     }

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -40,12 +41,11 @@ fn noise(seed: u64) -> Vec<u8> {
     (0..LAYER_BYTES / 4).flat_map(|_| next()[..4].to_vec()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn large_layers_are_pulled_in_little_memory() {
+/// Pulls an image of these layers, given with their tars, in a process of its own; its peak in KiB.
+async fn peak_of(layers: Vec<(&str, Vec<u8>, Vec<u8>)>) -> u64 {
     let (shelf, mut made) = (Shelf::start().await, Made::default());
-    let tars: Vec<Vec<u8>> = (0..LAYERS).map(|i| tar(&[Entry::file(format!("big{i}"), noise(i as u64 + 1))])).collect();
-    let diff_ids: Vec<String> = tars.iter().map(|t| Digest::of(t).to_string()).collect();
-    let layers: Vec<_> = tars.into_iter().map(|t| made.add(media_type::OCI_LAYER, t)).collect();
+    let diff_ids: Vec<String> = layers.iter().map(|(_, tar, _)| Digest::of(tar).to_string()).collect();
+    let layers: Vec<_> = layers.into_iter().map(|(media_type, _, bytes)| made.add(media_type, bytes)).collect();
     let image = made.image_with("amd64", &diff_ids, &layers);
     shelf.push(&made, "team/large:v1", &image).await;
     let (directory, name) = (tempfile::tempdir().unwrap(), shelf.name("team/large:v1"));
@@ -54,7 +54,32 @@ async fn large_layers_are_pulled_in_little_memory() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let peak = said.lines().find_map(|line| line.strip_prefix("peak ")).unwrap_or_else(|| panic!("{said}"));
-    let peak: u64 = peak.parse().unwrap();
+    let peak = peak.parse().unwrap();
     println!("peak {peak} KiB");
+    peak
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_layers_are_pulled_in_little_memory() {
+    let layer = |i: usize| {
+        let tar = tar(&[Entry::file(format!("big{i}"), noise(i as u64 + 1))]);
+        (media_type::OCI_LAYER, tar.clone(), tar)
+    };
+    let peak = peak_of((0..LAYERS).map(layer).collect()).await;
+    assert!(peak < LIMIT_KIB, "{peak} KiB, promised are {LIMIT_KIB}");
+}
+
+/// Regression: windows of up to 128 MiB were allowed, and each layer had one: three such layers took 400 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_with_the_largest_windows_are_pulled_in_little_memory() {
+    let layer = |i: usize| {
+        let tar = tar(&[Entry::file(format!("big{i}"), [noise(i as u64 + 1), noise(i as u64 + 1)].concat())]);
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.set_parameter(zstd::zstd_safe::CParameter::WindowLog(25)).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.write_all(&tar).unwrap();
+        (media_type::OCI_LAYER_ZSTD, tar, encoder.finish().unwrap())
+    };
+    let peak = peak_of((0..LAYERS).map(layer).collect()).await;
     assert!(peak < LIMIT_KIB, "{peak} KiB, promised are {LIMIT_KIB}");
 }

@@ -22,7 +22,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 use crate::changes::{Change, Notice, Watchers};
 use crate::history::Log;
-use crate::{Error, Result, format};
+use crate::reserve::{Loan, Reserve};
+use crate::{Error, Fault, Result, format};
 
 /// How long a writer waits for the writers of other processes. Each holds the lock for milliseconds; a minute is a
 /// process that is stopped, or a disk that hangs.
@@ -48,6 +49,7 @@ pub(crate) struct Db {
     log: Log,
     clock: Clock,
     watchers: Watchers,
+    reserve: Reserve,
 }
 
 /// Tells the time: the system's clock, or a test's.
@@ -112,6 +114,7 @@ impl Db {
         let access = access(root, &path, read_only)?;
         let db = Self {
             log: Log::new(root),
+            reserve: Reserve::new(root),
             clock,
             watchers: Watchers::default(),
             path,
@@ -122,9 +125,10 @@ impl Db {
         };
         match db.access {
             Access::ReadWrite => {
-                let mut connection = db.connect()?;
+                let mut connection = db.connect_lending()?;
                 format::migrate(&mut connection, &db.path)?;
                 *lock(&db.writer) = Some(connection);
+                db.reserve.fill();
             }
             Access::ReadOnly { .. } => {
                 let connection = db.connect()?;
@@ -187,6 +191,16 @@ impl Db {
     /// # Durability
     /// When this returns `Ok`, the changes and their history survive a power cut.
     pub(crate) fn write<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.write_at(None, operation, f)
+    }
+
+    /// As [`Db::write`], but only if [`Db::data_version`] is still `at`: else [`Error::Moved`], and `f` is not called.
+    pub(crate) fn write_at<T>(
+        &self,
+        at: Option<i64>,
+        operation: &'static str,
+        f: impl FnOnce(&Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
         if let Some(reason) = self.read_only_reason() {
             let path = self.path.parent().unwrap_or(&self.path).to_owned();
             return Err(Error::ReadOnly { path, reason: reason.to_owned() });
@@ -196,13 +210,13 @@ impl Db {
             *writer = Some(self.connect()?);
         }
         let connection = writer.as_mut().expect("filled above");
-        self.transact(connection, f).map_err(|error| self.told(error, operation))
+        self.transact(connection, at, f).map_err(|error| self.told(error, operation))
     }
 
     /// Says what was tried; a full disk is a full disk, whoever meets it.
     fn told(&self, error: Error, operation: &'static str) -> Error {
         match error {
-            Error::Database { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+            error @ Error::Database { .. } if error.fault() == Fault::Full => {
                 Error::Io { operation, path: self.path.clone(), source: io::ErrorKind::StorageFull.into() }
             }
             Error::Database { source, .. } => Error::Database { operation, source },
@@ -210,8 +224,18 @@ impl Db {
         }
     }
 
-    fn transact<T>(&self, connection: &mut Connection, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+    fn transact<T>(
+        &self,
+        connection: &mut Connection,
+        at: Option<i64>,
+        f: impl FnOnce(&Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
         let inner = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if let Some(at) = at
+            && self.data_version()? != at
+        {
+            return Err(Error::Moved);
+        }
         let tx = Tx {
             inner,
             now: self.now(),
@@ -246,6 +270,31 @@ impl Db {
 
     fn connect(&self) -> Result<Connection> {
         connect(&self.path, &self.access)
+    }
+
+    /// The first connection makes the index of the write-ahead log; on a full disk it needs the reserve for that.
+    fn connect_lending(&self) -> Result<Connection> {
+        match self.connect() {
+            Err(error) if error.fault() == Fault::Full && self.reserve.lend_for_opening() => self.connect(),
+            other => other,
+        }
+        .map_err(|error| self.told(error, "open the database"))
+    }
+
+    /// Makes room for a deletion or a lease on a full disk, until what it returns is dropped.
+    pub(crate) fn lend(&self) -> Loan<'_> {
+        self.reserve.lend()
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        // The last connection gives back the log and its index: what was lent for them is returned.
+        *lock(&self.writer) = None;
+        lock(&self.readers).clear();
+        if matches!(self.access, Access::ReadWrite) {
+            self.reserve.fill();
+        }
     }
 }
 

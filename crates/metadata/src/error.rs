@@ -4,6 +4,12 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use rusqlite::ErrorCode;
+use rusqlite::ffi;
+
+/// What SQLite says when the index of its write-ahead log cannot grow: it calls that an I/O error.
+const NO_ROOM: [i32; 1] = [ffi::SQLITE_IOERR_SHMSIZE];
+
 /// Result of a metadata operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -102,6 +108,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Something was committed since the state that the request was made for.
+    #[error("the store has changed meanwhile: look at its state and try again")]
+    Moved,
+    /// There is nothing to undo.
+    #[error("the trash is empty: there is no removal to undo")]
+    TrashEmpty,
     /// Another process has the root for itself.
     #[error("{} is being rebuilt or moved by another process: try again when it is done", path.display())]
     InUse {
@@ -132,6 +144,39 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What a failure of the database comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// No space is left.
+    Full,
+    /// It may not be written.
+    ReadOnly,
+    /// Another process holds it for too long.
+    Busy,
+    /// The file is not a sound database.
+    Damaged,
+    /// Anything else.
+    Other,
+}
+
+impl Error {
+    /// What a failure of the database comes to, by SQLite's own codes; [`Fault::Other`] for every other error.
+    pub fn fault(&self) -> Fault {
+        let Self::Database { source, .. } = self else { return Fault::Other };
+        match source.sqlite_error() {
+            Some(error) if NO_ROOM.contains(&error.extended_code) => Fault::Full,
+            Some(error) => match error.code {
+                ErrorCode::DiskFull => Fault::Full,
+                ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Fault::ReadOnly,
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Fault::Busy,
+                ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Fault::Damaged,
+                _ => Fault::Other,
+            },
+            None => Fault::Other,
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Error {

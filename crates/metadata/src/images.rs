@@ -106,6 +106,7 @@ impl Store {
 
     /// Deletes a record; with `target`, only if it points there (else NotFound). Bytes go at the next collection.
     pub fn delete_image(&self, scope: &Scope, name: &str, target: Option<&Digest>) -> Result<Image> {
+        let _loan = self.lend();
         self.write("delete image", |tx| {
             let old = get(tx, &scope.namespace, name)?.ok_or_else(|| not_found(name))?;
             if target.is_some_and(|t| *t != old.target.digest) {
@@ -124,6 +125,8 @@ impl Store {
 
     /// Applies all changes in one transaction, or none.
     pub fn write_images(&self, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
+        let deletes = changes.iter().all(|change| matches!(change, ImageChange::Delete { .. }));
+        let _loan = deletes.then(|| self.lend());
         self.write("write images", |tx| apply(tx, scope, changes))
     }
 }

@@ -83,6 +83,7 @@ impl Store {
         labels::validate(&labels)?;
         let labels = labels::without_empty(labels);
         let id = if id.is_empty() { random_id() } else { id.to_owned() };
+        let _loan = self.lend();
         self.write("create lease", |tx| {
             namespaces::ensure(tx, namespace)?;
             if exists(tx, namespace, &id)? {
@@ -102,6 +103,7 @@ impl Store {
 
     /// Ends a lease. What only it held goes at the next collection.
     pub fn delete_lease(&self, namespace: &str, id: &str) -> Result<()> {
+        let _loan = self.lend();
         self.write("delete lease", |tx| {
             require(tx, namespace, id)?;
             remove(tx, namespace, id)

@@ -12,6 +12,7 @@ use rustix::fs::FlockOperation;
 
 use crate::changes::Watchers;
 use crate::db::{Clock, Db, Tx};
+use crate::reserve::Loan;
 use crate::{Error, Result};
 
 /// On whose behalf a call is made.
@@ -130,6 +131,11 @@ impl Store {
         self.inner.db.data_version()
     }
 
+    /// Makes room for a deletion or a lease on a full disk, until what it returns is dropped.
+    pub(crate) fn lend(&self) -> Loan<'_> {
+        self.inner.db.lend()
+    }
+
     /// Runs `f` on one consistent snapshot of the database.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&rusqlite::Connection) -> Result<T>) -> Result<T> {
         self.inner.db.read(f)
@@ -144,6 +150,16 @@ impl Store {
     /// content store within: the whole machine's writers wait.
     pub(crate) fn write<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         self.inner.db.write(operation, f)
+    }
+
+    /// The same, but only if [`Store::version`] is still `at`: else [`Error::Moved`].
+    pub(crate) fn write_at<T>(
+        &self,
+        at: Option<i64>,
+        operation: &'static str,
+        f: impl FnOnce(&Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.inner.db.write_at(at, operation, f)
     }
 }
 

@@ -57,7 +57,10 @@ impl Puller {
             match self.rng.random_range(0..4) {
                 0 => self.store.write_images(&scope, &delete).expect("deleted"),
                 1 => {
-                    let report = self.store.delete_to_trash(&scope, &delete, "test").expect("deleted");
+                    let report = self
+                        .store
+                        .delete_images(&scope, &delete, &Disposal::Trash { reason: "test".into() }, None)
+                        .expect("deleted");
                     let undone = self.store.undo(&scope, report.trash.as_deref()).expect("undone");
                     assert_eq!(undone.images.len(), 1);
                     // What another puller reclaimed meanwhile, after this one let go of it, is nowhere.
@@ -66,7 +69,9 @@ impl Puller {
                     self.store.write_images(&scope, &delete).expect("deleted");
                 }
                 2 => {
-                    self.store.delete_to_trash(&scope, &delete, "test").expect("deleted");
+                    self.store
+                        .delete_images(&scope, &delete, &Disposal::Trash { reason: "test".into() }, None)
+                        .expect("deleted");
                 }
                 _ => {}
             }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use orlop_metadata::gc::{Disposal, Report};
-use orlop_metadata::{HistoryAction, ImageChange, ObjectKind, OpenOptions, Scope, Store};
+use orlop_metadata::{HistoryAction, ImageChange, OpenOptions, Scope, Store};
 use orlop_oci::Digest;
 use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use rig::{DRIVER, Rig, labels};
@@ -48,7 +48,9 @@ fn exists(error: orlop_content::Error) -> orlop_content::Result<Digest> {
 
 fn remove(rig: &Rig, names: &[&str]) -> Report {
     let changes: Vec<_> = names.iter().map(|name| ImageChange::Delete { name: (*name).to_owned() }).collect();
-    rig.store.delete_to_trash(&rig.scope(NS, None), &changes, "orlop rm").expect("deleted")
+    rig.store
+        .delete_images(&rig.scope(NS, None), &changes, &Disposal::Trash { reason: "orlop rm".into() }, None)
+        .expect("deleted")
 }
 
 /// Everything that can be seen of a root.
@@ -234,7 +236,9 @@ fn what_another_namespace_still_had_is_found_in_its_trash() {
     assert_eq!((first.content.len(), first.blob_bytes), (1, 0));
     rig.advance(1);
     let change = [ImageChange::Delete { name: "image".to_owned() }];
-    rig.store.delete_to_trash(&rig.scope("other", None), &change, "orlop rm").expect("deleted");
+    rig.store
+        .delete_images(&rig.scope("other", None), &change, &Disposal::Trash { reason: "orlop rm".into() }, None)
+        .expect("deleted");
     assert!(rig.blobs_on_disk().is_empty());
     let undone = rig.store.undo(&rig.scope(NS, None), first.trash.as_deref()).expect("undone");
     assert!(undone.missing.is_empty());
@@ -263,7 +267,7 @@ fn the_trash_is_emptied_by_age_and_by_size() {
     assert!(rig.store.trash().expect("a list").is_empty());
     assert_eq!(rig::tree(&rig.directory.path().join("trash")).len(), 0);
     let error = rig.store.undo(&rig.scope(NS, None), None).expect_err("nothing to undo");
-    assert!(matches!(error, orlop_metadata::Error::NotFound { kind: ObjectKind::Trash, .. }));
+    assert!(matches!(error, orlop_metadata::Error::TrashEmpty), "{error}");
     assert_eq!(rig.names(NS), ["third".to_owned()].into());
 }
 
@@ -277,7 +281,9 @@ fn a_killed_deletion_can_be_undone() {
     // A file where the trash should be stands for the kill.
     std::fs::write(rig.directory.path().join("trash"), b"").expect("written");
     let change = [ImageChange::Delete { name: "image".to_owned() }];
-    rig.store.delete_to_trash(&rig.scope(NS, None), &change, "orlop rm").expect_err("nowhere to put it");
+    rig.store
+        .delete_images(&rig.scope(NS, None), &change, &Disposal::Trash { reason: "orlop rm".into() }, None)
+        .expect_err("nowhere to put it");
     assert!(rig.names(NS).is_empty());
     std::fs::remove_file(rig.directory.path().join("trash")).expect("removed");
     rig.reopen();
@@ -344,7 +350,8 @@ fn trees_come_back(directory: &std::path::Path, driver: Arc<dyn Driver>) {
     store.collect(Disposal::Reclaim).expect("a collection");
     let before = rig::tree(driver.root());
     let change = [ImageChange::Delete { name: "image".to_owned() }];
-    let report = store.delete_to_trash(&scope, &change, "orlop rm").expect("deleted");
+    let report =
+        store.delete_images(&scope, &change, &Disposal::Trash { reason: "orlop rm".into() }, None).expect("deleted");
     assert_eq!(report.snapshots.len(), 2);
     assert_eq!(driver.list().expect("a list").len(), 0);
     let undone = store.undo(&scope, None).expect("undone");
@@ -354,7 +361,7 @@ fn trees_come_back(directory: &std::path::Path, driver: Arc<dyn Driver>) {
         snapshots.usage("top").expect("usage"),
         driver.usage(driver.list().expect("a list")[1].0).expect("usage")
     );
-    store.delete_to_trash(&scope, &change, "orlop rm").expect("deleted");
+    store.delete_images(&scope, &change, &Disposal::Trash { reason: "orlop rm".into() }, None).expect("deleted");
     assert!(store.empty_trash(0, 0).expect("emptied") >= report.snapshot_bytes);
     assert_eq!(rig::tree(&directory.join("trash")).len(), 0);
 }

@@ -128,6 +128,8 @@ pub(crate) struct Endpoint {
     tuning: Tuning,
     client: reqwest::Client,
     foreign: reqwest::Client,
+    /// For other places on this machine.
+    nearby: reqwest::Client,
     plain: AtomicBool,
     scheme: Mutex<Option<Scheme>>,
     learned: Mutex<HashMap<Scopes, Scopes>>,
@@ -145,7 +147,7 @@ impl Endpoint {
         let host = config.authority();
         let connect =
             config.dial_timeout.unwrap_or(if mirror { tuning.mirror_connect_timeout } else { tuning.connect_timeout });
-        let client = |identify| {
+        let client = |identify, loopback| {
             let tls = tls::client_config(&config.tls, identify)?;
             let mut builder = reqwest::Client::builder()
                 .user_agent(USER_AGENT)
@@ -156,15 +158,16 @@ impl Endpoint {
                 .http1_only()
                 .dns_resolver(SystemResolver)
                 .tls_backend_preconfigured(tls);
-            if is_loopback(&host) {
+            if loopback {
                 // As Go's clients: a proxy never stands between this machine and itself.
                 builder = builder.no_proxy();
             }
             builder.build().map_err(|e| failure::of_exchange(e, &host, "setting up the client", connect))
         };
         Ok(Self {
-            client: client(true)?,
-            foreign: client(false)?,
+            client: client(true, is_loopback(&host))?,
+            foreign: client(false, false)?,
+            nearby: client(false, true)?,
             registry: registry.to_owned(),
             mirror,
             tuning: tuning.clone(),
@@ -224,6 +227,8 @@ impl Endpoint {
     pub(crate) fn request_to(&self, method: Method, url: &Url) -> reqwest::RequestBuilder {
         if self.is_own(url) {
             self.client.request(method, url.clone()).headers(self.config.headers.clone())
+        } else if is_loopback(&authority(url)) {
+            self.nearby.request(method, url.clone())
         } else {
             self.foreign.request(method, url.clone())
         }

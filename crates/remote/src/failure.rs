@@ -40,8 +40,11 @@ pub(crate) fn of_exchange(error: reqwest::Error, host: &str, what: &str, waited:
 /// Whether what answered does not speak TLS.
 pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
     let rubbish = find::<rustls::Error>(error).is_some_and(|e| matches!(e, rustls::Error::InvalidMessage(_)));
-    let hung_up = find::<io::Error>(error)
-        .is_some_and(|e| matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset));
+    // The first one may only wrap the one that tells.
+    let hung_up = causes(error).filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+    });
     error.is_connect() && (rubbish || hung_up)
 }
 
@@ -72,20 +75,22 @@ fn advice(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// Looks for an error of a type among an error and its causes; `io::Error` hides what it wraps from `source()`.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+/// An error and its causes; `io::Error` hides what it wraps from `source()`.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            next = Some(inner);
-        } else {
-            next = error.source();
-        }
-    }
-    None
+    std::iter::from_fn(move || {
+        let error = next?;
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+        Some(error)
+    })
+}
+
+/// Looks for an error of a type among an error and its causes.
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    causes(error).find_map(|error| error.downcast_ref())
 }
 
 /// What lies at the bottom: reqwest's and hyper's own words say little.

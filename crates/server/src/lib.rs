@@ -47,6 +47,11 @@ use std::pin::Pin;
 use futures::Stream;
 use tonic::{Response, Status};
 
+/// What an error of the library is to a client: for whoever opens the store before there is a server.
+pub fn status_of(error: &orlop_image::Error) -> Status {
+    status::ToStatus::to_status(error)
+}
+
 /// What a unary call answers.
 type Answer<T> = Result<Response<T>, Status>;
 

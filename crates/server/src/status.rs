@@ -5,10 +5,13 @@ use std::io;
 
 use orlop_api::error::{Class, Details, with_details};
 use orlop_image::ErrorKind;
-use orlop_metadata::ObjectKind;
+use orlop_metadata::{Fault, ObjectKind};
 use orlop_oci::{DigestError, PlatformError, ReferenceError};
 use tonic::{Code, Status};
-use {orlop_content as content, orlop_image as image, orlop_metadata as metadata, orlop_snapshot as snapshot};
+use {
+    orlop_content as content, orlop_image as image, orlop_metadata as metadata, orlop_remote as remote,
+    orlop_snapshot as snapshot,
+};
 
 /// What an error is to a client.
 pub(crate) trait ToStatus {
@@ -35,10 +38,16 @@ fn status(error: &dyn std::fmt::Display, (code, class): (Code, Class), hint: &st
     with_details(Status::new(code, message), &Details { class, hint: hint.to_owned() })
 }
 
+/// What helps when meta.db is not a database any more: history.log can be read by people, and blobs are whole.
+const DAMAGED_DATABASE: &str =
+    "restore meta.db from a backup, or move the root aside and pull again; its history.log says which images it had";
+
 /// What helps whatever failed.
 fn general_hint(class: Class) -> &'static str {
     match class {
-        Class::NoSpace => "free space with `orlop gc` or `orlop prune`, or use a --root on another file system",
+        Class::NoSpace => {
+            "remove images with `orlop rm`, then give their space back with `orlop gc --trash`; or free space otherwise"
+        }
         Class::NotPermitted => "run as the owner of the root (usually with sudo), or use a --root that you may write",
         _ => "",
     }
@@ -113,14 +122,21 @@ impl ToStatus for metadata::Error {
             E::Filter(inner) => return inner.to_status(),
             E::NewerFormat { .. } => (Code::FailedPrecondition, Class::Failed),
             E::ReadOnly { .. } => (Code::PermissionDenied, Class::NotPermitted),
-            E::InUse { .. } => (Code::Unavailable, Class::Unavailable),
+            E::InUse { .. } | E::Moved => (Code::Unavailable, Class::Unavailable),
+            E::TrashEmpty => (Code::NotFound, Class::NotFound),
             E::Content(inner) => return inner.to_status(),
             E::Snapshot(inner) => return inner.to_status(),
             E::Io { source, .. } => io_kind(source),
             E::Database { .. } => database_kind(self),
             _ => (Code::Internal, Class::Failed),
         };
-        status(self, kind, "")
+        let hint = match self {
+            E::NotFound { kind: ObjectKind::Trash, .. } => "`orlop undo --list` shows what can be undone",
+            E::TrashEmpty => "what `rm --no-trash` removed or `gc --trash` emptied is gone for good: pull it again",
+            E::Database { .. } if self.fault() == Fault::Damaged => DAMAGED_DATABASE,
+            _ => "",
+        };
+        status(self, kind, hint)
     }
 }
 
@@ -135,8 +151,61 @@ impl ToStatus for image::Error {
             _ => code_of(self.kind()),
         };
         let class = if matches!(self, E::Interrupted) { Class::Interrupted } else { class_of(self.kind()) };
-        let hint = if let E::Refused(refusal) = self { refusal.advice() } else { "" };
-        status(self, (code, class), hint)
+        status(self, (code, class), hint(self))
+    }
+}
+
+/// What to do about an image, an archive or a registry that is not as it should be.
+fn hint(error: &image::Error) -> &str {
+    use image::Error as E;
+    match error {
+        E::Layer {
+            source:
+                snapshot::Error::Hostile { .. }
+                | snapshot::Error::LinkTarget { .. }
+                | snapshot::Error::Limit { .. }
+                | snapshot::Error::Damaged { .. },
+            ..
+        } => {
+            "nothing of the image became visible. Its bytes are what its digest says, so pulling again will not help: \
+             ask who built it, or use another version"
+        }
+        E::DiffId { .. } | E::Inconsistent { .. } | E::Document { .. } | E::TooDeep { .. } | E::TooMany { .. } => {
+            "nothing of the image became visible. The image is malformed: ask who built it, or use another version"
+        }
+        E::NoPlatform { .. } => "choose one of these with --platform, or take all with --all-platforms",
+        E::Incomplete { .. } => {
+            "nothing became visible: bring what is missing too, or choose a platform that is complete"
+        }
+        E::Archive(_) => {
+            "nothing became visible. Write the archive again, e.g. with `docker save`, `skopeo copy` or `orlop export`"
+        }
+        E::Remote(inner) => remote_hint(inner),
+        E::Refused(refusal) => refusal.advice(),
+        _ => "",
+    }
+}
+
+fn remote_hint(error: &remote::Error) -> &'static str {
+    use remote::Error as E;
+    match error.principal() {
+        E::NotFound { .. } => "check the name and the tag; some registries answer so, too, if a login is missing",
+        E::Denied { .. } => "ask the registry's owner for access, or use another --user",
+        E::Dns { .. } => "check the name, and this machine's DNS",
+        E::Connect { .. } | E::Timeout { .. } | E::Broken { .. } | E::Skipped { .. } => {
+            "check address and network (behind a proxy: HTTPS_PROXY, NO_PROXY) and try again: what came is kept, and a pull \
+             goes on where it stopped"
+        }
+        E::TooManyRequests { .. } | E::Status { .. } => {
+            "try again later: what came is kept, and a pull goes on where it stopped"
+        }
+        E::DigestMismatch { .. } | E::SizeMismatch { .. } | E::TooLarge { .. } | E::Protocol { .. } => {
+            "nothing became visible. The registry, or something on the way, gives wrong bytes: try again, or another mirror"
+        }
+        E::Document { .. } => {
+            "nothing of the image became visible. The image is malformed: ask who built it, or use another version"
+        }
+        _ => "",
     }
 }
 
@@ -176,16 +245,12 @@ fn io_kind(error: &io::Error) -> (Code, Class) {
     }
 }
 
-/// SQLite's own words for a full disk and a busy file: the crate that knows its types is below.
 fn database_kind(error: &metadata::Error) -> (Code, Class) {
-    let text = error.to_string();
-    if text.contains("disk is full") {
-        (Code::ResourceExhausted, Class::NoSpace)
-    } else if text.contains("readonly database") {
-        (Code::PermissionDenied, Class::NotPermitted)
-    } else if text.contains("database is locked") {
-        (Code::Unavailable, Class::Unavailable)
-    } else {
-        (Code::Internal, Class::Failed)
+    match error.fault() {
+        Fault::Full => (Code::ResourceExhausted, Class::NoSpace),
+        Fault::ReadOnly => (Code::PermissionDenied, Class::NotPermitted),
+        Fault::Busy => (Code::Unavailable, Class::Unavailable),
+        Fault::Damaged => (Code::DataLoss, Class::Verification),
+        Fault::Other => (Code::Internal, Class::Failed),
     }
 }

@@ -26,6 +26,11 @@ impl Layout {
         Ok(Self { root })
     }
 
+    /// Uses a directory that was opened before.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }

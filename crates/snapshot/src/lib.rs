@@ -37,6 +37,7 @@ mod settle;
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Result};
+use layout::Layout;
 pub use layout::remove_tree;
 pub use mount::{TempMount, mount_all, unmount};
 pub use native::NativeDriver;
@@ -83,7 +84,8 @@ pub struct Meta {
     pub labels: std::collections::BTreeMap<String, String>,
 }
 
-/// Where trees live. `parents` is always the chain of committed snapshots below, nearest first.
+/// Where trees live. `parents` is always the chain of committed snapshots below, nearest first. Every driver keeps its
+/// trees in the same layout below its root; what is the same for all is defined here.
 pub trait Driver: Send + Sync {
     /// `overlayfs`, `native`.
     fn name(&self) -> &'static str;
@@ -98,11 +100,15 @@ pub trait Driver: Send + Sync {
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage>;
 
     /// What it takes on disk now.
-    fn usage(&self, id: SnapshotId) -> Result<Usage>;
+    fn usage(&self, id: SnapshotId) -> Result<Usage> {
+        Layout::at(self.root()).usage(id)
+    }
 
     /// Removes the tree: by renaming it to `trash/<id>` if that directory is given (same file system), else for good.
     /// Removing what is not there succeeds.
-    fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()>;
+    fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
+        Layout::at(self.root()).remove(id, trash)
+    }
 
     /// Brings a tree back from `trash/<id>`. That it is back already is no error, so that an interrupted call can be
     /// repeated.
@@ -124,7 +130,9 @@ pub trait Driver: Send + Sync {
     }
 
     /// The ids that are on disk, for clean-up and rebuilding.
-    fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>>;
+    fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>> {
+        Layout::at(self.root()).list()
+    }
 
     /// The directory the driver works in.
     fn root(&self) -> &Path;

@@ -51,18 +51,6 @@ impl Driver for NativeDriver {
         Ok(usage)
     }
 
-    fn usage(&self, id: SnapshotId) -> Result<Usage> {
-        self.layout.usage(id)
-    }
-
-    fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
-        self.layout.remove(id, trash)
-    }
-
-    fn list(&self) -> Result<Vec<(SnapshotId, Option<Meta>)>> {
-        self.layout.list()
-    }
-
     fn root(&self) -> &Path {
         self.layout.root()
     }

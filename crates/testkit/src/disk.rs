@@ -1,5 +1,6 @@
 //! A small ext4 of its own for one test: to be filled, remounted, or cut off as by a power failure.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -61,6 +62,23 @@ impl Disk {
         std::fs::copy(self.image(), disk.image()).expect("space for a copy");
         disk.mount().expect("a file system that survives a power cut");
         disk
+    }
+
+    /// Leaves no free block on it, as far as others than root see.
+    ///
+    /// # Panics
+    /// If it cannot be written for another reason.
+    pub fn fill(&self) {
+        let mut filler = std::fs::File::create(self.path().join("filler")).expect("a writable disk");
+        let mut piece = vec![1; 1 << 20];
+        while !piece.is_empty() {
+            match filler.write_all(&piece) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => piece.truncate(piece.len() / 2),
+                Err(error) => panic!("{}: {error}", self.path().display()),
+            }
+        }
+        filler.sync_all().expect("a disk that can be synced");
     }
 
     /// Remounts it `ro` or `rw`.

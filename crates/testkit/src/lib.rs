@@ -7,7 +7,7 @@
 //! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
 //! - [`served`] is `orlop serve` itself on a socket of its own.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
-//! - [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
+//! - [`liar`] is a registry that serves what it is told; [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
 //! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
 
@@ -19,6 +19,7 @@ pub mod disk;
 pub mod fingerprint;
 pub mod from_dir;
 pub mod image;
+pub mod liar;
 pub mod process;
 pub mod proxy;
 pub mod registry;

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::client::pb;
-use crate::error::Result;
+use crate::error::{Class, CliError, Result};
 use crate::output::{self, Table, short, time, time_short};
 
 /// Options of `history`.
@@ -44,6 +44,10 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let mut rows = Vec::new();
     while let Some(page) = stream.message().await? {
         rows.extend(page.rows);
+    }
+    if let (Some(name), true) = (&args.name, rows.is_empty()) {
+        let message = format!("no image {name:?} was ever in this namespace");
+        return Err(CliError::new(Class::NotFound, message).hint("`orlop history` lists every change"));
     }
     if output::is_document(context.global.output) {
         let changes = rows.into_iter().map(change).collect();

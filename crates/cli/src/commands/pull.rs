@@ -1,8 +1,10 @@
 //! `orlop pull`.
 
+use orlop_oci::{Kind, classify};
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result};
 use crate::output::{self, size};
@@ -111,12 +113,28 @@ impl Done {
         }
     }
 
+    /// The names that were given, without the hash references that follow from them.
+    fn given_names(&self) -> Vec<&str> {
+        let of = |wanted: &[Kind]| -> Vec<&str> {
+            self.names.iter().map(String::as_str).filter(|name| wanted.contains(&classify(name))).collect()
+        };
+        let names = of(&[Kind::Tag, Kind::Other]);
+        if names.is_empty() { of(&[Kind::Digest]) } else { names }
+    }
+
     /// Prints it in the format asked for; `verb` is for the table.
     pub(crate) fn print(&self, context: &Context, verb: &str) -> Result<()> {
         if output::is_document(context.global.output) {
             return output::document(context.global.output, self);
         }
-        output::names(self.names.iter().map(String::as_str))?;
+        let names = self.given_names();
+        output::names(names.iter().copied())?;
+        if let ([_], false) = (names.as_slice(), context.global.output == Format::Name) {
+            output::line(format!("  digest    {}", self.target))?;
+            for id in &self.image_ids {
+                output::line(format!("  image ID  {id}"))?;
+            }
+        }
         context.say(format!(
             "{verb} {}: {} transferred, {} were here",
             output::short(&self.target),

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -31,6 +32,20 @@ impl Done {
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+}
+
+impl Done {
+    /// Names the layer that was refused and says what to do: it is at fault, or this machine cannot unpack it.
+    #[track_caller]
+    pub(crate) fn refuses_a_layer(&self, case: &str) {
+        assert!(self.err.contains("orlop: layer sha256:"), "{case}: {}", self.err);
+        let says_why = match self.code {
+            5 => self.err.contains("  hint: "),
+            1 => self.err.contains("is not possible here"),
+            _ => false,
+        };
+        assert!(says_why, "{case}: {}: {}", self.code, self.err);
     }
 }
 
@@ -113,6 +128,20 @@ impl Orlop {
         Served::start(binary(), &self.root, options)
     }
 
+    /// Runs a command as a user who owns nothing; needs root.
+    pub(crate) fn run_as_nobody(&self, args: &[&str]) -> Done {
+        const NOBODY: u32 = 65534;
+        let binary = self.path("orlop");
+        if !binary.exists() {
+            // Where anybody may execute it.
+            std::fs::copy(env!("CARGO_BIN_EXE_orlop"), &binary).expect("the binary is copied");
+        }
+        let mut command = clean(Command::new(binary));
+        command.arg("--root").arg(self.root()).args(["--namespace", self.namespace]).args(args);
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        Done::of(&command.output().expect("orlop starts"))
+    }
+
     /// Bytes on standard input.
     pub(crate) fn fed(&self, args: &[&str], input: &Path) -> Done {
         let file = std::fs::File::open(input).expect("the input opens");
@@ -142,7 +171,10 @@ pub(crate) fn metrics_address(served: &mut Served) -> String {
 
 /// The binary, away from the environment of whoever runs the tests.
 pub(crate) fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orlop"));
+    clean(Command::new(env!("CARGO_BIN_EXE_orlop")))
+}
+
+fn clean(mut command: Command) -> Command {
     for variable in
         ["ORLOP_ROOT", "ORLOP_ADDRESS", "ORLOP_CONFIG", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "COLUMNS"]
     {

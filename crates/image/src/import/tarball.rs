@@ -88,7 +88,10 @@ impl<R: Read> Tarball<R> {
             self.fill(wanted)?;
             let blank = self.buffer.iter().all(|b| *b == 0);
             let event = self.parser.parse(&self.buffer);
-            let event = event.map_err(|error| Error::Archive(ArchiveError::Damaged(error.to_string())))?;
+            let event = event.map_err(|error| {
+                let first = self.entries == 0;
+                Error::Archive(if first { ArchiveError::NoTar } else { ArchiveError::Damaged(error.to_string()) })
+            })?;
             match event {
                 ParseEvent::NeedData { .. } if self.ended && blank && self.buffer.len() <= BLOCK => return self.end(),
                 ParseEvent::NeedData { .. } if self.ended => return Err(truncated("it stops within a header")),

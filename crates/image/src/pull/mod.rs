@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use orlop_metadata::{Scope, ScopedContent};
-use orlop_oci::{Descriptor, Digest, Platform, Reference, RepositoryName};
+use orlop_oci::{Descriptor, Digest, MediaKind, Platform, Reference, RepositoryName};
 use orlop_remote::Client;
 use tokio::sync::oneshot;
 
@@ -181,6 +181,9 @@ impl Session<'_> {
     /// Brings the blobs and snapshots of what was walked.
     pub(crate) async fn bring_tree(&self, tree: &Tree, plan: &Plan) -> Result<()> {
         let unpacker = self.unpacker(plan)?;
+        if !plan.unpack.is_empty() {
+            tree.manifests().filter_map(not_unpacked).for_each(|message| (self.sink)(Event::Message(message)));
+        }
         let result = self.bring_blobs(tree, plan, &unpacker).await;
         if result.is_err() {
             let tidy = move |_: &_| {
@@ -313,6 +316,19 @@ impl Session<'_> {
 /// Tells the commits that a layer is ready; they are gone only if the whole operation failed.
 fn answer(sender: oneshot::Sender<Ready>, ready: Ready) {
     drop(sender.send(ready));
+}
+
+/// What to tell of a manifest that looks like an image's and has something else than file system layers.
+fn not_unpacked(node: &Node) -> Option<String> {
+    let manifest = node.document.manifest().filter(|_| node.image.is_none() && !node.descriptor.is_attestation())?;
+    let strange =
+        manifest.layers.iter().find(|l| !l.kind().is_layer() && manifest.config.kind() == MediaKind::Config)?;
+    Some(format!(
+        "{} is kept and cannot be unpacked: its layer {} has the media type {:?}, which is no file system layer's",
+        node.document.digest(),
+        strange.digest,
+        strange.media_type
+    ))
 }
 
 /// The steps of an image, lowest first.

@@ -132,6 +132,10 @@ impl Unpacker {
         match self.snapshots.commit(&name, key, Some(parent), map) {
             Ok(()) => self.actives.done(key),
             Err(metadata::Error::AlreadyExists { .. }) => self.discard(key),
+            // Links into the layers below are only made here.
+            Err(metadata::Error::Snapshot(source)) => {
+                return Err(Error::Layer { layer: step.layer.digest.clone(), source });
+            }
             Err(error) => return Err(error.into()),
         }
         Ok(())

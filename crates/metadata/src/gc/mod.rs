@@ -97,6 +97,7 @@ impl Store {
     /// When this returns, the space is free (or in the trash) and the rows are gone.
     pub fn collect(&self, disposal: Disposal) -> Result<Report> {
         let _lock = lock(self)?;
+        let _loan = self.lend();
         let none = BTreeSet::new();
         let now = self.now();
         if !self.read(|conn| Rows { conn, now, without: &none }.has_work())? {
@@ -110,6 +111,7 @@ impl Store {
     /// Removes from the disk, too, what a crash left there without a row.
     pub fn collect_full(&self, disposal: Disposal) -> Result<Report> {
         let _lock = lock(self)?;
+        let _loan = self.lend();
         let orphans = orphans::doom_orphans(self)?;
         Ok(Report { orphans, ..self.sweep(Marking::Full, &disposal)? })
     }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use undo::Undo;
 
 use crate::db::{Tx, from_nanos};
-use crate::gc::{self, Bin, BlobRow, ImageRow, Marking, Removal, SnapshotRow};
+use crate::gc::{self, Bin, BlobRow, Disposal, ImageRow, Marking, Removal, SnapshotRow};
 use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, images};
 
 /// One deletion that can be undone.
@@ -93,11 +93,21 @@ impl SavedRows {
 }
 
 impl Store {
-    /// Deletes image records and collects what only they kept into one trash entry, in one transaction of rows. What was
-    /// garbage before is reclaimed.
-    pub fn delete_to_trash(&self, scope: &Scope, changes: &[ImageChange], reason: &str) -> Result<gc::Report> {
+    /// Deletes image records and collects what only they kept, into one trash entry or for good, in one transaction of
+    /// rows. What was garbage before is reclaimed.
+    ///
+    /// # Errors
+    /// [`Error::Moved`] if [`Store::version`] is not `at` any more; then nothing was done.
+    pub fn delete_images(
+        &self,
+        scope: &Scope,
+        changes: &[ImageChange],
+        disposal: &Disposal,
+        at: Option<i64>,
+    ) -> Result<gc::Report> {
         let _lock = gc::lock(self)?;
-        let (trees, mut report) = self.write("delete", |tx| {
+        let _loan = self.lend();
+        let (trees, mut report) = self.write_at(at, "delete", |tx| {
             let (before, _) = gc::remove_garbage(tx, Marking::Incremental, None)?;
             let mut deleted = Vec::new();
             for change in changes {
@@ -107,8 +117,11 @@ impl Store {
             }
             let reached = gc::reached(tx, &deleted)?;
             images::apply(tx, scope, changes)?;
-            let bin = Bin { reason, deleted, reached };
-            let (removal, report) = gc::remove_garbage(tx, Marking::Incremental, Some(bin))?;
+            let bin = match disposal {
+                Disposal::Reclaim => None,
+                Disposal::Trash { reason } => Some(Bin { reason, deleted, reached }),
+            };
+            let (removal, report) = gc::remove_garbage(tx, Marking::Incremental, bin)?;
             let mut trees = removal.snapshots;
             trees.extend(before.snapshots);
             Ok((trees, report))
@@ -135,6 +148,7 @@ impl Store {
     /// left as they are. What the records shared with others, and went to the trash with those, comes back too.
     pub fn undo(&self, scope: &Scope, id: Option<&str>) -> Result<UndoReport> {
         let _lock = gc::lock(self)?;
+        let _loan = self.lend();
         gc::finish(self, &[])?;
         let (id, saved) = self.read(|conn| find(conn, id))?;
         let mut report = UndoReport { id: id.clone(), ..UndoReport::default() };
@@ -155,6 +169,7 @@ impl Store {
     /// reclaimed.
     pub fn empty_trash(&self, max_age_seconds: u64, max_bytes: u64) -> Result<u64> {
         let _lock = gc::lock(self)?;
+        let _loan = self.lend();
         let oldest = self.now().saturating_sub(nanos(max_age_seconds));
         let mut kept = 0;
         let mut reclaimed = 0;
@@ -249,7 +264,10 @@ fn find(conn: &Connection, id: Option<&str>) -> Result<(String, SavedRows)> {
         "SELECT id, rows FROM trash WHERE ?1 IS NULL OR id = ?1 ORDER BY created DESC, id DESC LIMIT 1",
     )?;
     let found: Option<(String, String)> = query.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let missing = || Error::NotFound { kind: ObjectKind::Trash, name: id.unwrap_or("(newest)").to_owned() };
+    let missing = || match id {
+        Some(id) => Error::NotFound { kind: ObjectKind::Trash, name: id.to_owned() },
+        None => Error::TrashEmpty,
+    };
     let (id, rows) = found.ok_or_else(missing)?;
     Ok((id, SavedRows::from_json(&rows)?))
 }

@@ -272,7 +272,11 @@ impl World {
         let names: BTreeSet<String> = other.into_iter().chain([name]).map(image_name).collect();
         let changes: Vec<_> = names.iter().map(|name| ImageChange::Delete { name: name.clone() }).collect();
         let scope = self.rig.scope(NAMESPACES[space], None);
-        let report = self.rig.store.delete_to_trash(&scope, &changes, "test").expect("deleted");
+        let report = self
+            .rig
+            .store
+            .delete_images(&scope, &changes, &Disposal::Trash { reason: "test".into() }, None)
+            .expect("deleted");
         self.sweep_model();
         let before = self.spaces.clone();
         self.spaces[space].images.retain(|name, _| !names.contains(name));

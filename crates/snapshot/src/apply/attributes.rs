@@ -90,6 +90,9 @@ impl Owner {
     }
 }
 
+/// The operation that a file system refuses when a file has too many.
+pub(super) const SET_XATTR: &str = "set an extended attribute of";
+
 /// Sets an extended attribute; a file system that has none of its kind keeps the file without it, as containerd does.
 pub(super) fn set_xattr(made: Made<'_>, name: &[u8], value: &[u8]) -> Result<(), Failure> {
     let (dir, file) = made.for_xattr();
@@ -98,7 +101,7 @@ pub(super) fn set_xattr(made: Made<'_>, name: &[u8], value: &[u8]) -> Result<(),
             tracing::warn!(name = %String::from_utf8_lossy(name), "extended attribute not supported here: left out");
             Ok(())
         }
-        other => other.map_err(failed("set an extended attribute of")),
+        other => other.map_err(failed(SET_XATTR)),
     }
 }
 

@@ -7,6 +7,7 @@ use flate2::bufread::MultiGzDecoder;
 use orlop_oci::{Algorithm, DiffId, Digester};
 
 use super::Limits;
+use super::frames::{self, Frames};
 use crate::{Error, Result};
 
 /// Bytes read from the source at a time.
@@ -88,7 +89,7 @@ enum Stream<R: Read> {
     Plain(Input<R>),
     // Boxed: the inflate state is large, and there is one per layer.
     Gzip(Box<MultiGzDecoder<Input<R>>>),
-    Zstd(zstd::stream::read::Decoder<'static, Input<R>>),
+    Zstd(Frames<Input<R>>),
 }
 
 impl<R: Read> Stream<R> {
@@ -101,20 +102,13 @@ impl<R: Read> Stream<R> {
         let input = |magic| BufReader::with_capacity(INPUT_BYTES, Cursor::new(magic).chain(source));
         match magic.as_slice() {
             [0x1f, 0x8b, ..] => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(input(magic))))),
-            // A frame, or one of the sixteen kinds of skippable frames (RFC 8878, 3.1).
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-                Self::zstd(input(magic), limits.zstd_window_log).map_err(damaged)
+            start if frames::is_zstd(start) => {
+                Ok(Self::Zstd(Frames::new(input(magic), limits.zstd_window).map_err(damaged)?))
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Err(unknown_packing("xz")),
             [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A'] => Err(unknown_packing("bzip2")),
             _ => Ok(Self::Plain(input(magic))),
         }
-    }
-
-    fn zstd(input: Input<R>, window_log: u32) -> io::Result<Self> {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-        decoder.window_log_max(window_log)?;
-        Ok(Self::Zstd(decoder))
     }
 
     fn source(&self) -> &Counted<R> {

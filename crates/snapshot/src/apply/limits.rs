@@ -17,8 +17,9 @@ pub struct Limits {
     pub tar_bytes: u64,
     /// Uncompressed bytes for each compressed byte, once the stream has more than [`Limits::RATIO_FREE_BYTES`].
     pub ratio: u64,
-    /// Logarithm of the window that a zstd frame may ask for, which is memory.
-    pub zstd_window_log: u32,
+    /// The window that a zstd frame may ask for, in bytes, which is memory; a power of two. Layers that ask for more than
+    /// 8 MiB are unpacked one at a time.
+    pub zstd_window: u64,
 }
 
 impl Limits {
@@ -42,8 +43,9 @@ impl Default for Limits {
             tar_bytes: 1 << 40,
             // Deflate cannot exceed 1032; real layers stay under 20, images of empty disks reach some hundred.
             ratio: 500,
-            // 128 MiB, what `zstd -d` accepts without being asked; levels up to 19 need 8 MiB.
-            zstd_window_log: 27,
+            // Levels up to 19, and all builders of images, need 8 MiB, `--ultra -20` needs 32. A pull may take 64 MiB and
+            // what its layers take: more would not fit into that.
+            zstd_window: 32 << 20,
         }
     }
 }

@@ -19,6 +19,7 @@ mod deferred;
 mod directories;
 mod entry;
 mod extract;
+mod frames;
 mod inflate;
 mod limits;
 mod source;

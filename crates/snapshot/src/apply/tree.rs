@@ -260,7 +260,20 @@ impl<'a> Tree<'a> {
     fn failed(&self, failure: Failure, entry: &Entry, place: &Place) -> Error {
         let path = self.dirs.shown(&place.path);
         let error = Error::Io { operation: failure.operation, path, source: failure.errno.into() };
+        if failure.operation == attributes::SET_XATTR && failure.errno == Errno::NOSPC && self.has_room() {
+            // ext4 keeps all attributes of a file in one block.
+            let what = "giving a file all the extended attributes that the layer names";
+            let reason = format!("{error}, though the disk is not full: this file system holds fewer for each file");
+            return Error::Unsupported { what, reason };
+        }
         self.privileged(error, OWNERS, entry)
+    }
+
+    /// Whether the file system has space left.
+    fn has_room(&self) -> bool {
+        const ROOM: u64 = 1 << 20;
+        let stat = rustix::fs::statvfs(&self.target.root);
+        stat.is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM)
     }
 
     /// Says what would help if `error` is a matter of privilege.
@@ -273,10 +286,11 @@ impl<'a> Tree<'a> {
             return error;
         }
         let Metadata { uid, gid, .. } = entry.metadata;
-        let reason = format!(
-            "{error} (entry {:?}, user {uid}, group {gid}): run as root, or in a user namespace that maps these ids",
-            entry.name()
-        );
+        let advice = match self.dirs.owner.is_privileged() {
+            true => "not even root may do that on this file system, or without the capability for it",
+            false => "run as root, or in a user namespace that maps these ids",
+        };
+        let reason = format!("{error} (entry {:?}, user {uid}, group {gid}): {advice}", entry.name());
         Error::Unsupported { what, reason }
     }
 
