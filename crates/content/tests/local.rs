@@ -370,3 +370,18 @@ async fn aborts_and_commits_race_safely() {
         read_verified(&store, &info.digest, 1 << 20).await.unwrap();
     }
 }
+
+/// Opening a write again once counted as an update; containerd's suite found it.
+#[tokio::test]
+async fn a_write_that_is_opened_again_was_updated_when_it_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(directory.path().join("content")).unwrap();
+    let options = IngestOptions { reference: "ref".to_owned(), total: 8, expected: None };
+    let mut writer = store.writer(options.clone()).await.unwrap();
+    writer.write("half".into()).await.unwrap();
+    let before = writer.status();
+    drop(writer);
+    let after = store.writer(options).await.unwrap().status();
+    assert_eq!((after.started_at, after.updated_at), (before.started_at, before.updated_at));
+    assert_eq!(store.status("ref").await.unwrap().updated_at, before.updated_at);
+}

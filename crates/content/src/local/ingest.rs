@@ -60,8 +60,9 @@ impl IngestDir {
             status.total = options.total;
         }
         status.expected = options.expected.clone().or(status.expected);
-        status.updated_at = Timestamp::now();
         if status.offset == 0 {
+            // What is there already was written when it was written: opening it again changes nothing.
+            status.updated_at = Timestamp::now();
             status.started_at = status.updated_at;
         }
         self.describe(&status)?;
@@ -131,6 +132,12 @@ impl IngestDir {
         }
     }
 
+    /// Keeps the time of the last write, which the data's own time tells only to the kernel's tick. One that is lost
+    /// costs no more than that.
+    pub(super) fn note_update(&self, updated_at: Timestamp) {
+        let _ = files::write_text(&self.fd, "updatedat", &updated_at.to_string());
+    }
+
     /// Removes the files and then the directory. Nothing depends on its success: what stays is an empty ingest.
     pub(super) fn remove(&self) {
         if let Ok(entries) = Dir::read_from(&self.fd) {
@@ -160,7 +167,10 @@ fn read_status(directory: &OwnedFd, path: &Path, reference: String) -> Result<St
         total: text("total").and_then(|text| text.trim().parse().ok()).unwrap_or(0),
         expected: text("expected").and_then(|text| text.trim().parse().ok()),
         started_at: text("startedat").and_then(|text| text.trim().parse().ok()).unwrap_or(touched),
-        updated_at: touched,
+        // A writer that was killed noted an older time than the data's.
+        updated_at: text("updatedat")
+            .and_then(|text| text.trim().parse().ok())
+            .map_or(touched, |noted: Timestamp| noted.max(touched)),
     })
 }
 

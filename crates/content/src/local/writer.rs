@@ -122,6 +122,13 @@ struct Ingest {
     status: Status,
 }
 
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        // After a commit or an abort the directory is gone, and nothing is written.
+        self.directory.note_update(self.status.updated_at);
+    }
+}
+
 impl Ingest {
     fn open(paths: Arc<Paths>, options: IngestOptions) -> Result<Self> {
         if options.reference.is_empty() {
