@@ -7,7 +7,7 @@
 
 use orlop_metadata::{self as metadata, Labels, Look, Scope};
 use orlop_oci::{Digest, Reference, RepositoryName};
-use orlop_remote::{self as remote, Client};
+use orlop_remote::Client;
 
 use crate::{Images, Result, labels};
 
@@ -63,11 +63,6 @@ pub(crate) fn found_again(existing: &Labels, repository: &RepositoryName) -> Opt
     Some((key, value))
 }
 
-/// Whether every host that was asked said that it does not have it.
-pub(crate) fn is_absent(error: &remote::Error) -> bool {
-    matches!(error.principal(), remote::Error::NotFound { .. })
-}
-
 impl Images {
     /// A registry has a reference no more: if it does not have what the reference stands for here either, that is
     /// noted. A failure to find that out changes nothing.
@@ -86,7 +81,7 @@ impl Images {
         let target = record.target.digest;
         if reference.digest().is_none() {
             match client.resolve(&repository.with_digest(&target)).await {
-                Err(error) if is_absent(&error) => {}
+                Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error.into()),
                 Ok(_) => return Ok(()),
             }

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::failure::{self, Refusal};
 use crate::hosts::{authority, is_loopback};
 use crate::scope::Scopes;
-use crate::{CLIENT_ID, ClientOptions, CredentialSource, retry};
+use crate::{CLIENT_ID, ClientOptions, CredentialSource, Login, retry};
 
 /// A token's lifetime where the server says nothing (Docker's token specification).
 const DEFAULT_LIFETIME: u64 = 60;
@@ -82,7 +82,7 @@ type Known = HashMap<(String, String), (Instant, Option<Credential>)>;
 
 /// Knows credentials and tokens; shared by all clones of a client.
 pub(crate) struct Authenticator {
-    explicit: Option<(String, String)>,
+    explicit: Option<Login>,
     config: Option<PathBuf>,
     source: Option<Arc<dyn CredentialSource>>,
     tokens: Mutex<HashMap<TokenKey, Slot>>,
@@ -92,7 +92,7 @@ pub(crate) struct Authenticator {
 impl Authenticator {
     pub(crate) fn new(options: &ClientOptions) -> Self {
         Self {
-            explicit: options.credentials.clone(),
+            explicit: options.explicit(),
             config: options.docker_config.clone(),
             source: options.source.clone(),
             tokens: Mutex::default(),
@@ -125,9 +125,9 @@ impl Authenticator {
     }
 
     async fn credential(&self, endpoint: &Endpoint, repository: &str) -> Result<Option<Credential>> {
-        let explicit = self.explicit.as_ref().filter(|_| self.source.is_none() && endpoint.is_upstream());
-        if let Some((user, password)) = explicit {
-            return Ok(Some(Credential::Basic { user: user.clone(), password: password.clone() }));
+        let explicit = self.explicit.as_ref().filter(|login| self.source.is_none() && is_for(login, endpoint));
+        if let Some(login) = explicit {
+            return Ok(Some(login.credential.clone()));
         }
         if self.source.is_none() && self.config.is_none() {
             return Ok(None);
@@ -184,6 +184,14 @@ impl Authenticator {
             }
         }
         tokens.entry(key.clone()).or_default().clone()
+    }
+}
+
+/// A secret without a host belongs to the registry that the reference names.
+fn is_for(login: &Login, endpoint: &Endpoint) -> bool {
+    match &login.server {
+        Some(server) => credentials::names_host(server, endpoint.host()),
+        None => endpoint.is_upstream(),
     }
 }
 

@@ -27,7 +27,7 @@ const TOKEN_USER: &str = "<token>";
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What proves who we are.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Credential {
     /// User and password.
     Basic {
@@ -40,6 +40,13 @@ pub enum Credential {
     Identity(String),
     /// An access token, sent as it is.
     Bearer(String),
+}
+
+impl Credential {
+    /// User and password from what Docker's configuration calls `auth`: the base64 of `user:password`.
+    pub fn from_auth(text: &str) -> Option<Self> {
+        decode_auth(text).map(|(user, password)| Self::Basic { user, password })
+    }
 }
 
 impl fmt::Debug for Credential {
@@ -136,6 +143,13 @@ fn best<'a, V>(
         .filter_map(|(key, value)| fit(key, host, repository).map(|rank| (rank, key, value)))
         .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.len().cmp(&a.1.len())).then_with(|| b.1.cmp(a.1)))
         .map(|(_, key, value)| (key, value))
+}
+
+/// Whether a server address, a host or a URL, names a host.
+pub(crate) fn names_host(address: &str, host: &str) -> bool {
+    let bare = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let named = bare.split('/').next().unwrap_or_default();
+    named.eq_ignore_ascii_case(host) || (is_docker_hub(host) && is_docker_hub(named))
 }
 
 /// How well a key fits: the length of its path, or `None` if it does not.

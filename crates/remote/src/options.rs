@@ -20,6 +20,16 @@ pub trait CredentialSource: Send + Sync {
     async fn credential(&self, host: &str) -> Result<Option<Credential>, BoxError>;
 }
 
+/// A secret that somebody brought for an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Login {
+    /// The secret.
+    pub credential: Credential,
+    /// The host it is for, as a host name or a URL, mirrors included; `None`: the registry that the reference names, as
+    /// for [`ClientOptions::credentials`].
+    pub server: Option<String>,
+}
+
 /// How to reach registries.
 #[derive(Clone, Default)]
 pub struct ClientOptions {
@@ -30,12 +40,24 @@ pub struct ClientOptions {
     /// User and password for every registry, instead of what the files say. Mirrors, which are other hosts than the
     /// one the reference names, never see them: theirs come from `docker_config`.
     pub credentials: Option<(String, String)>,
-    /// Asked for credentials of every host, instead of `credentials` and `docker_config`; answers count for a minute.
+    /// Asked for credentials of every host, instead of `login`, `credentials` and `docker_config`; answers count for a minute.
     pub source: Option<Arc<dyn CredentialSource>>,
     /// Sent with every request to the registry and its mirrors, beside those of hosts.toml.
     pub headers: HeaderMap,
+    /// A secret in any form, for one host or for every registry; it goes before `credentials`.
+    pub login: Option<Login>,
     /// HTTP instead of HTTPS where no hosts.toml says otherwise. Loopback hosts fall back to HTTP by themselves.
     pub plain_http: bool,
+}
+
+impl ClientOptions {
+    /// What the operation brings itself.
+    pub(crate) fn explicit(&self) -> Option<Login> {
+        let plain = self.credentials.clone();
+        let plain =
+            plain.map(|(user, password)| Login { credential: Credential::Basic { user, password }, server: None });
+        self.login.clone().or(plain)
+    }
 }
 
 impl fmt::Debug for ClientOptions {
@@ -46,6 +68,7 @@ impl fmt::Debug for ClientOptions {
             .field("credentials", &self.credentials.as_ref().map(|_| "…"))
             .field("source", &self.source.as_ref().map(|_| "…"))
             .field("headers", &self.headers.keys())
+            .field("login", &self.login)
             .field("plain_http", &self.plain_http)
             .finish()
     }

@@ -20,6 +20,7 @@ mod blocking;
 mod call;
 mod content;
 mod convert;
+mod cri;
 mod daemon;
 mod diff;
 mod events;
@@ -39,6 +40,7 @@ mod transfer;
 mod version;
 
 pub use background::Background;
+pub use cri::CriSettings;
 pub use daemon::ServeOptions;
 pub use serve::Server;
 

@@ -15,6 +15,7 @@ use tonic::transport::{Channel, Server as Transport};
 use crate::AnswerStream;
 use crate::background::Collector;
 use crate::blocking::blocking;
+use crate::cri::{Cri, CriSettings};
 use crate::events::Exchange;
 use crate::metrics::Metrics;
 use crate::services;
@@ -25,6 +26,7 @@ use crate::streaming::Streams;
 pub struct Server {
     images: Images,
     collector: Collector,
+    cri: Cri,
     exchange: Exchange,
     streams: Streams,
     /// Cancelled when the server is to end: what would go on for ever ends then.
@@ -39,8 +41,10 @@ impl Server {
     pub fn new(images: Images) -> Self {
         let exchange = Exchange::default();
         let _watcher = exchange.listen(images.store());
+        let cri = Cri::new(images.clone(), CriSettings::default());
         Self {
             images,
+            cri,
             collector: Collector::default(),
             exchange,
             streams: Streams::default(),
@@ -48,6 +52,12 @@ impl Server {
             _watcher,
             metrics: Metrics::default(),
         }
+    }
+
+    /// The same with other settings for CRI.
+    #[must_use]
+    pub fn with_cri(self, settings: CriSettings) -> Self {
+        Self { cri: Cri::new(self.images.clone(), settings), ..self }
     }
 
     /// The services in this process, over a pipe in memory. They end with the last clone of the channel. Must be called
@@ -74,6 +84,10 @@ impl Server {
 
     pub(crate) fn streams(&self) -> &Streams {
         &self.streams
+    }
+
+    pub(crate) fn cri(&self) -> &Cri {
+        &self.cri
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {

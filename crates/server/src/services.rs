@@ -13,6 +13,8 @@ use orlop_api::containerd::services::streaming::v1::streaming_server::StreamingS
 use orlop_api::containerd::services::transfer::v1::transfer_server::TransferServer;
 use orlop_api::containerd::services::version::v1::version_server::VersionServer;
 use orlop_api::orlop::v1::orlop_server::OrlopServer;
+use orlop_api::runtime::v1::image_service_server::ImageServiceServer;
+use orlop_api::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::service::{Routes, RoutesBuilder};
@@ -32,8 +34,8 @@ macro_rules! bounded {
 pub(crate) fn all(server: &Server) -> Routes {
     let mut routes = Routes::builder();
     store(server, &mut routes);
-
     moving(server, &mut routes);
+    cri(server, &mut routes);
     orlop(server, &mut routes);
 
     about(&mut routes);
@@ -58,6 +60,13 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
 /// containerd's services that move images.
 fn moving(server: &Server, routes: &mut RoutesBuilder) {
     routes.add_service(bounded!(StreamingServer, server.clone())).add_service(bounded!(TransferServer, server.clone()));
+}
+
+/// What kubelet and crictl call.
+fn cri(server: &Server, routes: &mut RoutesBuilder) {
+    routes
+        .add_service(bounded!(ImageServiceServer, server.cri().clone()))
+        .add_service(bounded!(RuntimeServiceServer, server.cri().clone()));
 }
 
 /// What containerd has no call for.

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::gate::{Remote, Vouched, Way};
 use crate::walk::{self, Node, Select, Tree};
-use crate::{Error, Event, Images, Outcome, Result, Sink, supply};
+use crate::{Error, Event, Images, Outcome, Result, Sink};
 pub(crate) use blobs::Stored;
 pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, collect, lacking};
@@ -88,7 +88,7 @@ impl Images {
             return Err(Error::Name { name: request.reference.clone(), reason });
         };
         let resolved = match client.resolve(&reference).await {
-            Err(error) if supply::is_absent(&error) => {
+            Err(error) if error.is_not_found() => {
                 self.note_absence(scope, client, &reference).await;
                 return Err(error.into());
             }

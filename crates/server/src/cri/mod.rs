@@ -1,0 +1,96 @@
+//! Kubernetes' Container Runtime Interface, v1: the image service whole, and of the runtime service what an image store
+//! can answer. Everything is in the namespace `k8s.io`.
+//!
+//! Which images there are and what names mean is [`orlop_image::CriCatalog`]'s to say; here it is put into messages.
+//!
+//! # Invariants
+//! - What the store committed before a call is in its answer, whoever committed it.
+//! - Answers to the same question are made once: as long as nothing changed, listing costs what copying costs.
+//! - Secrets are neither logged nor kept longer than the pull that brought them.
+//!
+//! # Concurrency
+//! Calls run at the same time. Pulls of one image with the same secret are one pull: see `pull.rs`.
+
+mod auth;
+mod filesystems;
+mod images;
+mod info;
+mod listing;
+mod pull;
+mod runtime;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_image::{CriCatalog, Images};
+use orlop_metadata::Scope;
+use orlop_remote::ClientOptions;
+
+/// Where kubelet's images are.
+const NAMESPACE: &str = "k8s.io";
+
+/// Who the history names.
+const ACTOR: &str = "cri";
+
+/// How CRI's calls are answered. What is pinned is a matter of [`orlop_image::Settings`].
+#[derive(Debug, Clone)]
+pub struct CriSettings {
+    /// How pulls reach registries. Secrets of a request go before those named here.
+    pub registry: ClientOptions,
+    /// How many images may be pulled at once; the others wait in the order in which they came. 1: one after the other;
+    /// 0: no limit.
+    pub parallel_pulls: usize,
+    /// A pull that nothing came from for so long is given up; zero: never. Time in which nothing is asked of the network,
+    /// because layers are being unpacked, does not count.
+    pub progress_timeout: Duration,
+    /// Snapshot drivers of runtime handlers that do not use the default one.
+    pub runtime_snapshotters: BTreeMap<String, String>,
+}
+
+impl Default for CriSettings {
+    fn default() -> Self {
+        Self {
+            registry: ClientOptions::default(),
+            parallel_pulls: 0,
+            progress_timeout: Duration::from_secs(5 * 60),
+            runtime_snapshotters: BTreeMap::new(),
+        }
+    }
+}
+
+/// CRI over the images of a root. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Cri {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: CriSettings,
+    catalog: CriCatalog,
+    listing: listing::Listing,
+    filesystems: filesystems::Filesystems,
+    pulls: pull::Pulls,
+}
+
+impl Cri {
+    pub(crate) fn new(images: Images, settings: CriSettings) -> Self {
+        let pulls = pull::Pulls::new(&settings);
+        let (listing, filesystems) = (listing::Listing::default(), filesystems::Filesystems::default());
+        let catalog = CriCatalog::new(images, NAMESPACE);
+        Self { inner: Arc::new(Inner { settings, catalog, listing, filesystems, pulls }) }
+    }
+
+    fn catalog(&self) -> &CriCatalog {
+        &self.inner.catalog
+    }
+
+    fn images(&self) -> &Images {
+        self.inner.catalog.images()
+    }
+}
+
+fn scope() -> Scope {
+    Scope::new(NAMESPACE, ACTOR)
+}

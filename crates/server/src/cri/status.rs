@@ -1,0 +1,55 @@
+//! Errors as containerd's CRI tells them.
+//!
+//! containerd gives a code only to errors of few kinds, and kubelet counts on that: of an error whose code is `UNKNOWN` it
+//! takes the message as it stands, and looks for the words of `k8s.io/cri-api/pkg/errors` at its start.
+
+use orlop_image::Error;
+use orlop_remote as remote;
+use tonic::{Code, Status};
+
+use crate::status::ToStatus;
+
+/// kubelet's word for a registry that cannot be reached.
+const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+
+/// The status of a failed call.
+pub(super) fn cri_status(error: &Error) -> Status {
+    let status = error.to_status();
+    match status.code() {
+        Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition | Code::Cancelled => status,
+        _ => unknown(&status, status.message().to_owned()),
+    }
+}
+
+/// The status of a pull of `image` that failed.
+pub(super) fn pull_status(image: &str, error: &Error) -> Status {
+    let status = cri_status(error);
+    let word = if is_unreachable(error) { format!("{REGISTRY_UNAVAILABLE}: ") } else { String::new() };
+    let message = format!("{word}pull {image:?}: {}", status.message());
+    Status::with_details_and_metadata(
+        status.code(),
+        message,
+        status.details().to_vec().into(),
+        status.metadata().clone(),
+    )
+}
+
+fn unknown(status: &Status, message: String) -> Status {
+    let details = status.details().to_vec().into();
+    Status::with_details_and_metadata(Code::Unknown, message, details, status.metadata().clone())
+}
+
+fn is_unreachable(error: &Error) -> bool {
+    use remote::Error as E;
+    let Error::Remote(error) = error else { return false };
+    match error.principal() {
+        E::Dns { .. }
+        | E::Connect { .. }
+        | E::Tls { .. }
+        | E::Timeout { .. }
+        | E::Broken { .. }
+        | E::Skipped { .. } => true,
+        E::Status { status, .. } => *status >= 500,
+        _ => false,
+    }
+}
