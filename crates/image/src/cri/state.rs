@@ -28,6 +28,7 @@ pub(super) struct State {
 
 struct Record {
     target: Arc<Descriptor>,
+    created: jiff::Timestamp,
     pinned: bool,
 }
 
@@ -65,7 +66,8 @@ impl State {
             self.records.remove(name.as_str());
         }
         for image in changed {
-            let record = Record { target: self.target(&image.target), pinned: is_pinned(&image.labels) };
+            let (target, pinned) = (self.target(&image.target), is_pinned(&image.labels));
+            let record = Record { target, created: image.created_at, pinned };
             self.records.insert(image.name.into(), record);
         }
         if any {
@@ -146,8 +148,9 @@ impl State {
         pins: &[String],
         settings: &Settings,
     ) -> Option<CriImage> {
+        // The ID record follows the newest pull; an image keeps the size that it was first seen with, as in containerd.
         let own = id.to_string();
-        let (_, first) = group.iter().find(|(name, _)| ***name == *own).or(group.first())?;
+        let (_, first) = group.iter().min_by_key(|(name, record)| (record.created, ***name == *own))?;
         let Standing::Complete(gist) = &self.targets.get(&first.target.digest)?.standing else { return None };
         let names: Vec<Arc<str>> = group.iter().map(|(name, _)| Arc::clone(name)).collect();
         let shown = shown(&names);

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub struct CriImage {
     /// What follows from its target.
     pub gist: Arc<Gist>,
-    /// What its ID record points at, or else its first name.
+    /// What its oldest name points at.
     pub target: Arc<Descriptor>,
     /// All its records, by name.
     pub names: Vec<Arc<str>>,

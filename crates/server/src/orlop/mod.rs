@@ -204,7 +204,6 @@ fn client(options: Option<pb::RegistryOptions>) -> Client {
         hosts_dirs,
         docker_config: (!options.docker_config.is_empty()).then(|| options.docker_config.into()),
         credentials: options.credentials.map(|c| (c.username, c.password)),
-        login: None,
         plain_http: options.plain_http,
         ..ClientOptions::default()
     })
