@@ -6,11 +6,13 @@
 
 mod read;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use orlop_server::{Background, ServeOptions};
+use orlop_remote::ClientOptions;
+use orlop_server::{Background, CriSettings, ServeOptions};
 pub(crate) use read::{DEFAULT_FILE, mode, read};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) log: Log,
     pub(crate) images: Images,
     pub(crate) verify: Verify,
+    pub(crate) cri: Cri,
     pub(crate) gc: Gc,
 }
 
@@ -85,6 +88,15 @@ pub(crate) struct Verify {
     pub(crate) verifier_seconds: u32,
 }
 
+/// `[cri]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cri {
+    pub(crate) parallel_pulls: usize,
+    pub(crate) progress_timeout_seconds: u64,
+    pub(crate) runtime_snapshotters: BTreeMap<String, String>,
+}
+
 /// `[gc]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -105,6 +117,7 @@ impl Default for Config {
             log: Log::default(),
             images: Images::default(),
             verify: Verify::default(),
+            cri: Cri::default(),
             gc: Gc::default(),
         }
     }
@@ -152,6 +165,17 @@ impl Default for Verify {
     }
 }
 
+impl Default for Cri {
+    fn default() -> Self {
+        let settings = CriSettings::default();
+        Self {
+            parallel_pulls: settings.parallel_pulls,
+            progress_timeout_seconds: settings.progress_timeout.as_secs(),
+            runtime_snapshotters: settings.runtime_snapshotters,
+        }
+    }
+}
+
 impl Default for Gc {
     fn default() -> Self {
         let background = Background::default();
@@ -177,6 +201,17 @@ impl Config {
             grace_seconds: grace_seconds.into(),
             snapshotter: self.snapshotter.clone().unwrap_or_default(),
             ..orlop_image::Settings::default()
+        }
+    }
+
+    /// How CRI's calls are answered. Docker's config.json is left out: what the daemon's user may pull is no pod's right.
+    pub(crate) fn cri(&self) -> CriSettings {
+        let hosts_dirs = std::env::split_paths(&self.hosts_dir).filter(|path| !path.as_os_str().is_empty()).collect();
+        CriSettings {
+            registry: ClientOptions { hosts_dirs, ..ClientOptions::default() },
+            parallel_pulls: self.cri.parallel_pulls,
+            progress_timeout: Duration::from_secs(self.cri.progress_timeout_seconds),
+            runtime_snapshotters: self.cri.runtime_snapshotters.clone(),
         }
     }
 

@@ -56,7 +56,7 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     allow_many_files();
     let images = embed::images(&settings.root, &settings.config).await?;
     let store = images.store().clone();
-    let server = Server::new(images);
+    let server = Server::new(images).with_cri(settings.config.cri());
     let mut held = Held::take(&settings.root)?;
     let passed = systemd::passed()?;
     let mut beside = JoinSet::new();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::response::Response;
 use bytes::Bytes;
-use orlop_remote::{Client, ClientOptions, Error};
+use orlop_remote::{Client, ClientOptions, Credential, Error, Login};
 
 use crate::common::*;
 use crate::fake::*;
@@ -211,6 +211,53 @@ async fn basic_credentials_are_sent_only_when_asked_for_and_only_to_their_host()
     assert!(mirror.seen().iter().all(|s| s.header("authorization").is_none()), "the mirror was given credentials");
     assert_eq!(server.seen()[0].header("authorization"), None);
     assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn a_login_goes_to_the_host_it_names_and_to_no_other() {
+    let document = manifest(&noise(1, 10), &layer(&noise(2, 10)), "");
+    let challenging = move |seen: &Seen| match seen.header("authorization") {
+        Some(header) if header == basic("me", "pass") => good(seen, &document, &Bytes::new()),
+        _ => reply(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
+    };
+    let mirror = Fake::start(challenging.clone()).await;
+    let server = Fake::start(challenging).await;
+    let text = format!("server = 'http://{}'\n[host.'http://{}']", server.address, mirror.address);
+    let root = hosts(&[("registry.invalid", &text)]);
+    let resolve = async |named: Option<String>| {
+        let credential = Credential::Basic { user: "me".to_owned(), password: "pass".to_owned() };
+        let login = Some(Login { credential, server: named });
+        let options = ClientOptions { hosts_dirs: vec![root.path().to_owned()], login, ..ClientOptions::default() };
+        Client::with_tuning(options, quick()).resolve(&"registry.invalid/a:1".parse().unwrap()).await.map(|r| r.host)
+    };
+    let (first, last) = (mirror.address.to_string(), server.address.to_string());
+    assert_eq!(resolve(None).await.unwrap(), last, "a mirror is another host than the one the reference names");
+    assert_eq!(resolve(Some(last.clone())).await.unwrap(), last);
+    assert_eq!(resolve(Some(format!("http://{first}/v2/"))).await.unwrap(), first);
+    assert!(matches!(resolve(Some("elsewhere.example".to_owned())).await, Err(e) if !e.is_not_found()));
+    let told = |fake: &Fake| fake.seen().iter().filter(|s| s.header("authorization").is_some()).count();
+    assert_eq!((told(&mirror), told(&server)), (1, 2));
+}
+
+#[tokio::test]
+async fn identity_and_access_tokens_are_used_as_what_they_are() {
+    let realm = Fake::start(|seen| match form(seen, "refresh_token").as_deref() {
+        Some("refresh") => reply(200, &[], r#"{"access_token":"fetched"}"#),
+        _ => status(401),
+    })
+    .await;
+    let url = format!("http://{}/token", realm.address);
+    let registry = guarded(url, "", |_, token| token == "fetched" || token == "ready").await;
+    let resolve = async |credential: Credential| {
+        let login = Some(Login { credential, server: None });
+        let options = ClientOptions { login, ..ClientOptions::default() };
+        Client::with_tuning(options, quick()).resolve(&registry.reference("a:1")).await
+    };
+    resolve(Credential::Bearer("ready".to_owned())).await.unwrap();
+    assert_eq!(realm.seen().len(), 0);
+    resolve(Credential::Identity("refresh".to_owned())).await.unwrap();
+    assert_eq!(form(&realm.seen()[0], "grant_type").as_deref(), Some("refresh_token"));
+    resolve(Credential::Identity("wrong".to_owned())).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ impl Progress {
                 seen.coming.remove(&blob.digest);
                 true
             }
-            Event::Message(_) => false,
+            Event::Document(..) | Event::Message(_) => false,
         };
         if got_on {
             seen.last = Instant::now();
