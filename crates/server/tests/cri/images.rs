@@ -12,7 +12,7 @@ use orlop_testkit::registry::Options;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::common::request_in;
+use crate::common::{labels, request_in};
 use crate::rig::{Node, Shelf, code, id, made, scope, spec};
 
 async fn streamed(node: &Node, filter: Option<pb::ImageFilter>) -> Vec<Vec<pb::Image>> {
@@ -187,8 +187,10 @@ async fn configured_images_are_pinned_on_every_record() {
 async fn what_containers_write_is_told_apart_from_images() {
     let node = Node::new().await;
     let snapshots = node.store.snapshots(&scope(), "").unwrap();
-    snapshots.prepare("container", "", Default::default()).unwrap();
-    snapshots.prepare("extract-1 sha256:x", "", Default::default()).unwrap();
+    // What nothing holds, the background collection may take at any time.
+    let held = labels(&[("containerd.io/gc.root", "now")]);
+    snapshots.prepare("container", "", held.clone()).unwrap();
+    snapshots.prepare("extract-1 sha256:x", "", held).unwrap();
     let usage = node.filesystems().await;
     let inodes = |entries: &[pb::FilesystemUsage]| entries[0].inodes_used.unwrap().value;
     assert!(inodes(&usage.image_filesystems) > 0, "what is being unpacked is part of an image");
