@@ -150,7 +150,7 @@ fn a_full_disk_is_said_and_loses_nothing() {
     let done = store.run(["import", &archive_of(&store, "docker.io/library/big:1", &noise(1, 60))]);
     assert_eq!(done.code, 6, "{}", done.err);
     assert_eq!(store.records(), acknowledged);
-    assert_eq!(store.ok(["verify", "good:1", "-q"]), "");
+    store.ok(["verify", "-q", "good:1"]);
     // What the failed import left goes by itself; then what fits is taken.
     for ingest in store.json(["content", "active"])["ingests"].as_array().unwrap() {
         store.ok(["content", "abort", ingest["reference"].as_str().unwrap()]);
