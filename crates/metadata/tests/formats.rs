@@ -58,14 +58,14 @@ fn index() -> ManifestSummary {
 }
 
 /// What a listing says of blobs and snapshots: names and sizes.
-fn sizes(listing: &Listing) -> (Vec<(String, u64)>, Vec<(String, u64)>) {
+fn sizes(listing: &Listing) -> [Vec<(String, u64)>; 2] {
     let named = |rows: &[(u32, u32, u64)]| {
         let mut rows: Vec<_> =
             rows.iter().map(|(_, n, size)| (listing.digests.digest(*n).to_string(), *size)).collect();
         rows.sort();
         rows
     };
-    (named(&listing.blobs), named(&listing.snapshots))
+    [named(&listing.blobs), named(&listing.snapshots)]
 }
 
 fn is_all_there(store: &Store) {
@@ -79,7 +79,7 @@ fn is_all_there(store: &Store) {
     let blobs = [("index", 5), ("manifest", 8), ("config", 6), ("layer 1", 7), ("layer 2", 9)];
     let blobs = blobs.map(|(text, size)| (digest(text).to_string(), size)).to_vec();
     let snapshots = [("chain 1", 70), ("chain 2", 90)].map(|(text, size)| (digest(text).to_string(), size)).to_vec();
-    assert_eq!(sizes(&listing), (sorted(blobs), sorted(snapshots)));
+    assert_eq!(sizes(&listing), [sorted(blobs), sorted(snapshots)]);
     assert_eq!(listing.images.len(), 1);
 }
 
