@@ -5,10 +5,11 @@ Every run of a case has a new root and a new daemon; wall and server CPU seconds
 """
 import argparse, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
 
+from procs import cpu, peak
+
 HERE = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target")) / "release"
 LOAD = TARGET / "examples/load"
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
@@ -26,20 +27,11 @@ class Server:
 
     def load(self, *words):
         """Wall seconds as the client counts them, CPU seconds of the server."""
-        before = self.cpu()
+        before = cpu(self.child.pid)
         out = subprocess.run([LOAD, self.socket, *map(str, words)], capture_output=True, text=True)
         if out.returncode != 0:
             sys.exit(f"load {words}: {out.stderr[-2000:]}")
-        return float(out.stdout), self.cpu() - before
-
-    def cpu(self):
-        fields = pathlib.Path(f"/proc/{self.child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return sum(int(f) for f in fields[11:13]) / TICK
-
-    def memory(self, field="VmHWM"):
-        for line in pathlib.Path(f"/proc/{self.child.pid}/status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) / 1024
+        return float(out.stdout), cpu(self.child.pid) - before
 
     def stop(self):
         self.child.send_signal(signal.SIGTERM)
@@ -63,16 +55,16 @@ def containerd(at, binaries):
 def measure(server, case, args):
     """One case on a fresh server: wall, CPU, peak MiB."""
     if case == "write":
-        return *server.load("write", args.mib, 1), server.memory()
+        return *server.load("write", args.mib, 1), peak(server.child.pid)
     if case == "read":
         server.load("write", args.mib, 1)
-        return *server.load("read", args.mib, 1), server.memory()
+        return *server.load("read", args.mib, 1), peak(server.child.pid)
     if case == "small":
-        return *server.load("small", args.small, 8), server.memory()
+        return *server.load("small", args.small, 8), peak(server.child.pid)
     if case == "snapshots":
-        return *server.load("snapshots", args.snapshots, 8, "overlayfs"), server.memory()
+        return *server.load("snapshots", args.snapshots, 8, "overlayfs"), peak(server.child.pid)
     server.load("fill", args.images)
-    return *server.load(case, 5), server.memory()
+    return *server.load(case, 5), peak(server.child.pid)
 
 
 def main():
@@ -114,10 +106,10 @@ def main():
 
 def report(case, rows, out):
     medians = {who: [statistics.median(run[n] for run in runs) for n in range(3)] for who, runs in rows.items()}
-    for who, (wall, cpu, peak) in medians.items():
-        print(f"{case:10} {who:11} wall {wall:8.3f} s  server cpu {cpu:7.2f} s  peak {peak:6.1f} MiB", flush=True)
+    for who, (wall, seconds, memory) in medians.items():
+        print(f"{case:10} {who:11} wall {wall:8.3f} s  server cpu {seconds:7.2f} s  peak {memory:6.1f} MiB", flush=True)
         with open(out / "api.jsonl", "a") as f:
-            f.write(json.dumps({"case": case, "who": who, "wall_s": wall, "cpu_s": cpu, "peak_mib": peak}) + "\n")
+            f.write(json.dumps({"case": case, "who": who, "wall_s": wall, "cpu_s": seconds, "peak_mib": memory}) + "\n")
     if len(medians) == 2:
         ratios = [b / a if a else float("inf") for a, b in zip(*medians.values())]
         print(f"{'':10} containerd / orlop: wall {ratios[0]:.2f}  cpu {ratios[1]:.2f}  peak {ratios[2]:.2f}", flush=True)

@@ -6,9 +6,10 @@ that were deleted within the last minutes and searches past them, which would co
 """
 import argparse, json, os, pathlib, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
+from procs import cpu, peak
+
 HERE = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target")) / "release"
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def free_port():
@@ -97,19 +98,6 @@ class Containerd:
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait()
-
-
-def cpu(pid):
-    """Seconds of a process and its reaped children."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return sum(int(f) for f in fields[11:15]) / TICK
-
-
-def peak(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return 0
 
 
 def make_images(work, registry):

@@ -17,6 +17,7 @@ use orlop_testkit::disk::Disk;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::liar::Liar;
 use orlop_testkit::tar::Entry;
+use orlop_testkit::tier::amount;
 
 fn archive_of(store: &Orlop, name: &str, content: &Content) -> String {
     let file = store.path(&format!("{}.tar", name.replace(['/', ':'], "_")));
@@ -258,7 +259,7 @@ fn a_database_that_is_none_is_said_and_left_alone() {
 /// A million entries in the long tier, which says so by this variable; fewer in the short one.
 #[test]
 fn a_layer_of_very_many_entries_is_unpacked_or_refused() {
-    let count = std::env::var("ORLOP_TEST_ENTRIES").ok().and_then(|v| v.parse().ok()).unwrap_or(20_000);
+    let count = amount("ORLOP_TEST_ENTRIES", 20_000);
     let mut tar = Vec::new();
     stream::many_entries(count).read_to_end(&mut tar).unwrap();
     let packed = orlop_testkit::compress::zstd(&tar);
@@ -293,7 +294,7 @@ fn exists(path: &Path) -> bool {
 
 #[test]
 fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
-    let rounds: u64 = std::env::var("ORLOP_TEST_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(8);
+    let rounds: u64 = amount("ORLOP_TEST_KILLS", 8);
     let mut seed = 20_261_123;
     let (store, registry) = (Orlop::new(), Liar::start());
     store.ok(["import", &archive_of(&store, "docker.io/library/good:1", &small())]);

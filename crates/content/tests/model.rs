@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use orlop_content::{Error, IngestOptions, LocalStore, MemoryStore, Result, Store, Writer, read_verified};
 use orlop_oci::Digest;
+use orlop_testkit::tier::amount;
 use proptest::prelude::*;
 
 /// Few refs and few pieces, so that operations meet.
@@ -231,9 +232,8 @@ fn run(store: &dyn Store, bin: &Path, ops: &[Op]) {
     }
 }
 
-/// How many cases a property test tries: `few`, unless `PROPTEST_CASES` says otherwise.
 fn cases(few: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(few);
+    let cases = amount("PROPTEST_CASES", few);
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 

@@ -6,6 +6,7 @@ use axum::body::Body;
 use http::{HeaderValue, Method, Request, StatusCode};
 use orlop_content::MemoryStore;
 use orlop_registry::{MemoryIndex, Registry};
+use orlop_testkit::tier::amount;
 use proptest::prelude::*;
 
 /// Paths that are nearly right, and paths that are nothing.
@@ -49,9 +50,8 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![Just(Vec::new()), manifest.prop_map(String::into_bytes), proptest::collection::vec(any::<u8>(), 0..100)]
 }
 
-/// How many cases a property test tries: `few`, unless `PROPTEST_CASES` says otherwise.
 fn cases(few: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(few);
+    let cases = amount("PROPTEST_CASES", few);
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 

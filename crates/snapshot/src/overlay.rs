@@ -1,10 +1,11 @@
 //! Trees as overlayfs stacks them.
 //!
 //! ```text
-//! ROOT/<id>/fs/       the upper directory: what this snapshot changes
-//! ROOT/<id>/work/     overlayfs' scratch directory
-//! ROOT/<id>/deferred  open ends of a layer that was applied without its parents, until the commit
-//! ROOT/<id>/meta
+//! ROOT/<id>/
+//!   fs        the upper directory: what this snapshot changes
+//!   work      overlayfs' scratch directory
+//!   deferred  open ends of a layer that was applied without its parents, until the commit
+//!   meta
 //! ```
 
 use std::path::{Path, PathBuf};

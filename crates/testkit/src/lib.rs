@@ -6,6 +6,7 @@
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
 //! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
 //! - [`served`] is `orlop serve` itself on a socket of its own.
+//! - [`tier`] says how much a test tries.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
 //! - [`liar`] is a registry that serves what it is told; [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
@@ -25,5 +26,6 @@ pub mod proxy;
 pub mod registry;
 pub mod served;
 pub mod tar;
+pub mod tier;
 pub mod tls;
 pub mod token;

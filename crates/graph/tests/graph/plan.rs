@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::store::{NAMESPACES, Store, digest};
+use crate::store::{NAMESPACES, NS, Store, digest, two_images};
 use orlop_graph::{Held, InUse, Manifest, PlanError, PlanRequest, Why};
 use orlop_oci::{ChainId, Digest, Platform, PlatformMatcher};
 use proptest::prelude::*;
-
-const NS: &str = "k8s.io";
 
 /// A plan in words.
 #[derive(Debug, Default, PartialEq)]
@@ -42,18 +40,6 @@ fn request(store: &Store, namespace: &str, names: &[&str], managed: bool) -> Res
 
 fn plan(store: &Store, names: &[&str]) -> Plan {
     request(store, NS, names, true).unwrap()
-}
-
-/// Images a and b that share a layer, each pulled by one tag.
-fn two_images() -> Store {
-    let mut store = Store::default();
-    let a = store.manifest("a", "linux/amd64", &[("base", 1000), ("a1", 50)]);
-    let b = store.manifest("b", "linux/amd64", &[("base", 1000), ("b1", 7)]);
-    store.pulled(NS, "docker.io/library/a:1", &a, &a);
-    store.pulled(NS, "docker.io/library/b:1", &b, &b);
-    store.unpack(NS, &a);
-    store.unpack(NS, &b);
-    store
 }
 
 fn a_digest() -> String {

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::store::{Store, digest};
+use crate::store::{NS, Store, digest, two_images};
 use orlop_graph::{Graph, Image, Manifest, Sizes};
 use orlop_oci::{Platform, PlatformMatcher};
-
-const NS: &str = "k8s.io";
 
 fn amd64() -> PlatformMatcher {
     PlatformMatcher::only(&"linux/amd64".parse().unwrap())
@@ -23,18 +21,6 @@ fn names<'g>(graph: &'g Graph, image: &'g Image) -> Vec<&'g str> {
 
 fn references<'g>(graph: &'g Graph, image: &'g Image) -> Vec<&'g str> {
     graph.hash_references(image).collect()
-}
-
-/// Two images that share the lowest layer: 10 + 5 + 1000 + 50 and 10 + 5 + 1000 + 7 bytes.
-fn two_images() -> Store {
-    let mut store = Store::default();
-    let a = store.manifest("a", "linux/amd64", &[("base", 1000), ("a1", 50)]);
-    let b = store.manifest("b", "linux/amd64", &[("base", 1000), ("b1", 7)]);
-    store.pulled(NS, "docker.io/library/a:1", &a, &a);
-    store.pulled(NS, "docker.io/library/b:1", &b, &b);
-    store.unpack(NS, &a);
-    store.unpack(NS, &b);
-    store
 }
 
 #[test]

@@ -9,7 +9,9 @@ pub(crate) fn digest(seed: &str) -> Digest {
     Digest::of(seed.as_bytes())
 }
 
-pub(crate) const NAMESPACES: [&str; 2] = ["k8s.io", "moby"];
+pub(crate) const NS: &str = "k8s.io";
+
+pub(crate) const NAMESPACES: [&str; 2] = [NS, "moby"];
 
 /// A committed snapshot.
 #[derive(Debug, Clone)]
@@ -138,4 +140,16 @@ impl Store {
         self.holders.iter().for_each(|h| builder.holder(h.clone()));
         builder
     }
+}
+
+/// Two images that share the lowest layer: 10 + 5 + 1000 + 50 and 10 + 5 + 1000 + 7 bytes.
+pub(crate) fn two_images() -> Store {
+    let mut store = Store::default();
+    let a = store.manifest("a", "linux/amd64", &[("base", 1000), ("a1", 50)]);
+    let b = store.manifest("b", "linux/amd64", &[("base", 1000), ("b1", 7)]);
+    store.pulled(NS, "docker.io/library/a:1", &a, &a);
+    store.pulled(NS, "docker.io/library/b:1", &b, &b);
+    store.unpack(NS, &a);
+    store.unpack(NS, &b);
+    store
 }

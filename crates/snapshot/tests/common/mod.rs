@@ -10,6 +10,7 @@ use std::path::Path;
 
 use orlop_snapshot::apply::{Applied, Options, apply};
 use orlop_snapshot::{ApplyTarget, Result, Whiteouts};
+use orlop_testkit::tier::amount;
 use tar_core::{EntryBuilder, EntryType};
 
 /// A layer tar under construction.
@@ -176,6 +177,5 @@ pub fn is_root(test: &str) -> bool {
 
 /// How many cases a property test tries: `few`, unless `PROPTEST_CASES` says otherwise.
 pub fn cases(few: u32) -> proptest::test_runner::Config {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(few);
-    proptest::test_runner::Config { cases, ..Default::default() }
+    proptest::test_runner::Config { cases: amount("PROPTEST_CASES", few), ..Default::default() }
 }
