@@ -101,12 +101,13 @@ fn bar(all: &MultiProgress, bars: &mut HashMap<String, Bar>, blob: &pb::BlobProg
     let entry = bars.entry(blob.digest.clone()).or_insert_with(|| {
         let bar = all.add(ProgressBar::new(blob.total.max(1)));
         bar.set_style(style());
-        bar.set_prefix(format!("{:<9}{}", blob.kind, short(&blob.digest)));
         Bar { bar, started: Instant::now(), first_offset: blob.offset, finished: false }
     });
     if entry.finished {
         return;
     }
+    // An archive's blob comes before it is known what it is.
+    entry.bar.set_prefix(format!("{:<9}{}", blob.kind, short(&blob.digest)));
     entry.bar.set_length(blob.total.max(1));
     entry.bar.set_position(blob.offset.min(blob.total));
     if is_end(blob.stage()) {

@@ -2,12 +2,13 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Entry, Made, Node, layers, on};
-use orlop_image::{ArchiveError, ArchiveFormat, Error, ExportRequest, ImportRequest, Outcome, Result};
+use common::{Entry, Events, Made, Node, layers, on};
+use orlop_image::{ArchiveError, ArchiveFormat, Error, Event, ExportRequest, ImportRequest, Outcome, Result, Stage};
 use orlop_oci::{Descriptor, media_type};
 use orlop_testkit::{compress, tar::tar};
 use serde_json::{Value, json};
@@ -42,6 +43,20 @@ fn called(descriptor: &Descriptor, key: &str, name: &str) -> Value {
     let mut value = serde_json::to_value(descriptor).unwrap();
     value["annotations"] = json!({key: name});
     value
+}
+
+/// The stages that each blob was told to be at, and what the import came to.
+async fn told(node: &Node, archive: &[u8]) -> (BTreeMap<String, Vec<Stage>>, Outcome) {
+    let events = Events::default();
+    let (mut source, request) = (Cursor::new(archive.to_vec()), ImportRequest::default());
+    let outcome = node.images.import(&node.scope, &mut source, &request, &|e| events.push(e)).await.unwrap();
+    let mut stages: BTreeMap<String, Vec<Stage>> = BTreeMap::new();
+    for event in events.0.into_inner().unwrap() {
+        if let Event::Blob(blob) = event {
+            stages.entry(blob.digest.to_string()).or_default().push(blob.stage);
+        }
+    }
+    (stages, outcome)
 }
 
 const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -311,4 +326,26 @@ async fn a_descriptor_with_a_wrong_size_is_refused_whether_or_not_the_blob_is_th
     let error = import(&bad).await.unwrap_err();
     assert!(matches!(error, Error::Inconsistent { .. }), "{error}");
     assert_eq!(node.store().image("k8s.io", "example.com/app:v1").unwrap().target.digest, image.digest);
+}
+
+/// Everything that a first import brought was told as "already here", and counted both as transferred and as present.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_tells_what_comes_and_what_was_here() {
+    let mut made = Made::default();
+    let image = made.image("amd64", &layers());
+    let archive = tar(&oci_layout(&made, &[called(&image, IMAGE_NAME, "example.com/app:1")], &[]));
+    let bytes: u64 = made.blobs.values().map(|(_, bytes)| bytes.len() as u64).sum();
+    let node = Node::new();
+
+    let (stages, outcome) = told(&node, &archive).await;
+    assert_eq!((outcome.bytes_transferred, outcome.bytes_present), (bytes, 0));
+    assert_eq!(stages.len(), made.blobs.len());
+    for (digest, stages) in stages {
+        assert_eq!((stages.first(), stages.last()), (Some(&Stage::Fetching), Some(&Stage::Complete)), "{digest}");
+        assert!(!stages.contains(&Stage::Present), "{digest} {stages:?}");
+    }
+
+    let (stages, outcome) = told(&node, &archive).await;
+    assert_eq!((outcome.bytes_transferred, outcome.bytes_present), (0, bytes));
+    assert!(stages.values().flatten().all(|stage| *stage == Stage::Present), "{stages:?}");
 }

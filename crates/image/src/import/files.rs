@@ -1,7 +1,7 @@
 //! Takes the files of an archive in, in whatever order they come: documents with fixed names into memory, everything
 //! else into the content store, hashed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,10 +11,11 @@ use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Wri
 use orlop_metadata::ScopedContent;
 use orlop_oci::{Digest, MAX_MANIFEST_BYTES};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use super::tarball::{Kind, Tarball};
 use crate::error::ArchiveError;
-use crate::{Error, Result};
+use crate::{BlobEvent, Error, Limit, Result, Stage};
 
 /// Files that say what the others are.
 const DOCUMENTS: [&str; 4] = ["index.json", "oci-layout", "manifest.json", "repositories"];
@@ -39,10 +40,10 @@ pub(super) struct Files {
     pub(super) documents: BTreeMap<String, Bytes>,
     files: BTreeMap<String, File>,
     links: BTreeMap<String, String>,
-    /// Bytes written to the store.
-    pub(super) written: u64,
-    /// Bytes of blobs that were there.
-    pub(super) present: u64,
+    /// Blobs whose bytes were written to the store.
+    pub(super) written: BTreeSet<Digest>,
+    /// How many bytes those are.
+    pub(super) bytes: u64,
 }
 
 impl Files {
@@ -60,8 +61,13 @@ impl Files {
     }
 }
 
-/// Reads an archive to its end. Blocks.
-pub(super) fn read(source: impl Read + 'static, content: &ScopedContent, handle: &Handle) -> Result<Files> {
+/// Reads an archive to its end, and tells how far each blob has come. Blocks.
+pub(super) fn read(
+    source: impl Read + 'static,
+    content: &ScopedContent,
+    handle: &Handle,
+    told: &mpsc::Sender<BlobEvent>,
+) -> Result<Files> {
     let mut tar = Tarball::new(super::tarball::unpacked(source)?);
     let mut files = Files::default();
     while let Some((path, kind)) = tar.next_entry()? {
@@ -77,8 +83,10 @@ pub(super) fn read(source: impl Read + 'static, content: &ScopedContent, handle:
             }
             Kind::File(size) => {
                 let expected = blob_digest(&path)?;
-                let (file, written) = Intake { content, handle, path: &path, size, expected }.take(&mut tar)?;
-                *(if written { &mut files.written } else { &mut files.present }) += size;
+                let (file, written) = Intake { content, handle, told, path: &path, size, expected }.take(&mut tar)?;
+                if written && files.written.insert(file.digest.clone()) {
+                    files.bytes += size;
+                }
                 if files.files.get(&path).is_some_and(|before| *before != file) {
                     return Err(twice(&path));
                 }
@@ -122,6 +130,7 @@ fn blob_digest(path: &str) -> Result<Option<Digest>> {
 struct Intake<'a> {
     content: &'a ScopedContent,
     handle: &'a Handle,
+    told: &'a mpsc::Sender<BlobEvent>,
     path: &'a str,
     size: u64,
     expected: Option<Digest>,
@@ -150,11 +159,23 @@ impl Intake<'_> {
         if writer.status().offset > 0 {
             self.handle.block_on(writer.truncate(0))?;
         }
+        let mut offset = 0;
         while !first.is_empty() {
+            offset += first.len() as u64;
             self.handle.block_on(writer.write(first))?;
+            self.tell(offset);
             first = tar.piece()?;
         }
         self.commit(&mut *writer, &reference).map(|digest| (file(digest), true))
+    }
+
+    /// Tells how far a blob has come. A file that only its content names is told of when it is whole.
+    fn tell(&self, offset: u64) {
+        let Some(digest) = self.expected.clone() else { return };
+        let (stage, limit) = (Stage::Fetching, Limit::Unknown);
+        let event = BlobEvent { digest, kind: "blob", stage, offset, total: self.size, unpacked: 0, limit };
+        // Nobody listens any more only if the import is being given up.
+        drop(self.told.blocking_send(event));
     }
 
     fn reference(&self) -> String {

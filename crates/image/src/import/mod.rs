@@ -11,13 +11,13 @@ mod tarball;
 mod verbatim;
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use orlop_content::{self as content, Provider};
 use orlop_metadata::Scope;
 use orlop_oci::{Platform, PlatformMatcher, Reference};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
 
 use crate::error::ArchiveError;
 use crate::gate::Archive;
@@ -26,6 +26,9 @@ use crate::walk::{self, Select, Tree};
 use crate::{Error, Event, Images, Missing, Outcome, Result, Sink};
 use files::Files;
 use layout::{DockerEntry, Entry};
+
+/// Events of the reading thread that may wait to be told.
+const WAITING_EVENTS: usize = 16;
 
 /// What to import.
 #[derive(Debug, Clone, Default)]
@@ -63,9 +66,8 @@ impl Images {
     ) -> Result<Outcome> {
         let (outcome, names) = self
             .under_lease(scope, async |scope| {
-                let session = self.session(scope, &Nowhere, sink);
+                let mut session = self.session(scope, &Nowhere, sink);
                 let files = session.take_in(archive).await?;
-                session.transferred.store(files.written, Ordering::Relaxed);
                 let contents = session.contents(&files).await?;
                 session.finish_import(contents, request).await
             })
@@ -104,15 +106,24 @@ impl Images {
 }
 
 impl Session<'_> {
-    /// Brings every file of an archive into the store.
-    async fn take_in(&self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Files> {
+    /// Brings every file of an archive into the store. What was written then counts as brought by this session.
+    async fn take_in(&mut self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Files> {
         let (writer, reader) = pipe();
         let (content, handle) = (self.content.clone(), tokio::runtime::Handle::current());
-        let reading = self.images.blocking(move |_| files::read(reader, &content, &handle));
-        let (fed, files) = futures::join!(feed(archive, writer), reading);
+        let (told, mut events) = mpsc::channel(WAITING_EVENTS);
+        let reading = self.images.blocking(move |_| files::read(reader, &content, &handle, &told));
+        let telling = async {
+            while let Some(event) = events.recv().await {
+                (self.sink)(Event::Blob(event));
+            }
+        };
+        let (fed, files, ()) = futures::join!(feed(archive, writer), reading, telling);
         // Where the source fails, the reader fails too, and can only say that its pipe broke.
         fed?;
-        files
+        let mut files = files?;
+        *self.transferred.get_mut() += files.bytes;
+        self.arrived.append(&mut files.written);
+        Ok(files)
     }
 
     /// What an archive's files mean.

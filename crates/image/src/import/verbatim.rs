@@ -48,7 +48,7 @@ impl Images {
         let plan = self.place_plan(&request.place)?;
         let written = self
             .under_lease(scope, async |scope| {
-                let session = self.session(scope, &Nowhere, sink);
+                let mut session = self.session(scope, &Nowhere, sink);
                 let files = session.take_in(archive).await?;
                 session.place_archive(&files, &request.place, &plan).await
             })

@@ -193,7 +193,11 @@ impl Session<'_> {
         self.commit(&mut *writer, descriptor, kind).await
     }
 
+    /// Tells that nothing had to be fetched for a blob.
     pub(crate) fn present(&self, descriptor: &Descriptor, kind: &'static str) {
+        if self.arrived.contains(&descriptor.digest) {
+            return self.tell(descriptor, kind, Stage::Complete, descriptor.size);
+        }
         self.present.fetch_add(descriptor.size, Ordering::Relaxed);
         self.tell(descriptor, kind, Stage::Present, descriptor.size);
     }

@@ -71,6 +71,8 @@ pub(crate) struct Session<'a> {
     pub(crate) sink: Sink<'a>,
     pub(crate) transferred: AtomicU64,
     pub(crate) present: AtomicU64,
+    /// Blobs that this operation wrote before it knew what they are: not here before, though they are found here.
+    pub(crate) arrived: BTreeSet<Digest>,
     /// What the gate said.
     pub(crate) vouched: Vouched,
 }
@@ -144,6 +146,7 @@ impl Images {
             sink,
             transferred: AtomicU64::new(0),
             present: AtomicU64::new(0),
+            arrived: BTreeSet::new(),
             vouched: Vouched::default(),
         }
     }
