@@ -1,52 +1,97 @@
 //! The leases under which operations work, and those that killed processes left.
 //!
-//! A lease names the process that made it. Nobody ends the lease of a process that is killed; without more, what it
-//! fetched would be held until the lease expires, a day later, even after everything was removed. So operations end
-//! leases whose process is certainly gone: one of the same boot and the same PID namespace that runs no more.
+//! # Invariants
+//! - A lease ends with its operation, however that ends: when it is dropped in the middle too, and while the runtime
+//!   shuts down. What it held goes at the next collection, but for writes in progress: those rest for a day.
+//! - A lease names the process that made it. Nobody ends the lease of a process that is killed; without more, what it
+//!   fetched would be held until the lease expires, a day later, even after everything was removed. So operations end
+//!   leases whose process is certainly gone: one of the same boot and the same PID namespace that runs no more.
 
 use std::fs;
 
 use jiff::{SignedDuration, Timestamp};
 use orlop_metadata::{self as metadata, Labels, Scope, Store};
 use rustix::io::Errno;
+use tokio::runtime::Handle;
 
 use crate::{Images, Result, labels};
 
 impl Images {
     /// Runs `work` under the scope's lease, or under one of its own that ends with it. A root that cannot be written
     /// needs none: nothing can be deleted from it either.
+    ///
+    /// # Cancellation
+    /// Dropped at any point, it ends its lease in the background.
     pub(crate) async fn under_lease<T>(&self, scope: &Scope, work: impl AsyncFnOnce(Scope) -> Result<T>) -> Result<T> {
         if scope.lease.is_some() || self.store().read_only_reason().is_some() {
             return work(scope.clone()).await;
         }
         let (plain, seconds) = (scope.clone(), self.settings().lease_seconds);
-        let leased = self
+        let lease = self
             .blocking(move |store| {
                 end_orphans(store, &plain.namespace)?;
-                begin(store, plain, seconds)
+                begin(store, &plain, seconds)
             })
             .await?;
-        let result = work(leased.clone()).await;
-        let ended = self
-            .blocking(move |store| match &leased.lease {
-                Some(lease) => Ok(store.delete_lease(&leased.namespace, lease)?),
-                None => Ok(()),
+        let result = work(scope.clone().with_lease(lease.id())).await;
+        if let Some(held) = lease.take() {
+            self.blocking(move |_| {
+                drop(held);
+                Ok(())
             })
-            .await;
-        if let Err(error) = ended {
-            // What was done is done; the lease ends with its time, or with the next operation.
-            tracing::warn!(%error, "a lease could not be ended");
+            .await?;
         }
         result
     }
 }
 
-fn begin(store: &Store, scope: Scope, seconds: i64) -> Result<Scope> {
+/// The lease of an operation that runs. Dropped, it is ended on the blocking pool.
+struct Lease(Option<Held>);
+
+/// A lease that ends when this is dropped, on the thread that drops it.
+struct Held {
+    store: Store,
+    namespace: String,
+    id: String,
+}
+
+impl Lease {
+    fn id(&self) -> &str {
+        self.0.as_ref().map_or("", |held| &held.id)
+    }
+
+    fn take(mut self) -> Option<Held> {
+        self.0.take()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(held) = self.0.take() else { return };
+        // A pool that shuts down drops what it is given: then the lease is ended on this thread.
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn_blocking(move || drop(held)));
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        match self.store.release_lease(&self.namespace, &self.id) {
+            // Whoever ended it meanwhile wanted what is wanted here.
+            Ok(()) | Err(metadata::Error::NotFound { .. }) => {}
+            // What was done is done; the lease ends with its time, or with an operation of the next process.
+            Err(error) => tracing::warn!(%error, lease = self.id, "a lease could not be ended"),
+        }
+    }
+}
+
+fn begin(store: &Store, scope: &Scope, seconds: i64) -> Result<Lease> {
     let expires = Timestamp::now().saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
     let mut map = Labels::from([(labels::GC_EXPIRE.to_owned(), expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())]);
     map.extend(Owner::this().map(|owner| (labels::OWNER.to_owned(), owner.to_string())));
     let lease = store.create_lease(&scope.namespace, "", map)?;
-    Ok(scope.with_lease(lease.id))
+    Ok(Lease(Some(Held { store: store.clone(), namespace: scope.namespace.clone(), id: lease.id })))
 }
 
 /// Ends the leases of processes that are certainly gone.
@@ -57,7 +102,7 @@ pub(crate) fn end_orphans(store: &Store, namespace: &str) -> Result<()> {
         if !owner.is_some_and(|owner| owner.is_gone(&this)) {
             continue;
         }
-        match store.delete_lease(namespace, &lease.id) {
+        match store.release_lease(namespace, &lease.id) {
             // Somebody else was faster.
             Ok(()) | Err(metadata::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -16,8 +16,8 @@
 //!
 //! # Concurrency
 //! [`Images`] is cheap to clone and every method may run at the same time as any other, in this process and in others
-//! on the same root. Calls to the database run on the blocking pool. Dropping a future stops the operation: bytes that
-//! came in stay as an ingest to be resumed, and a lease that expires.
+//! on the same root. Calls to the database run on the blocking pool. Dropping a future stops the operation and ends its
+//! lease: parts of blobs stay for a day as ingests to be resumed, the rest goes at the next collection.
 
 mod catalog;
 mod check;

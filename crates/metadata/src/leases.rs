@@ -12,7 +12,7 @@ use rusqlite::{Connection, params};
 
 use crate::db::{Tx, from_nanos};
 use crate::filter::{Filter, in_map};
-use crate::{Error, Labels, ObjectKind, Result, Scope, Store, edges, labels, namespaces};
+use crate::{Error, Labels, ObjectKind, Result, Scope, Store, content, edges, labels, namespaces};
 
 /// A lease. `containerd.io/gc.expire` and `containerd.io/gc.flat` among its labels have containerd's meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +106,21 @@ impl Store {
         let _loan = self.lend();
         self.write("delete lease", |tx| {
             require(tx, namespace, id)?;
+            remove(tx, namespace, id)
+        })
+    }
+
+    /// Ends the lease of an operation that may be tried again: the writes in progress that it held rest for a day, like
+    /// those that no lease holds, so that the next try goes on where they are.
+    pub fn release_lease(&self, namespace: &str, id: &str) -> Result<()> {
+        let _loan = self.lend();
+        self.write("release lease", |tx| {
+            require(tx, namespace, id)?;
+            tx.prepare_cached(
+                "UPDATE ingest SET expires = ?3 WHERE namespace = ?1 AND expires IS NULL AND ref IN
+                 (SELECT name FROM lease_resource WHERE namespace = ?1 AND lease = ?2 AND kind = ?4)",
+            )?
+            .execute(params![namespace, id, content::unleased_until(tx), edges::INGESTS])?;
             remove(tx, namespace, id)
         })
     }

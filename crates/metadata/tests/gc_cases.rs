@@ -117,6 +117,27 @@ fn a_write_holds_what_it_expects_for_a_day() {
     assert_eq!(rig.writes_on_disk(), 0);
 }
 
+/// What an operation that failed had fetched was lost to the next try: no lease held the write any more.
+#[test]
+fn a_released_lease_leaves_its_writes_for_a_day_and_a_deleted_one_does_not() {
+    let rig = Rig::new();
+    let write = |lease: &str| {
+        rig.store.create_lease(NS, lease, labels(&[])).expect("a lease");
+        let content = rig.store.content(&rig.scope(NS, Some(lease)));
+        let options = IngestOptions { reference: lease.to_owned(), ..IngestOptions::default() };
+        drop(rig.runtime.block_on(content.writer(options)).expect("a writer"));
+    };
+    write("released");
+    write("deleted");
+    rig.store.release_lease(NS, "released").expect("it is there");
+    rig.store.delete_lease(NS, "deleted").expect("it is there");
+    assert!(rig.store.release_lease(NS, "released").is_err(), "it is gone");
+    assert_eq!(collect(&rig).ingests, [(NS.to_owned(), "deleted".to_owned())].into(), "as with containerd");
+    rig.advance(24 * 3600 + 1);
+    assert_eq!(collect(&rig).ingests, [(NS.to_owned(), "released".to_owned())].into());
+    assert_eq!(rig.writes_on_disk(), 0);
+}
+
 #[test]
 fn bytes_stay_as_long_as_one_namespace_has_them() {
     let rig = Rig::new();

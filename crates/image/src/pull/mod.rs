@@ -31,7 +31,7 @@ pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, collect, lacking};
 pub(crate) use pipe::{PIECE, PipeWriter, pipe};
 pub(crate) use records::{Naming, document_labels, names, record_labels};
-use unpack::{Actives, Ready, Step, Unpacker};
+use unpack::{Actives, Ready, Step, Stop, Unpacker};
 
 /// What to pull.
 #[derive(Debug, Clone, Default)]
@@ -187,7 +187,9 @@ impl Session<'_> {
         if !plan.unpack.is_empty() {
             tree.manifests().filter_map(not_unpacked).for_each(|message| (self.sink)(Event::Message(message)));
         }
+        let stop = Stop(&unpacker);
         let result = self.bring_blobs(tree, plan, &unpacker).await;
+        drop(stop);
         if result.is_err() {
             let tidy = move |_: &_| {
                 unpacker.clean_up();

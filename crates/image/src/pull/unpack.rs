@@ -4,7 +4,7 @@
 //! in order. Otherwise layers are applied one after the other from the stored blobs.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,7 +41,26 @@ pub(crate) struct Actives {
     state: Mutex<(BTreeSet<String>, bool)>,
 }
 
+/// A reader that fails as soon as the operation has.
+struct WhileOpen<'a, R> {
+    actives: &'a Actives,
+    reader: R,
+}
+
+impl<R: Read> Read for WhileOpen<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.actives.is_closed() {
+            return Err(io::Error::other("the operation was stopped"));
+        }
+        self.reader.read(buffer)
+    }
+}
+
 impl Actives {
+    fn is_closed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
     /// Remembers a key; false if the operation has failed already.
     fn add(&self, key: &str) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,6 +77,15 @@ impl Actives {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.1 = true;
         std::mem::take(&mut state.0).into_iter().collect()
+    }
+}
+
+/// Stops the threads that unpack when the operation is dropped; what they have made goes with its lease.
+pub(crate) struct Stop<'a>(pub(crate) &'a Unpacker);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.actives.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
     }
 }
 
@@ -93,7 +121,7 @@ impl Unpacker {
         let key = active_key(&step.chain);
         self.snapshots.prepare(&key, parent, Labels::new())?;
         let open = self.actives.add(&key);
-        let applied = self.apply_to(step, &key, reader);
+        let applied = self.apply_to(step, &key, WhileOpen { actives: &self.actives, reader });
         if !open || applied.is_err() {
             self.discard(&key);
         }

@@ -14,6 +14,11 @@ use crate::{Error, Labels, ObjectKind, Result, Scope, leases, namespaces};
 /// How long a write that no lease holds may rest: containerd's time.
 const UNLEASED_NANOS: i64 = 24 * 3600 * 1_000_000_000;
 
+/// Until when a write rests that no lease holds from now on.
+pub(crate) fn unleased_until(tx: &Tx<'_>) -> i64 {
+    tx.now().saturating_add(UNLEASED_NANOS)
+}
+
 /// What opening a write found.
 pub(super) enum Opened {
     /// The namespace has the blob, which is leased now. The raw store's name of a write under the same ref, if any.
@@ -47,7 +52,7 @@ pub(super) fn open(tx: &Tx<'_>, scope: &Scope, reference: &str, expected: Option
     }
     namespaces::ensure(tx, namespace)?;
     let leased = leases::add(tx, scope, edges::INGESTS, reference)?;
-    let expires = (!leased).then(|| tx.now().saturating_add(UNLEASED_NANOS));
+    let expires = (!leased).then(|| unleased_until(tx));
     if let Some(backend) = existing {
         if expires.is_some() {
             tx.prepare_cached("UPDATE ingest SET expires = ?3 WHERE namespace = ?1 AND ref = ?2")?

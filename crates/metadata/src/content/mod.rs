@@ -14,6 +14,7 @@ mod ingests;
 mod roles;
 mod writer;
 
+pub(crate) use ingests::unleased_until;
 use jiff::Timestamp;
 use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};

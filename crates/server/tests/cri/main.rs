@@ -9,3 +9,4 @@ mod images;
 mod pulls;
 mod rig;
 mod runtime;
+mod stopped;
