@@ -12,6 +12,9 @@ use crate::status::ToStatus;
 /// kubelet's word for a registry that cannot be reached.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 
+/// kubelet's word for an image that is not let in.
+const SIGNATURE_FAILED: &str = "SignatureValidationFailed";
+
 /// The status of a failed call.
 pub(super) fn cri_status(error: &Error) -> Status {
     let status = error.to_status();
@@ -24,19 +27,30 @@ pub(super) fn cri_status(error: &Error) -> Status {
 /// The status of a pull of `image` that failed.
 pub(super) fn pull_status(image: &str, error: &Error) -> Status {
     let status = cri_status(error);
-    let word = if is_unreachable(error) { format!("{REGISTRY_UNAVAILABLE}: ") } else { String::new() };
-    let message = format!("{word}pull {image:?}: {}", status.message());
-    Status::with_details_and_metadata(
-        status.code(),
-        message,
-        status.details().to_vec().into(),
-        status.metadata().clone(),
-    )
+    let message = format!("pull {image:?}: {}", status.message());
+    match word(error) {
+        // Of any other code kubelet would see the code's name first, and not the word.
+        Some(word) => unknown(&status, format!("{word}: {message}")),
+        None => with_code(status.code(), &status, message),
+    }
+}
+
+/// By which of kubelet's words it knows what was wrong, and says so in the pod's state.
+fn word(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Refused(_) => Some(SIGNATURE_FAILED),
+        error if is_unreachable(error) => Some(REGISTRY_UNAVAILABLE),
+        _ => None,
+    }
 }
 
 fn unknown(status: &Status, message: String) -> Status {
+    with_code(Code::Unknown, status, message)
+}
+
+fn with_code(code: Code, status: &Status, message: String) -> Status {
     let details = status.details().to_vec().into();
-    Status::with_details_and_metadata(Code::Unknown, message, details, status.metadata().clone())
+    Status::with_details_and_metadata(code, message, details, status.metadata().clone())
 }
 
 fn is_unreachable(error: &Error) -> bool {

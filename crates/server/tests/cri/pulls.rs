@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use orlop_api::runtime::v1 as pb;
 use orlop_content::IngestManager;
-use orlop_image::Settings;
+use orlop_image::{Gate, Identity, Policy, PublicKey, Requirement, Rule, Settings, Signed, Verifiers};
 use orlop_server::CriSettings;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::proxy::{Fault, Proxy};
@@ -241,5 +243,76 @@ async fn a_runtime_handler_chooses_the_snapshotter() {
         let used = node.filesystems().await.image_filesystems;
         assert!(used[0].fs_id.as_ref().unwrap().mountpoint.ends_with("overlayfs"), "the default one comes first");
         assert_eq!(used.len(), 1 + usize::from(native > 0));
+    }
+}
+
+/// A node that keeps out `rejected/*`, wants signatures for `signed/*`, and asks verifiers for all.
+async fn guarded(host: &str, verifiers: Option<Verifiers>) -> Node {
+    let rule = |pattern: &str, requirement| {
+        let images = vec![format!("{host}/{pattern}").parse().unwrap()];
+        Rule { images, place: "policy.toml:1".into(), requirement }
+    };
+    let key = PublicKey::from_pem("release.pub", KEY.as_bytes()).unwrap();
+    let signed = Signed { keys: vec![key], threshold: 1, identity: Identity::Any };
+    let rules = vec![rule("rejected/*", Requirement::Reject), rule("signed/*", Requirement::Signed(signed))];
+    let default = Rule { images: Vec::new(), place: "policy.toml:1".into(), requirement: Requirement::Accept };
+    let gate = Gate { policy: Some(Arc::new(Policy { rules, default })), verifiers };
+    Node::with(Settings { gate, ..Settings::default() }, CriSettings::default()).await
+}
+
+const KEY: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAmx7zq7aLqoHQX3KWoRseUwz9DQbkCiKAkx/KbCIjnxM=
+-----END PUBLIC KEY-----
+";
+
+/// kubelet took a refusal by policy for an image that could not be pulled: it never saw its own word for it, since that
+/// must come first in a message whose code is UNKNOWN.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_image_is_told_in_the_words_that_kubelet_knows_and_leaves_nothing() {
+    let Some(shelf) = Shelf::start(&Options::new()) else { return };
+    let host = shelf.registry.host();
+    let (rejected, unsigned) = (shelf.put("rejected/a:1", &made(20)).await, shelf.put("signed/a:1", &made(21)).await);
+    let (open, directory) = (shelf.put("open/a:1", &made(22)).await, tempfile::tempdir().unwrap());
+    let verifier = directory.path().join("no");
+    std::fs::write(&verifier, "#!/bin/sh\necho not today\nexit 1\n").unwrap();
+    std::fs::set_permissions(&verifier, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let strict = guarded(&host, Some(Verifiers::new(directory.path()))).await;
+    let node = guarded(&host, None).await;
+    for (node, name, why) in
+        [(&node, &rejected, "rejects it"), (&node, &unsigned, "found no signature"), (&strict, &open, "not today")]
+    {
+        let status = node.pull(name).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unknown, "{status:?}");
+        assert!(status.message().starts_with("SignatureValidationFailed: pull "), "{status:?}");
+        assert!(status.message().contains(why) && status.message().contains(name.as_str()), "{status:?}");
+        assert!(node.names().is_empty() && node.store.leases("k8s.io", &[]).unwrap().is_empty());
+    }
+    node.pull(&open).await.unwrap();
+}
+
+/// A registry that answers every request with one status; where it listens.
+fn always(status: u16) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut head) = (stream.unwrap(), [0; 4096]);
+            if stream.read(&mut head).is_ok_and(|read| head[..read].starts_with(b"GET") || head.starts_with(b"HEAD")) {
+                let answer = format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                // A client that has gone needs no answer.
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        }
+    });
+    host
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_registry_that_cannot_answer_is_called_unavailable() {
+    let node = Node::new().await;
+    for (status, unavailable) in [(500, true), (503, true), (400, false), (401, false), (403, false), (404, false)] {
+        let failed = node.pull(&format!("{}/a:1", always(status))).await.unwrap_err();
+        let word = failed.message().starts_with("RegistryUnavailable: pull ");
+        assert_eq!((word, failed.code() == Code::NotFound), (unavailable, status == 404), "{status}: {failed:?}");
     }
 }
