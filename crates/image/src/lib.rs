@@ -44,6 +44,7 @@ mod usage;
 mod walk;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use check::{CheckRequest, Problem};
 pub use cri::{CriCatalog, CriImage, CriView, Gist, Pinned};
@@ -75,12 +76,13 @@ pub struct Images {
 struct Inner {
     store: orlop_metadata::Store,
     settings: Settings,
+    pulled: Arc<AtomicU64>,
 }
 
 impl Images {
     /// Operations on a root.
     pub fn new(store: orlop_metadata::Store, settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { store, settings }) }
+        Self { inner: Arc::new(Inner { store, settings, pulled: Arc::default() }) }
     }
 
     /// The root.
@@ -91,6 +93,11 @@ impl Images {
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// Bytes of images that came from registries so far, by whatever kind of pull.
+    pub fn pulled_bytes(&self) -> u64 {
+        self.inner.pulled.load(Ordering::Relaxed)
     }
 
     /// Runs a call to the database on the blocking pool. It starts at once, whether or not the future is polled: a

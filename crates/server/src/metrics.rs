@@ -4,6 +4,7 @@
 //! - The number of time series is bounded by what Orlop serves: a method that no service has is counted as `unknown`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use orlop_metadata::Counts;
@@ -45,8 +46,8 @@ pub(crate) struct Metrics {
     pub(crate) waiting: Gauge,
     /// Bytes of requests that clients have begun and not finished.
     pub(crate) unfinished: Gauge,
-    /// Bytes that came from registries.
-    pub(crate) pulled: Counter,
+    /// Bytes that came from registries, as they were last looked up.
+    pulled: Counter,
     collections: Family<Kind, Counter>,
     collected: Counter,
     /// Objects that the incremental collection had missed: always 0, unless Orlop has a fault.
@@ -123,8 +124,9 @@ impl Metrics {
         self.collected.inc_by(bytes);
     }
 
-    /// Everything as text, with what the store has and what the process takes.
-    pub(crate) fn text(&self, stored: Counts) -> String {
+    /// Everything as text, with what the store has, what was pulled and what the process takes.
+    pub(crate) fn text(&self, stored: Counts, pulled: u64) -> String {
+        self.pulled.inner().store(pulled, Ordering::Relaxed);
         for (kind, count) in [
             ("images", stored.images),
             ("blobs", stored.blobs),
@@ -195,12 +197,13 @@ mod tests {
         let method: Arc<str> = "/a.B/C".into();
         metrics.call(&method, Code::Ok, Duration::from_millis(2));
         metrics.collection("incremental", 7);
-        let text = metrics.text(Counts { blobs: 3, ..Counts::default() });
+        let text = metrics.text(Counts { blobs: 3, ..Counts::default() }, 9);
         for line in [
             r#"orlop_calls_total{method="/a.B/C",code="OK"} 1"#,
             r#"orlop_call_seconds_count{method="/a.B/C"} 1"#,
             r#"orlop_stored{kind="blobs"} 3"#,
             "orlop_collected_bytes_total 7",
+            "orlop_pulled_bytes_total 9",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

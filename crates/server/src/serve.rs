@@ -118,7 +118,7 @@ impl Server {
     /// If the store does not answer.
     pub async fn metrics_text(&self) -> Result<String, Status> {
         let store = self.store().clone();
-        Ok(self.metrics.text(blocking(move || store.counts()).await?))
+        Ok(self.metrics.text(blocking(move || store.counts()).await?, self.images.pulled_bytes()))
     }
 
     /// Brings the hash references of a changed record in order. The change itself stands, so a failure is only told to

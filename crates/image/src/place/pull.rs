@@ -36,7 +36,7 @@ impl Images {
         let plan = self.place_plan(place)?;
         let mut changes = records(place, &target);
         let written = required_names(&changes, &target)?;
-        let origin = Registry { client, repository };
+        let origin = Registry::new(self, client, repository);
         self.under_lease(scope, async |scope| {
             let session = self.session(scope.clone(), &origin, sink);
             let [tags, referrers] = signatures(client, &origin.repository);

@@ -98,7 +98,7 @@ impl Images {
         };
         sink(Event::Target(resolved.descriptor.clone()));
         let plan = self.pull_plan(request);
-        let origin = Registry { client, repository };
+        let origin = Registry::new(self, client, repository);
         let outcome = self
             .under_lease(scope, async |scope| {
                 let session = self.session(scope, &origin, sink);

@@ -1,13 +1,16 @@
 //! Where what is missing comes from.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use orlop_content as content;
 use orlop_oci::{Descriptor, MediaKind, RepositoryName};
 use orlop_remote::{BlobStream, Client};
 
-use crate::{Error, Missing, Result, walk};
+use crate::{Error, Images, Missing, Result, walk};
 
 /// Gives what the store does not have.
 #[async_trait]
@@ -29,6 +32,14 @@ pub(crate) trait Origin: Send + Sync {
 pub(crate) struct Registry<'a> {
     pub(crate) client: &'a Client,
     pub(crate) repository: RepositoryName,
+    /// Counts what comes.
+    pub(crate) pulled: Arc<AtomicU64>,
+}
+
+impl<'a> Registry<'a> {
+    pub(crate) fn new(images: &Images, client: &'a Client, repository: RepositoryName) -> Self {
+        Self { client, repository, pulled: Arc::clone(&images.inner.pulled) }
+    }
 }
 
 #[async_trait]
@@ -36,14 +47,20 @@ impl Origin for Registry<'_> {
     async fn small(&self, descriptor: &Descriptor) -> Result<Option<Bytes>> {
         match descriptor.kind() {
             MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1 => {
-                Ok(Some(self.client.document(&self.repository, descriptor).await?.raw().clone()))
+                let bytes = self.client.document(&self.repository, descriptor).await?.raw().clone();
+                self.pulled.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(Some(bytes))
             }
             _ => collect(self.blob(descriptor, 0).await?, descriptor).await.map(Some),
         }
     }
 
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
-        Ok(self.client.blob(&self.repository, descriptor, offset).await?)
+        let (stream, pulled) =
+            (self.client.blob(&self.repository, descriptor, offset).await?, Arc::clone(&self.pulled));
+        Ok(Box::pin(stream.inspect_ok(move |bytes| {
+            pulled.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        })))
     }
 
     fn may_have(&self, _descriptor: &Descriptor) -> bool {

@@ -45,11 +45,9 @@ impl Orlop for Server {
             pin: request.pin,
             concurrency: request.concurrency as usize,
         };
-        let (images, metrics) = (self.images().clone(), self.metrics().clone());
+        let images = self.images().clone();
         Ok(Response::new(progress::stream(move |events| async move {
-            let pulled = images.pull(&scope, &client, &request, &|event| events.push(event)).await;
-            metrics.pulled.inc_by(pulled.as_ref().map_or(0, |outcome| outcome.bytes_transferred));
-            pulled
+            images.pull(&scope, &client, &request, &|event| events.push(event)).await
         })))
     }
 

@@ -26,6 +26,7 @@ use crate::common::open;
 pub(crate) struct Node {
     pub(crate) directory: TempDir,
     pub(crate) store: Store,
+    pub(crate) server: Server,
     pub(crate) channel: Channel,
     pub(crate) images: ImageServiceClient<Channel>,
     _stop: oneshot::Sender<()>,
@@ -43,12 +44,13 @@ impl Node {
         let socket = directory.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
+        let served = server.clone();
         tokio::spawn(async move {
-            server.serve_unix(listener, async { drop(stopped.await) }).await.unwrap();
+            served.serve_unix(listener, async { drop(stopped.await) }).await.unwrap();
         });
         let channel = orlop_api::channel::unix(&socket).await.unwrap();
         let images = client(&channel);
-        Self { directory, store, channel, images, _stop: stop }
+        Self { directory, store, server, channel, images, _stop: stop }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

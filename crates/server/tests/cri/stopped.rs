@@ -16,7 +16,6 @@ use orlop_api::orlop::v1::{PullRequest, RegistryOptions};
 use orlop_content::IngestManager;
 use orlop_image::{Images, Settings};
 use orlop_metadata::gc::Disposal;
-use orlop_server::Server;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::proxy::{Fault, Proxy};
 use orlop_testkit::registry::Options;
@@ -85,6 +84,13 @@ async fn arrived(node: &Node, size: u64) -> Option<u64> {
     writes.into_iter().find(|write| write.total == size && write.offset > 0).map(|write| write.offset)
 }
 
+/// The bytes that the metrics say were pulled.
+async fn pulled(node: &Node) -> u64 {
+    let text = node.server.metrics_text().await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("orlop_pulled_bytes_total "));
+    line.unwrap().parse().unwrap()
+}
+
 /// Stops a pull by one way in the middle, and pulls again.
 async fn stop_and_go_on(way: Way, in_process: bool, seed: u64) {
     let Some(shelf) = Shelf::start(&Options::new()) else { return };
@@ -94,13 +100,13 @@ async fn stop_and_go_on(way: Way, in_process: bool, seed: u64) {
     let proxy = Proxy::start(shelf.registry.address());
     let name = format!("{}/a:1", proxy.host());
     let node = Node::new().await;
-    let server = Server::new(Images::new(node.store.clone(), Settings::default()));
-    let channel = if in_process { server.in_process() } else { node.channel.clone() };
+    let channel = if in_process { node.server.in_process() } else { node.channel.clone() };
 
     proxy.set_default(Fault::StallAfter(1_200_000));
     let pulling = tokio::spawn(way(channel.clone(), name.clone()));
     let before = answered("something comes", async || arrived(&node, size).await).await;
     assert_eq!(leases(&node.channel).await.len(), 1);
+    assert!(pulled(&node).await >= before, "what comes is counted as it comes");
     pulling.abort();
     assert!(pulling.await.unwrap_err().is_cancelled());
     answered("the lease ends", async || leases(&node.channel).await.is_empty().then_some(())).await;
@@ -117,6 +123,8 @@ async fn stop_and_go_on(way: Way, in_process: bool, seed: u64) {
     let parts = log.lines().filter(|line| line.contains("\"GET /v2/a/blobs/") && line.contains("\" 206 "));
     assert_eq!(parts.count(), 1, "the layer's rest was asked for: {log}");
     assert!(leases(&node.channel).await.is_empty());
+    let (all, counted) = (content.blobs.values().map(|blob| blob.bytes.len() as u64).sum(), pulled(&node).await);
+    assert!((all..=all + 1_300_000).contains(&counted), "{counted} of {all}, and what came twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
