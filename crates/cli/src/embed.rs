@@ -99,6 +99,7 @@ async fn with_gate(root: &Path, config: &Config, gate: Gate) -> Result<Images> {
 }
 
 fn open_store(root: &Path) -> Result<Store> {
+    Store::check_root(root).map_err(|e| classify(root, e))?;
     let content = LocalStore::open(root.join("content")).map_err(|e| classify(root, e))?;
     let snapshots = root.join("snapshots");
     let tree = |e| classify(root, orlop_metadata::Error::Snapshot(e));

@@ -256,6 +256,48 @@ fn a_database_that_is_none_is_said_and_left_alone() {
     assert!(std::fs::read_to_string(store.root().join("meta.db")).unwrap().starts_with("this is no"));
 }
 
+fn tree_of(root: &Path) -> Vec<String> {
+    let listed = std::process::Command::new("find").arg(root).args(["-printf", "%P %y %s %T@\\n"]).output().unwrap();
+    String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Regression: a `--root` that was the wrong directory got a store put among what was there.
+#[test]
+fn a_root_that_is_something_else_is_refused_and_left_alone() {
+    let store = Orlop::new();
+    let file = archive_of(&store, "docker.io/library/good:1", &small());
+    std::fs::create_dir_all(store.root().join("photos")).unwrap();
+    std::fs::create_dir_all(store.root().join("content")).unwrap();
+    std::fs::write(store.root().join("thesis"), "x").unwrap();
+    let before = tree_of(&store.root());
+    let socket = store.path("orlop.sock");
+    let serve = ["serve", "--socket", socket.to_str().unwrap()];
+    for args in [&["images"][..], &["import", &file], &["df"], &["gc"], &["check"], &serve] {
+        let done = store.run(args);
+        assert_eq!(done.code, 4, "{args:?}: {}", done.err);
+        let root = store.root().display().to_string();
+        for says in [&root, "meta.db", "\"photos\", \"thesis\"", "hint: give --root a directory of its own"] {
+            assert!(done.err.contains(says), "{args:?}: {}", done.err);
+        }
+        assert_eq!(tree_of(&store.root()), before, "{args:?}");
+    }
+}
+
+/// A start that was cut short, and a new file system, leave something; neither is in the way.
+#[test]
+fn a_root_that_was_only_begun_is_used() {
+    let store = Orlop::new();
+    let file = archive_of(&store, "docker.io/library/good:1", &small());
+    for name in ["content/blobs", "snapshots/overlayfs", "lost+found"] {
+        std::fs::create_dir_all(store.root().join(name)).unwrap();
+    }
+    store.ok(["import", &file]);
+    // Whoever puts something beside the store later does not lose it.
+    std::fs::write(store.root().join("note"), "x").unwrap();
+    store.ok(["verify", "-q", "good:1"]);
+    store.is_sound();
+}
+
 /// A million entries in the long tier, which says so by this variable; fewer in the short one.
 #[test]
 fn a_layer_of_very_many_entries_is_unpacked_or_refused() {

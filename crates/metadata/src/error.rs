@@ -108,6 +108,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A directory that is something else than a root.
+    #[error("{} is no Orlop store: expected a new or empty directory, or one with meta.db; found {found}", path.display())]
+    ForeignRoot {
+        /// The directory.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
     /// Something was committed since the state that the request was made for.
     #[error("the store has changed meanwhile: look at its state and try again")]
     Moved,

@@ -15,6 +15,23 @@ use crate::db::{Clock, Db, Tx};
 use crate::reserve::Loan;
 use crate::{Error, Result};
 
+/// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
+const OWN_NAMES: [&str; 10] = [
+    "content",
+    "snapshots",
+    "trash",
+    "history.log",
+    "reserve",
+    "lock",
+    "daemon.lock",
+    "gc.lock",
+    "meta.db-journal",
+    "lost+found",
+];
+
+/// How many names a refusal has: enough to know the directory again.
+const SHOWN_NAMES: usize = 3;
+
 /// On whose behalf a call is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
@@ -86,6 +103,32 @@ impl Store {
         let lock = lock_root(root, options.read_only)?;
         let db = Db::open(root, options.read_only, clock)?;
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), options, db, _lock: lock }) })
+    }
+
+    /// Refuses a directory that is something else: it has no `meta.db`, and something that no root has. Whoever makes
+    /// anything in a root asks first, before a driver or the content store does.
+    ///
+    /// # Errors
+    /// [`Error::ForeignRoot`], naming some of what is there.
+    pub fn check_root(root: &Path) -> Result<()> {
+        let entries = match std::fs::read_dir(root) {
+            Ok(entries) if !root.join("meta.db").exists() => entries,
+            // What cannot be looked into, opening tells.
+            _ => return Ok(()),
+        };
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut foreign: Vec<String> = names.filter(|name| !OWN_NAMES.contains(&name.as_str())).collect();
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        foreign.sort_unstable();
+        let more = foreign.len().saturating_sub(SHOWN_NAMES);
+        foreign.truncate(SHOWN_NAMES);
+        let mut found = format!("{foreign:?}").trim_matches(['[', ']']).to_owned();
+        if more > 0 {
+            found.push_str(&format!(" and {more} more"));
+        }
+        Err(Error::ForeignRoot { path: root.to_owned(), found })
     }
 
     /// The root directory.

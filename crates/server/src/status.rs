@@ -122,6 +122,7 @@ impl ToStatus for metadata::Error {
             E::Filter(inner) => return inner.to_status(),
             E::NewerFormat { .. } => (Code::FailedPrecondition, Class::Failed),
             E::ReadOnly { .. } => (Code::PermissionDenied, Class::NotPermitted),
+            E::ForeignRoot { .. } => (Code::FailedPrecondition, Class::Conflict),
             E::InUse { .. } | E::Moved => (Code::Unavailable, Class::Unavailable),
             E::TrashEmpty => (Code::NotFound, Class::NotFound),
             E::Content(inner) => return inner.to_status(),
@@ -132,6 +133,7 @@ impl ToStatus for metadata::Error {
         };
         let hint = match self {
             E::NotFound { kind: ObjectKind::Trash, .. } => "`orlop undo --list` shows what can be undone",
+            E::ForeignRoot { .. } => "give --root a directory of its own: a new or an empty one, or that of a store",
             E::TrashEmpty => "what `rm --no-trash` removed or `gc --trash` emptied is gone for good: pull it again",
             E::Database { .. } if self.fault() == Fault::Damaged => DAMAGED_DATABASE,
             _ => "",
