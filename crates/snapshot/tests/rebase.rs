@@ -55,13 +55,15 @@ fn parentless(layers: &[Tar]) -> Result<Tree> {
     Ok(describe(mounted.path()))
 }
 
+const STRICTER: [&str; 2] = ["behind a symbolic link of a lower layer", "to what it replaces"];
+
 fn assert_same(layers: &[Tar]) {
     let (serial, parentless) = (serial(layers), parentless(layers));
     match (&serial, &parentless) {
         (Ok(expected), Ok(found)) => assert_eq!(found, expected),
         (Err(_), Err(_)) => {}
-        // Parentless is stricter in one case (docs/compatibility.md).
-        (Ok(_), Err(Error::Hostile { reason, .. })) if reason.contains("behind a symbolic link of a lower layer") => {}
+        // Parentless is stricter where a symbolic link of a lower layer leads to the target (docs/compatibility.md).
+        (Ok(_), Err(Error::Hostile { reason, .. })) if STRICTER.iter().any(|stricter| reason.contains(stricter)) => {}
         _ => panic!("serial: {serial:#?}\nparentless: {parentless:#?}"),
     }
 }
@@ -120,6 +122,8 @@ fn awkward_stacks_come_out_as_in_serial() {
             }),
         ),
         ("link over its target's directory", tar(|t| t.link("o", "o/x"))),
+        // Found by chance in the long tier: serial follows the link before it goes, as nobody else does.
+        ("link through the lower link that it replaces", tar(|t| t.link("way", "way/f"))),
         ("link through a lower link to what is replaced", tar(|t| t.dir("d/sub/f", 0o755).link("l", "way/f"))),
         ("links by both names", tar(|t| t.link("l", "twin").link("m", "d/twin"))),
         ("links by both names, one replaced", tar(|t| t.link("l", "twin").link("m", "d/twin").file("twin", "own"))),
