@@ -58,10 +58,21 @@ fn what_skopeo_and_umoci_write_is_imported() {
 
     if let Some(umoci) = need("umoci", "umoci") {
         let image = format!("{}:1", show(&layout));
-        output(Command::new(umoci).args(["config", "--image", &image, "--config.env", "A=B"])).ok();
+        output(Command::new(&umoci).args(["config", "--image", &image, "--config.env", "A=B"])).ok();
+        // Regression: its tar ends with the last byte of the last file, and was refused as damaged.
+        let inserted = store.path("inserted");
+        std::fs::write(&inserted, "umoci").unwrap();
+        output(Command::new(umoci).args(["insert", "--image", &image, show(&inserted), "/etc/inserted"])).ok();
         let other = Orlop::new();
         other.ok(["import", "--base-name", "docker.io/library/app", show(&layout)]);
         assert!(other.records().contains(&"docker.io/library/app:1".to_owned()), "{:?}", other.records());
+        if common::is_root("umoci insert, mounted") {
+            let mounted = other.path("mounted");
+            std::fs::create_dir(&mounted).unwrap();
+            other.ok(["mount", "app:1", show(&mounted)]);
+            assert_eq!(std::fs::read_to_string(mounted.join("etc/inserted")).unwrap(), "umoci");
+            other.ok(["umount", show(&mounted)]);
+        }
         other.is_sound();
     }
 }

@@ -23,7 +23,8 @@ pub(super) fn run(mut source: Source, target: &ApplyTarget, options: &Options) -
         budget.take(&entry)?;
         let padded = entry.size.div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64);
         let left = tree.write(&entry, &mut source)?;
-        source.skip(left.saturating_add(padded - entry.size))?;
+        source.skip(left)?;
+        source.skip_padding(padded - entry.size);
     }
     tree.finish()?;
     source.drain();

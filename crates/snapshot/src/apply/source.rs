@@ -72,6 +72,19 @@ impl Source {
         Ok(())
     }
 
+    /// Drops `count` bytes, or what is left: some programs (umoci among them) end a tar without padding its last file.
+    pub(super) fn skip_padding(&mut self, count: u64) {
+        let mut left = count as usize;
+        while left > 0 {
+            let here = self.peek().len().min(left);
+            if here == 0 {
+                return;
+            }
+            self.consume(here);
+            left -= here;
+        }
+    }
+
     /// The next bytes, at most `most`.
     ///
     /// # Errors

@@ -109,6 +109,7 @@ fn formats() -> Vec<Case> {
     let sum: u32 = block[..148].iter().chain(&block[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     prefixed.raw(&block).data(b"x");
+    let unpadded = tar_unfinished(&[Entry::file("f", "x")]);
     let mut full = TarBuilder::new();
     full.header(Header::new(b'0').set(NAME, &[b'f'; 100]).octal_or_zero(SIZE, 0));
     vec![
@@ -128,6 +129,8 @@ fn formats() -> Vec<Case> {
             .tar(&[tar_unfinished(&[Entry::file("f", "x")]), vec![0; 512]].concat())
             .present(&["f"]),
         Case::applies("no zero blocks at the end").tar(&tar_unfinished(&[Entry::file("f", "x")])).present(&["f"]),
+        Case::applies("a last file without padding, as umoci ends a layer").tar(&unpadded[..513]).present(&["f"]),
+        Case::applies("a last file with some of its padding").tar(&unpadded[..700]).present(&["f"]),
         Case::applies("many zero blocks at the end")
             .tar(&[tar(&[Entry::file("f", "x")]), vec![0; 20 * 512]].concat())
             .present(&["f"]),
