@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use orlop_api::containerd::services::introspection::v1 as pb;
 use orlop_api::containerd::services::introspection::v1::introspection_server::Introspection;
@@ -14,20 +15,43 @@ use crate::status::ToStatus;
 use crate::{Answer, Server};
 
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+const CONTENT: &str = "io.containerd.content.v1";
+const METADATA: &str = "io.containerd.metadata.v1";
+const DIFFER: &str = "io.containerd.differ.v1";
+const GC: &str = "io.containerd.gc.v1";
+const EVENT: &str = "io.containerd.event.v1";
+const LEASE: &str = "io.containerd.lease.v1";
+const STREAMING: &str = "io.containerd.streaming.v1";
+const TRANSFER: &str = "io.containerd.transfer.v1";
+const VERIFIER: &str = "io.containerd.image-verifier.v1";
+const GRPC: &str = "io.containerd.grpc.v1";
 
-/// What is served beside the snapshotters, under containerd's names: (type, id).
-const PLUGINS: [(&str, &str); 11] = [
-    ("io.containerd.content.v1", "content"),
-    ("io.containerd.metadata.v1", "bolt"),
-    ("io.containerd.gc.v1", "scheduler"),
-    ("io.containerd.differ.v1", "walking"),
-    ("io.containerd.grpc.v1", "content"),
-    ("io.containerd.grpc.v1", "diff"),
-    ("io.containerd.grpc.v1", "images"),
-    ("io.containerd.grpc.v1", "introspection"),
-    ("io.containerd.grpc.v1", "leases"),
-    ("io.containerd.grpc.v1", "namespaces"),
-    ("io.containerd.grpc.v1", "snapshots"),
+/// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. What is not
+/// served is not listed: containers, tasks, sandboxes.
+const PLUGINS: [(&str, &str, &[&str]); 23] = [
+    (CONTENT, "content", &[]),
+    (VERIFIER, "bindir", &[]),
+    (EVENT, "exchange", &[]),
+    (METADATA, "bolt", &[CONTENT, EVENT, SNAPSHOTTER]),
+    (GC, "scheduler", &[METADATA]),
+    (DIFFER, "walking", &[METADATA]),
+    (LEASE, "manager", &[METADATA, GC]),
+    (TRANSFER, "local", &[LEASE, METADATA, DIFFER, VERIFIER, SNAPSHOTTER]),
+    (STREAMING, "manager", &[METADATA]),
+    ("io.containerd.cri.v1", "images", &[LEASE, METADATA, SNAPSHOTTER, TRANSFER]),
+    (GRPC, "content", &[CONTENT]),
+    (GRPC, "cri", &["io.containerd.cri.v1"]),
+    (GRPC, "diff", &[DIFFER]),
+    (GRPC, "events", &[EVENT]),
+    (GRPC, "healthcheck", &[]),
+    (GRPC, "images", &[METADATA]),
+    (GRPC, "introspection", &[]),
+    (GRPC, "leases", &[LEASE]),
+    (GRPC, "namespaces", &[METADATA]),
+    (GRPC, "snapshots", &[SNAPSHOTTER]),
+    (GRPC, "streaming", &[STREAMING]),
+    (GRPC, "transfer", &[TRANSFER, STREAMING]),
+    (GRPC, "version", &[]),
 ];
 
 #[tonic::async_trait]
@@ -60,10 +84,22 @@ impl Introspection for Server {
 impl Server {
     fn plugins(&self) -> Vec<pb::Plugin> {
         let platform = platform(&Platform::host());
-        let mut plugins: Vec<pb::Plugin> = PLUGINS.iter().map(|(kind, id)| plugin(kind, id, &platform)).collect();
+        let mut plugins: Vec<pb::Plugin> = PLUGINS.iter().map(plugin).collect();
+        for plugin in &mut plugins {
+            match plugin.r#type.as_str() {
+                CONTENT => export(plugin, "root", &self.store().root().join("content")),
+                METADATA => {
+                    export(plugin, "path", &self.store().root().join("meta.db"));
+                    plugin.exports.insert("policy".into(), "shared".into());
+                }
+                DIFFER => plugin.platforms.push(platform.clone()),
+                _ => {}
+            }
+        }
         for driver in self.store().drivers() {
-            let mut plugin = plugin(SNAPSHOTTER, driver.name(), &platform);
-            plugin.exports.insert("root".into(), driver.root().display().to_string());
+            let mut plugin = plugin(&(SNAPSHOTTER, driver.name(), &[]));
+            plugin.platforms.push(platform.clone());
+            export(&mut plugin, "root", driver.root());
             if driver.supports_rebase() {
                 plugin.capabilities.push("rebase".into());
             }
@@ -83,8 +119,13 @@ impl Server {
     }
 }
 
-fn plugin(kind: &str, id: &str, platform: &types::Platform) -> pb::Plugin {
-    pb::Plugin { r#type: kind.into(), id: id.into(), platforms: vec![platform.clone()], ..pb::Plugin::default() }
+fn plugin((kind, id, requires): &(&str, &str, &[&str])) -> pb::Plugin {
+    let requires = requires.iter().map(|&kind| kind.to_owned()).collect();
+    pb::Plugin { r#type: (*kind).to_owned(), id: (*id).to_owned(), requires, ..pb::Plugin::default() }
+}
+
+fn export(plugin: &mut pb::Plugin, name: &str, path: &Path) {
+    plugin.exports.insert(name.into(), path.display().to_string());
 }
 
 fn platform(platform: &Platform) -> types::Platform {

@@ -201,6 +201,48 @@ async fn snapshots_follow_containerds_rules() {
     client.cleanup(request(snapshots::CleanupRequest { snapshotter: "native".into() })).await.unwrap();
 }
 
+/// What clients look for is found by type and by ID, with what containerd tells of it; what is not served is not listed.
+#[tokio::test]
+async fn plugins_are_those_that_are_served() {
+    let node = Node::new();
+    let mut client = IntrospectionClient::new(node.channel.clone());
+    let mut find = async |filters: &[&str]| {
+        let wanted = introspection::PluginsRequest { filters: filters.iter().map(|f| (*f).to_owned()).collect() };
+        client.plugins(Request::new(wanted)).await.unwrap().into_inner().plugins
+    };
+    let all = find(&[]).await;
+    let named = |kind: &str, id: &str| all.iter().find(|p| p.r#type == format!("io.containerd.{kind}") && p.id == id);
+    let services = ["content", "cri", "diff", "events", "healthcheck", "images", "introspection", "leases"];
+    for id in services.into_iter().chain(["namespaces", "snapshots", "streaming", "transfer", "version"]) {
+        assert!(named("grpc.v1", id).is_some(), "{id}");
+    }
+    for (kind, id) in [("transfer.v1", "local"), ("streaming.v1", "manager"), ("lease.v1", "manager")] {
+        assert!(named(kind, id).is_some_and(|p| p.init_err.is_none()), "{kind}");
+    }
+    assert!(["tasks", "containers", "sandboxes"].iter().all(|id| named("grpc.v1", id).is_none()));
+    let kinds: std::collections::BTreeSet<&str> = all.iter().map(|p| p.r#type.as_str()).collect();
+    let dangling = all.iter().flat_map(|p| &p.requires).find(|kind| !kinds.contains(kind.as_str()));
+    assert_eq!(dangling, None, "stands on what is not there");
+
+    let root = node.store.root().join("content").display().to_string();
+    assert_eq!(named("content.v1", "content").unwrap().exports, labels(&[("root", &root)]));
+    assert_eq!(named("metadata.v1", "bolt").unwrap().exports["policy"], "shared");
+    let overlay = named("snapshotter.v1", "overlayfs").unwrap();
+    assert!(overlay.capabilities.contains(&"rebase".to_owned()) && overlay.exports.contains_key("root"));
+    assert_eq!((overlay.platforms.len(), named("grpc.v1", "images").unwrap().platforms.len()), (1, 0));
+
+    let either = find(&["type==io.containerd.differ.v1", "id==version"]).await;
+    assert_eq!(either.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["walking", "version"]);
+    let of = |kind: &str, id: &str| {
+        let (kind, id) = (kind.to_owned(), id.to_owned());
+        Request::new(introspection::PluginInfoRequest { r#type: kind, id, options: None })
+    };
+    let info = client.plugin_info(of("io.containerd.snapshotter.v1", "overlayfs")).await.unwrap().into_inner();
+    assert_eq!(info.plugin.as_ref(), Some(overlay));
+    let error = client.plugin_info(of("io.containerd.runtime.v2", "task")).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+}
+
 #[tokio::test]
 async fn the_server_says_what_it_is() {
     let node = Node::new();
