@@ -28,7 +28,7 @@ const GRPC: &str = "io.containerd.grpc.v1";
 
 /// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. What is not
 /// served is not listed: containers, tasks, sandboxes.
-const PLUGINS: [(&str, &str, &[&str]); 23] = [
+const PLUGINS: [(&str, &str, &[&str]); 24] = [
     (CONTENT, "content", &[]),
     (VERIFIER, "bindir", &[]),
     (EVENT, "exchange", &[]),
@@ -47,6 +47,7 @@ const PLUGINS: [(&str, &str, &[&str]); 23] = [
     (GRPC, "images", &[METADATA]),
     (GRPC, "introspection", &[]),
     (GRPC, "leases", &[LEASE]),
+    (GRPC, "mounts", &[]),
     (GRPC, "namespaces", &[METADATA]),
     (GRPC, "snapshots", &[SNAPSHOTTER]),
     (GRPC, "streaming", &[STREAMING]),

@@ -28,6 +28,7 @@ mod images;
 mod introspection;
 mod leases;
 mod metrics;
+mod mounts;
 mod namespaces;
 mod orlop;
 mod page;

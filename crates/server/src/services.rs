@@ -7,6 +7,7 @@ use orlop_api::containerd::services::events::v1::events_server::EventsServer;
 use orlop_api::containerd::services::images::v1::images_server::ImagesServer;
 use orlop_api::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use orlop_api::containerd::services::leases::v1::leases_server::LeasesServer;
+use orlop_api::containerd::services::mounts::v1::mounts_server::MountsServer;
 use orlop_api::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use orlop_api::containerd::services::streaming::v1::streaming_server::StreamingServer;
@@ -52,6 +53,7 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
         .add_service(bounded!(NamespacesServer, server.clone()))
         .add_service(bounded!(SnapshotsServer, server.clone()))
         .add_service(bounded!(DiffServer, server.clone()))
+        .add_service(bounded!(MountsServer, server.clone()))
         .add_service(bounded!(EventsServer, server.clone()))
         .add_service(bounded!(VersionServer, server.clone()))
         .add_service(bounded!(IntrospectionServer, server.clone()));

@@ -213,7 +213,7 @@ async fn plugins_are_those_that_are_served() {
     let all = find(&[]).await;
     let named = |kind: &str, id: &str| all.iter().find(|p| p.r#type == format!("io.containerd.{kind}") && p.id == id);
     let services = ["content", "cri", "diff", "events", "healthcheck", "images", "introspection", "leases"];
-    for id in services.into_iter().chain(["namespaces", "snapshots", "streaming", "transfer", "version"]) {
+    for id in services.into_iter().chain(["mounts", "namespaces", "snapshots", "streaming", "transfer", "version"]) {
         assert!(named("grpc.v1", id).is_some(), "{id}");
     }
     for (kind, id) in [("transfer.v1", "local"), ("streaming.v1", "manager"), ("lease.v1", "manager")] {

@@ -1,0 +1,71 @@
+//! The Mounts service: nothing has to be mounted by the server, and nothing ever is.
+
+mod common;
+
+use common::{Node, request};
+use orlop_api::containerd::services::mounts::v1 as pb;
+use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
+use orlop_api::containerd::services::snapshots::v1 as snapshots;
+use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use orlop_api::containerd::types::Mount;
+use tonic::{Code, Request};
+
+fn mount(kind: &str) -> Mount {
+    Mount { r#type: kind.into(), source: "source".into(), ..Mount::default() }
+}
+
+fn activate(mounts: Vec<Mount>, temporary: bool) -> Request<pb::ActivateRequest> {
+    request(pb::ActivateRequest { name: "/mnt/a".into(), mounts, temporary, ..Default::default() })
+}
+
+/// `ctr images mount` and `ctr snapshots mounts` go on by themselves upon this code, and upon no other.
+#[tokio::test]
+async fn what_snapshotters_give_is_left_to_the_client() {
+    let node = Node::new();
+    let mut client = MountsClient::new(node.channel.clone());
+    for snapshotter in ["overlayfs", "native"] {
+        let wanted = snapshots::PrepareSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            key: "key".into(),
+            ..Default::default()
+        };
+        let made = SnapshotsClient::new(node.channel.clone()).prepare(request(wanted)).await.unwrap().into_inner();
+        assert!(!made.mounts.is_empty());
+        let told = client.activate(activate(made.mounts, false)).await.unwrap_err();
+        assert_eq!(told.code(), Code::Unimplemented, "{told:?}");
+        assert!(told.message().contains("nothing has to be activated"), "{}", told.message());
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_would_have_to_mount_is_refused_by_its_type() {
+    let node = Node::new();
+    let mut client = MountsClient::new(node.channel.clone());
+    for kind in ["format/overlay", "mkfs/format/ext4", "mkdir/bind", "erofs"] {
+        let told = client.activate(activate(vec![mount("bind"), mount(kind)], false)).await.unwrap_err();
+        assert_eq!(told.code(), Code::Unimplemented);
+        assert!(told.message().contains(&format!("{kind:?}")), "{}", told.message());
+    }
+    let told = client.activate(activate(vec![mount("overlay")], true)).await.unwrap_err();
+    assert_eq!(told.code(), Code::Unimplemented);
+    assert!(told.message().contains("temporary"), "{}", told.message());
+}
+
+#[tokio::test]
+async fn nothing_is_active() {
+    let node = Node::new();
+    let mut client = MountsClient::new(node.channel.clone());
+    client.activate(activate(vec![mount("overlay")], false)).await.unwrap_err();
+    let name = || "/mnt/a".to_owned();
+    let told = client.info(request(pb::InfoRequest { name: name() })).await.unwrap_err();
+    assert_eq!(told.code(), Code::NotFound);
+    let told = client.deactivate(request(pb::DeactivateRequest { name: name() })).await.unwrap_err();
+    assert_eq!(told.code(), Code::NotFound);
+    assert!(told.message().contains("/mnt/a"), "{}", told.message());
+    let told = client.update(request(pb::UpdateRequest::default())).await.unwrap_err();
+    assert_eq!(told.code(), Code::Unimplemented);
+    let mut listed = client.list(request(pb::ListRequest::default())).await.unwrap().into_inner();
+    assert!(listed.message().await.unwrap().is_none());
+    let told = client.list(Request::new(pb::ListRequest::default())).await.unwrap_err();
+    assert_eq!(told.code(), Code::FailedPrecondition, "a namespace is required");
+}
