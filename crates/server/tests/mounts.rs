@@ -7,8 +7,11 @@ use orlop_api::containerd::services::mounts::v1 as pb;
 use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
 use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use orlop_api::containerd::types::Mount;
-use tonic::{Code, Request};
+use orlop_api::containerd::types::{ActivationInfo, Mount};
+use orlop_testkit::containerd::{Containerd, Options, Programs};
+use orlop_testkit::process::need_root;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 
 fn mount(kind: &str) -> Mount {
     Mount { r#type: kind.into(), source: "source".into(), ..Mount::default() }
@@ -68,4 +71,40 @@ async fn nothing_is_active() {
     assert!(listed.message().await.unwrap().is_none());
     let told = client.list(Request::new(pb::ListRequest::default())).await.unwrap_err();
     assert_eq!(told.code(), Code::FailedPrecondition, "a namespace is required");
+}
+
+/// Code of each call for mounts that any system makes, and for names that nothing has.
+async fn codes(channel: Channel) -> Vec<Code> {
+    let mut client = MountsClient::new(channel);
+    let mut codes = Vec::new();
+    let mut told = |answer: Result<(), Status>| codes.push(answer.map_or_else(|status| status.code(), |()| Code::Ok));
+    for kind in ["bind", "overlay", "unheard-of", "odd/bind"] {
+        told(client.activate(activate(vec![mount("bind"), mount(kind)], false)).await.map(drop));
+    }
+    told(client.activate(activate(Vec::new(), true)).await.map(drop));
+    told(client.activate(Request::new(pb::ActivateRequest::default())).await.map(drop));
+    let name = || "/mnt/a".to_owned();
+    told(client.info(request(pb::InfoRequest { name: name() })).await.map(drop));
+    told(client.deactivate(request(pb::DeactivateRequest { name: name() })).await.map(drop));
+    told(
+        client
+            .update(request(pb::UpdateRequest { info: Some(ActivationInfo::default()), update_mask: None }))
+            .await
+            .map(drop),
+    );
+    let filters = vec!["no == filter ==".to_owned()];
+    let listed = client.list(request(pb::ListRequest { filters })).await;
+    told(match listed {
+        Ok(stream) => stream.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    });
+    codes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codes_are_those_of_containerd() {
+    let (Some(programs), true) = (Programs::current(), need_root()) else { return };
+    let containerd = Containerd::start(&programs, &Options::default());
+    let theirs = codes(orlop_api::channel::unix(&containerd.socket()).await.unwrap()).await;
+    assert_eq!(codes(Node::new().channel.clone()).await, theirs);
 }
