@@ -110,11 +110,10 @@ impl Images {
         let owned = scope.clone();
         let mut catalog = self
             .blocking(move |store| {
-                let content = store.content(&owned).find(&[])?;
                 Ok(Catalog {
                     records: store.images(&owned.namespace, &[])?,
                     summaries: store.summaries()?,
-                    content: content.into_iter().map(|info| (info.digest, info.size)).collect(),
+                    content: store.content(&owned).sizes()?,
                 })
             })
             .await?;

@@ -63,8 +63,10 @@ impl Images {
                 return self.found(&catalog, &catalog.records.iter().collect::<Vec<_>>());
             }
         }
+        // What can be no digest is told without reading everything.
+        let Some(wanted) = Wanted::of(text) else { return Err(Error::NotFound(text.to_owned())) };
         let catalog = self.catalog(scope).await?;
-        self.by_digest(&catalog, text)
+        self.by_digest(&catalog, text, &wanted)
     }
 
     /// The record whose name is `text`, as it stands or in normal form.
@@ -104,17 +106,8 @@ impl Images {
     }
 
     /// All records of the one image whose target, manifest or image ID starts like `text`.
-    fn by_digest(&self, catalog: &Catalog, text: &str) -> Result<Found> {
-        let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        let exact = text.parse::<Digest>().ok();
-        let is_hex = !hex.is_empty() && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if exact.is_none() && !is_hex {
-            return Err(Error::NotFound(text.to_owned()));
-        }
-        let matches = |digest: &Digest| match &exact {
-            Some(exact) => digest == exact,
-            None => digest.hex().starts_with(hex),
-        };
+    fn by_digest(&self, catalog: &Catalog, text: &str, wanted: &Wanted) -> Result<Found> {
+        let matches = |digest: &Digest| wanted.matches(digest);
         let platform = &self.settings().platform;
         let mut images: BTreeMap<Digest, Vec<&Image>> = BTreeMap::new();
         for record in &catalog.records {
@@ -181,6 +174,30 @@ impl Images {
             Ok(rows)
         })
         .await
+    }
+}
+
+/// The digests that a text can mean.
+enum Wanted {
+    Exactly(Digest),
+    StartingWith(String),
+}
+
+impl Wanted {
+    fn of(text: &str) -> Option<Self> {
+        if let Ok(digest) = text.parse() {
+            return Some(Self::Exactly(digest));
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        let is_hex = !hex.is_empty() && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        is_hex.then(|| Self::StartingWith(hex.to_owned()))
+    }
+
+    fn matches(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Exactly(exact) => digest == exact,
+            Self::StartingWith(hex) => digest.hex().starts_with(hex.as_str()),
+        }
     }
 }
 

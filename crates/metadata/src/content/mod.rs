@@ -15,6 +15,8 @@ mod roles;
 mod writer;
 
 pub(crate) use ingests::unleased_until;
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -83,6 +85,19 @@ impl ScopedContent {
                 }
             }
             Ok(found)
+        })
+    }
+
+    /// The sizes in bytes of all blobs: what is there, without what [`ScopedContent::find`] reads of each. Blocks.
+    pub fn sizes(&self) -> Result<HashMap<Digest, u64>> {
+        self.store.scan(|conn| {
+            // Answered from an index that has nothing else.
+            let mut query =
+                conn.prepare_cached("SELECT digest, size FROM blob INDEXED BY blob_digest WHERE namespace = ?1")?;
+            let sizes = query.query_map([&self.scope.namespace], |row| {
+                Ok((digest_column(row, 0)?, size_from_column(row.get(1)?)))
+            })?;
+            Ok(sizes.collect::<rusqlite::Result<_>>()?)
         })
     }
 
