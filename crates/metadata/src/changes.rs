@@ -16,7 +16,7 @@ use orlop_oci::Digest;
 use rusqlite::Row;
 
 use crate::db::from_nanos;
-use crate::{Labels, Result, Store, history};
+use crate::{Labels, Result, Store, TypedBytes, history};
 
 /// What happened to one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,12 @@ pub enum Change {
     SnapshotCommit { driver: String, key: String, name: String },
     /// A snapshot is gone; also one that was collected.
     SnapshotRemove { driver: String, key: String },
+    /// A container's record was made.
+    ContainerCreate { id: String, image: String, runtime: String, options: Option<TypedBytes> },
+    /// A container's record changed; as it is after the change.
+    ContainerUpdate { id: String, image: String, labels: Labels, snapshot_key: String },
+    /// A container's record is gone.
+    ContainerDelete { id: String },
     /// A client made a namespace.
     NamespaceCreate { name: String, labels: Labels },
     /// A client gave a namespace these labels.

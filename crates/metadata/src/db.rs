@@ -269,7 +269,11 @@ impl Db {
     }
 
     fn connect(&self) -> Result<Connection> {
-        connect(&self.path, &self.access)
+        let connection = connect(&self.path, &self.access)?;
+        if matches!(self.access, Access::ReadOnly { .. }) {
+            format::complete(&connection, &self.path)?;
+        }
+        Ok(connection)
     }
 
     /// The first connection makes the index of the write-ahead log; on a full disk it needs the reserve for that.

@@ -2,13 +2,14 @@
 //!
 //! An object is (namespace, kind, name); the kinds are the constants here and `snapshots/<driver>`. The rows of `edge`
 //! always equal what [`Edges`] derives from the objects: every transaction that makes, changes or deletes an object
-//! calls [`put`] or [`remove`]. Stated by the object itself: an image's target, a snapshot's parent, an ingest's expected
-//! digest, its `gc.ref` labels. Stated by the far end (`back = 1`): `gc.bref` labels, which keep the object that
+//! calls [`put`] or [`remove`]. Stated by the object itself: an image's target, a snapshot's parent, a container's snapshot,
+//! an ingest's expected digest, its `gc.ref` labels. Stated by the far end (`back = 1`): `gc.bref` labels, which keep the object that
 //! carries them as long as what they name exists.
 //!
 //! Suspects: [`put`] marks the targets of the edges it removes; [`remove`] marks everything the object had an edge to;
 //! [`suspect`] is called for each new blob, snapshot and ingest, for each image with an expiry, when a `gc.root` label
-//! goes, and for each resource that leaves a lease. New images and leases without expiry are roots and need no mark.
+//! goes, and for each resource that leaves a lease. New images and leases without expiry, and containers, are roots and need no
+//! mark.
 //! Back edges from an object that does not exist stay (it may come), and count for nothing until it does.
 
 use std::collections::BTreeSet;
@@ -22,6 +23,8 @@ use crate::{Labels, Result};
 pub(crate) const CONTENT: &str = "content";
 /// Kind of image records.
 pub(crate) const IMAGES: &str = "images";
+/// Kind of containers; the name is the ID.
+pub(crate) const CONTAINERS: &str = "containers";
 /// Kind of ingests; the name is the client's ref.
 pub(crate) const INGESTS: &str = "ingests";
 
@@ -90,7 +93,7 @@ fn label_edge(key: &str, value: &str) -> Option<Edge> {
     } else if is_named(rest, "image") {
         IMAGES.to_owned()
     } else if back && is_named(rest, "container") {
-        "containers".to_owned()
+        CONTAINERS.to_owned()
     } else {
         return None;
     };

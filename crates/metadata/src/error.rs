@@ -22,6 +22,8 @@ pub enum ObjectKind {
     Content,
     /// A write in progress.
     Ingest,
+    /// A container.
+    Container,
     /// A lease.
     Lease,
     /// A namespace.
@@ -40,6 +42,7 @@ impl fmt::Display for ObjectKind {
             Self::Image => "image",
             Self::Content => "content",
             Self::Ingest => "ingest",
+            Self::Container => "container",
             Self::Lease => "lease",
             Self::Namespace => "namespace",
             Self::Snapshot => "snapshot",

@@ -14,7 +14,7 @@ use crate::summary::{self, ManifestSummary};
 use crate::{Error, Result};
 
 /// The format this program writes and the newest it reads.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 
 /// The oldest format whose tables this program can read as they are.
 const OLDEST_READ: i64 = 1;
@@ -23,7 +23,10 @@ const OLDEST_READ: i64 = 1;
 const APPLICATION_ID: i64 = 0x6f72_6c70;
 
 /// From each format to the next one, from 1 on.
-const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] = [to_format_2];
+const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] = [to_format_2, to_format_3];
+
+/// What format 3 brought: tables alone.
+const CONTAINERS: &str = include_str!("format-3.sql");
 
 /// Refuses a format that cannot be read.
 pub(crate) fn check(connection: &Connection, path: &Path) -> Result<()> {
@@ -32,6 +35,15 @@ pub(crate) fn check(connection: &Connection, path: &Path) -> Result<()> {
         let reason =
             format!("it has format {found} and must be brought to format {FORMAT} first: open it for writing once");
         return Err(Error::ReadOnly { path: path.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// Gives a connection that may only read an older database the tables that format 3 brought, empty and its own, so that
+/// queries need not ask which format they meet.
+pub(crate) fn complete(connection: &Connection, path: &Path) -> Result<()> {
+    if (OLDEST_READ..3).contains(&format_of(connection, path)?) {
+        connection.execute_batch(&CONTAINERS.replace("CREATE TABLE", "CREATE TEMP TABLE"))?;
     }
     Ok(())
 }
@@ -77,6 +89,11 @@ fn to_format_2(tx: &Connection) -> Result<()> {
     drop(query);
     tx.execute_batch("DROP TABLE manifest_summary_1")?;
     Ok(())
+}
+
+/// Containers.
+fn to_format_3(tx: &Connection) -> Result<()> {
+    Ok(tx.execute_batch(CONTAINERS)?)
 }
 
 /// A summary as format 1 had it, in JSON.

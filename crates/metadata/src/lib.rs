@@ -22,6 +22,7 @@
 
 mod changes;
 mod check;
+mod containers;
 mod content;
 mod db;
 mod edges;
@@ -45,6 +46,7 @@ mod watch;
 
 pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
+pub use containers::{Container, TypedBytes};
 pub use content::{ContentInfo, ScopedContent, ScopedWriter};
 pub use db::Clock;
 pub use error::{Error, Fault, ObjectKind, Result};

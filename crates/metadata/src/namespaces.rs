@@ -65,7 +65,7 @@ impl Store {
         })
     }
 
-    /// Deletes a namespace without images, content and snapshots, and with it its leases and writes in progress;
+    /// Deletes a namespace without images, content, snapshots and containers, and with it its leases and writes in progress;
     /// FailedPrecondition names what is still in it.
     pub fn delete_namespace(&self, name: &str) -> Result<()> {
         self.write("delete namespace", |tx| {
@@ -99,7 +99,9 @@ fn labels_of(conn: &Connection, name: &str) -> Result<Option<Labels>> {
 /// Kinds of objects that keep a namespace from being deleted.
 fn contents(conn: &Connection, name: &str) -> Result<Vec<&'static str>> {
     let mut rest = Vec::new();
-    for (what, table) in [("images", "image"), ("blobs", "blob"), ("snapshots", "snapshot")] {
+    for (what, table) in
+        [("images", "image"), ("blobs", "blob"), ("snapshots", "snapshot"), ("containers", "container")]
+    {
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE namespace = ?1)");
         if conn.query_row(&sql, [name], |row| row.get(0))? {
             rest.push(what);

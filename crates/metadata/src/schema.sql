@@ -1,4 +1,4 @@
--- Format 2 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
+-- Format 3 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
 
 CREATE TABLE namespace (
   name    TEXT PRIMARY KEY,
@@ -85,14 +85,37 @@ CREATE INDEX snapshot_parent ON snapshot (parent) WHERE parent IS NOT NULL;
 CREATE INDEX snapshot_root ON snapshot (id) WHERE root = 1;
 CREATE INDEX snapshot_usage ON snapshot (namespace, driver, name, bytes) WHERE kind = 'committed' AND bytes IS NOT NULL;
 
+CREATE TABLE container (                 -- as a record; a root, which keeps its snapshot
+  namespace    TEXT NOT NULL,
+  id           TEXT NOT NULL,
+  labels       TEXT NOT NULL DEFAULT '{}',
+  image        TEXT NOT NULL,            -- for information
+  runtime      TEXT NOT NULL,
+  snapshotter  TEXT NOT NULL,            -- may be empty, as the key and the sandbox
+  snapshot_key TEXT NOT NULL,
+  sandbox      TEXT NOT NULL,
+  created      INTEGER NOT NULL,
+  updated      INTEGER NOT NULL,
+  PRIMARY KEY (namespace, id)
+) WITHOUT ROWID;
+
+CREATE TABLE container_message (         -- what only clients understand
+  namespace TEXT NOT NULL,
+  container TEXT NOT NULL,
+  field     TEXT NOT NULL,               -- spec, runtime.options, extensions.<key>
+  type_url  TEXT NOT NULL,
+  value     BLOB NOT NULL,
+  PRIMARY KEY (namespace, container, field)
+);
+
 CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be
   name  TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) WITHOUT ROWID;
 INSERT INTO sequence VALUES ('snapshot', 0);
 
--- What garbage collection knows of. An object is (namespace, kind, name); kind is content, images, leases, ingests or
--- snapshots/<driver>. Edges follow from labels, image targets, snapshot parents and an ingest's expected digest, and are
+-- What garbage collection knows of. An object is (namespace, kind, name); kind is content, images, leases, ingests,
+-- containers or snapshots/<driver>. Edges follow from labels, image targets, snapshot parents, containers' snapshots and an ingest's expected digest, and are
 -- rewritten in the transaction that changes those. What a lease holds is in lease_resource alone. Either end of an edge
 -- may not exist (yet): `from` too, where the edge is stated by a back reference.
 CREATE TABLE edge (

@@ -13,12 +13,18 @@ use orlop_oci::{ChainId, ImageId, Platform};
 use rusqlite::types::Value;
 use support::{PlainDriver, Root, digest, labels};
 
-/// A root as format 1 left it.
-fn root_of_format_1() -> tempfile::TempDir {
+/// A root as an older format left it.
+fn root_of(format: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let connection = rusqlite::Connection::open(directory.path().join("meta.db")).unwrap();
-    connection.execute_batch(include_str!("data/format-1.sql")).unwrap();
+    connection.execute_batch(format).unwrap();
     directory
+}
+
+const FORMAT_2: &str = include_str!("data/format-2.sql");
+
+fn root_of_format_1() -> tempfile::TempDir {
+    root_of(include_str!("data/format-1.sql"))
 }
 
 fn open(root: &Path, read_only: bool) -> Store {
@@ -98,13 +104,15 @@ fn format_1_is_brought_up_with_all_that_is_in_it() {
 
 #[test]
 fn a_database_that_was_brought_up_is_as_a_new_one() {
-    let directory = root_of_format_1();
-    drop(open(directory.path(), false));
     let Root { store, directory: new, .. } = Root::new();
     drop(store);
-    let (old, new) = (schema(directory.path()), schema(new.path()));
-    assert!(old.len() > 100, "{old:?}");
-    assert_eq!(old.symmetric_difference(&new).collect::<Vec<_>>(), [] as [&String; 0]);
+    let new = schema(new.path());
+    for directory in [root_of_format_1(), root_of(FORMAT_2)] {
+        drop(open(directory.path(), false));
+        let old = schema(directory.path());
+        assert!(old.len() > 100, "{old:?}");
+        assert_eq!(old.symmetric_difference(&new).collect::<Vec<_>>(), [] as [&String; 0]);
+    }
 }
 
 /// Every column of every table and index, and what the database says of itself.
@@ -174,5 +182,30 @@ fn a_listing_numbers_what_summaries_say() {
         let (image_id, config_size, platform, chain, layers) = empty;
         let index = ListedManifest { size: 5, image_id, config_size, platform, chain, layers, manifests };
         assert_eq!(of("index"), index);
+    }
+}
+
+#[test]
+fn format_2_is_brought_up_with_all_that_is_in_it() {
+    let directory = root_of(FORMAT_2);
+    let store = open(directory.path(), false);
+    is_all_there(&store);
+    assert_eq!(store.check_metadata().unwrap(), []);
+    assert!(store.containers("test", &[]).unwrap().is_empty());
+}
+
+/// Whatever asks for containers met a database without such a table: the check of a root that may only be read failed.
+#[test]
+fn older_formats_that_may_not_be_written_have_no_containers() {
+    for directory in [root_of_format_1(), root_of(FORMAT_2)] {
+        let before = fs::read(directory.path().join("meta.db")).unwrap();
+        let store = open(directory.path(), true);
+        is_all_there(&store);
+        assert_eq!(store.check_metadata().unwrap(), []);
+        assert!(store.containers("test", &[]).unwrap().is_empty());
+        assert!(store.container("test", "a").is_err());
+        store.plan_collection(&[]).unwrap();
+        drop(store);
+        assert_eq!(fs::read(directory.path().join("meta.db")).unwrap(), before);
     }
 }

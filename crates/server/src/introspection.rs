@@ -27,8 +27,8 @@ const VERIFIER: &str = "io.containerd.image-verifier.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 
 /// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. What is not
-/// served is not listed: containers, tasks, sandboxes.
-const PLUGINS: [(&str, &str, &[&str]); 24] = [
+/// served is not listed: tasks, sandboxes.
+const PLUGINS: [(&str, &str, &[&str]); 25] = [
     (CONTENT, "content", &[]),
     (VERIFIER, "bindir", &[]),
     (EVENT, "exchange", &[]),
@@ -39,6 +39,7 @@ const PLUGINS: [(&str, &str, &[&str]); 24] = [
     (TRANSFER, "local", &[LEASE, METADATA, DIFFER, VERIFIER, SNAPSHOTTER]),
     (STREAMING, "manager", &[METADATA]),
     ("io.containerd.cri.v1", "images", &[LEASE, METADATA, SNAPSHOTTER, TRANSFER]),
+    (GRPC, "containers", &[METADATA]),
     (GRPC, "content", &[CONTENT]),
     (GRPC, "cri", &["io.containerd.cri.v1"]),
     (GRPC, "diff", &[DIFFER]),

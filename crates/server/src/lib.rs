@@ -18,6 +18,7 @@ mod any;
 mod background;
 mod blocking;
 mod call;
+mod containers;
 mod content;
 mod convert;
 mod cri;

@@ -1,6 +1,7 @@
 //! The one place where services are put together: what is added here is served in process and on the socket.
 
 use orlop_api::MAX_MESSAGE_BYTES;
+use orlop_api::containerd::services::containers::v1::containers_server::ContainersServer;
 use orlop_api::containerd::services::content::v1::content_server::ContentServer;
 use orlop_api::containerd::services::diff::v1::diff_server::DiffServer;
 use orlop_api::containerd::services::events::v1::events_server::EventsServer;
@@ -52,6 +53,7 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
         .add_service(bounded!(LeasesServer, server.clone()))
         .add_service(bounded!(NamespacesServer, server.clone()))
         .add_service(bounded!(SnapshotsServer, server.clone()))
+        .add_service(bounded!(ContainersServer, server.clone()))
         .add_service(bounded!(DiffServer, server.clone()))
         .add_service(bounded!(MountsServer, server.clone()))
         .add_service(bounded!(EventsServer, server.clone()))

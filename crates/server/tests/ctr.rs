@@ -132,6 +132,7 @@ with_each_ctr! {
     content_is_ingested_read_labelled_and_deleted
     snapshots_are_prepared_committed_viewed_and_removed
     namespaces_are_made_labelled_and_removed
+    containers_are_made_labelled_and_removed
     who_serves_is_told
 }
 
@@ -256,6 +257,36 @@ async fn namespaces_are_made_labelled_and_removed(start: Start) {
     assert!(error.contains("already exists"), "{error}");
     daemon.ok(&["namespaces", "rm", "mine"]).await;
     assert!(!daemon.ok(&["namespaces", "ls", "-q"]).await.contains("mine"));
+}
+
+/// A container holds its snapshot, and the image's layers below it, after the image itself has gone.
+async fn containers_are_made_labelled_and_removed(start: Start) {
+    let Some(daemon) = start() else { return };
+    let (_, bytes) = common::image::archive("example.org/hello:1.0");
+    let archive = daemon.node.directory.path().join("image.tar");
+    std::fs::write(&archive, bytes).unwrap();
+    daemon.images("import", &[archive.to_str().unwrap()]).await;
+    daemon.ok(&["containers", "create", "--label", "k=v", "example.org/hello:1.0", "web", "sh"]).await;
+
+    let listed = daemon.ok(&["containers", "ls"]).await;
+    assert_eq!(rows(&listed)[0][..2], ["web", "example.org/hello:1.0"], "{listed}");
+    assert_eq!(daemon.ok(&["containers", "ls", "-q", "labels.k==v"]).await.trim(), "web");
+    assert_eq!(daemon.ok(&["containers", "ls", "-q", "labels.k==w"]).await.trim(), "");
+    daemon.ok(&["containers", "label", "web", "k=w"]).await;
+    assert_eq!(daemon.ok(&["containers", "ls", "-q", "labels.k==w"]).await.trim(), "web");
+    let info = daemon.ok(&["containers", "info", "web"]).await;
+    assert!(info.contains("\"SnapshotKey\": \"web\"") && info.contains("\"args\""), "{info}");
+    let again =
+        daemon.fails(&["containers", "create", "--snapshotter", "native", "example.org/hello:1.0", "web"]).await;
+    assert!(again.contains("already exists"), "{again}");
+
+    daemon.ok(&["images", "rm", "--sync", "example.org/hello:1.0"]).await;
+    daemon.collect().await;
+    assert_eq!(rows(&daemon.ok(&["snapshots", "ls"]).await).len(), 3, "web, and the two layers below it");
+    daemon.ok(&["containers", "rm", "web"]).await;
+    daemon.collect().await;
+    assert!(rows(&daemon.ok(&["snapshots", "ls"]).await).is_empty());
+    assert!(daemon.fails(&["containers", "info", "web"]).await.contains("not found"));
 }
 
 async fn who_serves_is_told(start: Start) {

@@ -212,14 +212,15 @@ async fn plugins_are_those_that_are_served() {
     };
     let all = find(&[]).await;
     let named = |kind: &str, id: &str| all.iter().find(|p| p.r#type == format!("io.containerd.{kind}") && p.id == id);
-    let services = ["content", "cri", "diff", "events", "healthcheck", "images", "introspection", "leases"];
+    let services =
+        ["containers", "content", "cri", "diff", "events", "healthcheck", "images", "introspection", "leases"];
     for id in services.into_iter().chain(["mounts", "namespaces", "snapshots", "streaming", "transfer", "version"]) {
         assert!(named("grpc.v1", id).is_some(), "{id}");
     }
     for (kind, id) in [("transfer.v1", "local"), ("streaming.v1", "manager"), ("lease.v1", "manager")] {
         assert!(named(kind, id).is_some_and(|p| p.init_err.is_none()), "{kind}");
     }
-    assert!(["tasks", "containers", "sandboxes"].iter().all(|id| named("grpc.v1", id).is_none()));
+    assert!(["tasks", "sandboxes"].iter().all(|id| named("grpc.v1", id).is_none()));
     let kinds: std::collections::BTreeSet<&str> = all.iter().map(|p| p.r#type.as_str()).collect();
     let dangling = all.iter().flat_map(|p| &p.requires).find(|kind| !kinds.contains(kind.as_str()));
     assert_eq!(dangling, None, "stands on what is not there");

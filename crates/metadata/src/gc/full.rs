@@ -9,7 +9,7 @@ use rusqlite::{Connection, Row};
 
 use super::graph::hold;
 use super::mark::{Found, Hold, Link, Node};
-use crate::edges::{self, CONTENT, Edges, IMAGES, INGESTS};
+use crate::edges::{self, CONTAINERS, CONTENT, Edges, IMAGES, INGESTS};
 use crate::{Labels, Result, labels};
 
 #[derive(Default)]
@@ -26,6 +26,7 @@ pub(super) fn garbage(conn: &Connection, now: i64) -> Result<Found> {
     world.blobs(conn)?;
     world.ingests(conn, now)?;
     world.snapshots(conn)?;
+    world.containers(conn)?;
     world.leases(conn, now)?;
     let visited = world.objects.len() as u64 + world.links.values().map(|l| l.len() as u64).sum::<u64>();
     let reached = world.reach();
@@ -90,6 +91,19 @@ impl World {
                 self.link(&snapshot, Node::new(&snapshot.namespace, &kind, &parent));
             }
             self.object(snapshot, labels.contains_key(edges::ROOT), &labels);
+            Ok(())
+        })
+    }
+
+    fn containers(&mut self, conn: &Connection) -> Result<()> {
+        each(conn, "SELECT namespace, id, labels, snapshotter, snapshot_key FROM container", |row| {
+            let labels = labels::column(row, 2)?;
+            let container = node(row, CONTAINERS)?;
+            let (snapshotter, key) = (row.get_ref(3)?.as_str()?, row.get_ref(4)?.as_str()?);
+            if !snapshotter.is_empty() && !key.is_empty() {
+                self.link(&container, Node::new(&container.namespace, &edges::snapshots(snapshotter), key));
+            }
+            self.object(container, true, &labels);
             Ok(())
         })
     }

@@ -6,8 +6,11 @@ use std::ops::ControlFlow;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::mark::{Graph, Hold, Link, Node};
-use crate::edges::{CONTENT, IMAGES, INGESTS};
+use crate::edges::{CONTAINERS, CONTENT, IMAGES, INGESTS};
 use crate::{Error, Result};
+
+/// A container is a root as long as it exists.
+const CONTAINER: &str = "SELECT 1 FROM container WHERE namespace = ?1 AND id = ?2";
 
 /// One snapshot of the database at one time, perhaps without some image records.
 pub(super) struct Rows<'a> {
@@ -56,11 +59,12 @@ impl Rows<'_> {
             CONTENT => "SELECT 1 FROM blob WHERE namespace = ?1 AND digest = ?2 AND root = 1",
             IMAGES => "SELECT 1 FROM image WHERE namespace = ?1 AND name = ?2 AND (expires IS NULL OR expires >= ?3)",
             INGESTS => "SELECT 1 FROM ingest WHERE namespace = ?1 AND ref = ?2 AND expires >= ?3",
+            CONTAINERS => CONTAINER,
             _ => "SELECT 1 FROM snapshot WHERE namespace = ?1 AND name = ?2 AND driver = ?3 AND root = 1",
         };
         let mut query = self.conn.prepare_cached(sql)?;
         Ok(match (node.kind.as_str(), driver_of(&node.kind)) {
-            (CONTENT, _) => query.exists(params![node.namespace, node.name])?,
+            (CONTENT | CONTAINERS, _) => query.exists(params![node.namespace, node.name])?,
             (IMAGES | INGESTS, _) => query.exists(params![node.namespace, node.name, self.now])?,
             (_, Some(driver)) => query.exists(params![node.namespace, node.name, driver])?,
             _ => false,
@@ -122,6 +126,7 @@ impl Graph for Rows<'_> {
             CONTENT => of_kind("SELECT 1 FROM blob WHERE namespace = ?1 AND digest = ?2"),
             IMAGES => of_kind("SELECT 1 FROM image WHERE namespace = ?1 AND name = ?2"),
             INGESTS => of_kind("SELECT 1 FROM ingest WHERE namespace = ?1 AND ref = ?2"),
+            CONTAINERS => of_kind(CONTAINER),
             kind => match driver_of(kind) {
                 Some(driver) => Ok(self
                     .conn

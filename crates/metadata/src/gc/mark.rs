@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Node {
     pub(crate) namespace: String,
-    /// `content`, `images`, `ingests`, `snapshots/<driver>`.
+    /// `content`, `images`, `ingests`, `containers`, `snapshots/<driver>`.
     pub(crate) kind: String,
     pub(crate) name: String,
 }

@@ -1,8 +1,8 @@
 //! Garbage collection: the set containerd would keep, found incrementally.
 //!
-//! Objects are (namespace, kind, name). Roots: unexpired image records; unexpired leases, which hold their resources;
+//! Objects are (namespace, kind, name). Roots: unexpired image records; containers; unexpired leases, which hold their resources;
 //! blobs and snapshots labelled `containerd.io/gc.root`; unexpired ingests, which hold their expected digest. Edges:
-//! an image's target, `gc.ref.*` labels, `gc.bref.*` labels (reversed), snapshot parents. A flat lease holds what it
+//! an image's target, `gc.ref.*` labels, `gc.bref.*` labels (reversed), snapshot parents, containers' snapshots. A flat lease holds what it
 //! lists and, of snapshots, their parents, of images, their targets, but follows no label.
 //!
 //! Incremental: every garbage object is reachable from `suspect`. Let S be what is reachable from the suspects, from

@@ -32,6 +32,7 @@ fn some_labels(expires: u32) -> impl Strategy<Value = Vec<Label>> {
         3 => (0..BLOBS, any::<bool>()).prop_map(|(blob, named)| Label::BackContent(blob, named)),
         3 => (0..NAMES).prop_map(Label::BackImage),
         2 => (0..NAMES).prop_map(Label::BackSnapshot),
+        2 => (0..NAMES).prop_map(Label::BackContainer),
         1 => (0..3u8, 0..BLOBS).prop_map(|(way, blob)| Label::Other(way, blob)),
     ];
     prop::collection::vec(label, 0..3)
@@ -71,11 +72,18 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..NAMES).prop_map(|name| Op::RemoveSnapshot { name }),
         2 => (0..NAMES, some_labels(0)).prop_map(|(name, labels)| Op::LabelSnapshot { name, labels }),
     ];
+    let containers = prop_oneof![
+        3 => (0..NAMES, prop::option::of(0..NAMES), some_labels(0))
+            .prop_map(|(id, snapshot, labels)| Op::CreateContainer { id, snapshot, labels }),
+        1 => (0..NAMES, some_labels(0)).prop_map(|(id, labels)| Op::LabelContainer { id, labels }),
+        2 => (0..NAMES).prop_map(|id| Op::DeleteContainer { id }),
+    ];
     prop_oneof![
         10 => images,
         16 => blobs,
         10 => leases,
         10 => snapshots,
+        6 => containers,
         4 => (0..BLOBS).prop_map(|image| Op::Pull { image }),
         4 => (1..50u16).prop_map(|minutes| Op::Advance { minutes }),
         1 => Just(Op::Advance { minutes: 25 * 60 }),

@@ -13,6 +13,7 @@ pub enum Object {
     Image(String),
     Write(String),
     Snapshot(String),
+    Container(String),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,8 @@ pub struct Space {
     pub writes: BTreeMap<String, (Option<String>, Option<i64>)>,
     pub leases: BTreeMap<String, (Labels, BTreeSet<Object>)>,
     pub snapshots: BTreeMap<String, (Option<String>, Labels)>,
+    /// Each with its snapshot.
+    pub containers: BTreeMap<String, (Option<String>, Labels)>,
 }
 
 pub fn after<'a>(key: &'a str, word: &str) -> Option<&'a str> {
@@ -37,6 +40,9 @@ pub fn object_of(kind: &str, value: &str) -> Option<Object> {
     if named("content") {
         return Some(Object::Blob(value.to_owned()));
     }
+    if named("container") {
+        return Some(Object::Container(value.to_owned()));
+    }
     named("image").then(|| Object::Image(value.to_owned()))
 }
 
@@ -51,7 +57,8 @@ impl Space {
         let images = self.images.iter().map(|(name, (_, labels))| (Object::Image(name.clone()), labels));
         let blobs = self.blobs.iter().map(|(name, labels)| (Object::Blob(name.clone()), labels));
         let snapshots = self.snapshots.iter().map(|(name, (_, labels))| (Object::Snapshot(name.clone()), labels));
-        images.chain(blobs).chain(snapshots).collect()
+        let containers = self.containers.iter().map(|(id, (_, labels))| (Object::Container(id.clone()), labels));
+        images.chain(blobs).chain(snapshots).chain(containers).collect()
     }
 
     /// Everything that is kept, whether it exists or not.
@@ -68,6 +75,7 @@ impl Space {
                 roots.insert(Object::Image(name.clone()));
             }
         }
+        roots.extend(self.containers.keys().cloned().map(Object::Container));
         for (name, (_, end)) in &self.writes {
             if end.is_some_and(|end| end >= now) {
                 roots.insert(Object::Write(name.clone()));
@@ -115,13 +123,18 @@ impl Space {
             Object::Snapshot(name) => {
                 next.extend(self.snapshots.get(name).and_then(|(parent, _)| parent.clone()).map(Object::Snapshot));
             }
+            Object::Container(id) => {
+                next.extend(self.containers.get(id).and_then(|(key, _)| key.clone()).map(Object::Snapshot));
+            }
             Object::Blob(_) => {}
         }
         if by_labels {
             for (owner, labels) in self.labelled() {
                 for (key, value) in labels {
                     if owner == *object {
-                        next.extend(after(key, "ref.").and_then(|kind| object_of(kind, value)));
+                        let to = after(key, "ref.").and_then(|kind| object_of(kind, value));
+                        // Nothing can keep a container, which goes only when it is deleted.
+                        next.extend(to.filter(|to| !matches!(to, Object::Container(_))));
                     }
                     if after(key, "bref.").and_then(|kind| object_of(kind, value)).as_ref() == Some(object) {
                         next.push(owner.clone());

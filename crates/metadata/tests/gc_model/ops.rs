@@ -89,6 +89,18 @@ pub enum Op {
         name: u8,
         labels: Vec<Label>,
     },
+    CreateContainer {
+        id: u8,
+        snapshot: Option<u8>,
+        labels: Vec<Label>,
+    },
+    LabelContainer {
+        id: u8,
+        labels: Vec<Label>,
+    },
+    DeleteContainer {
+        id: u8,
+    },
     /// One more step of a pull that other operations interrupt.
     Pull {
         image: u8,
@@ -121,6 +133,7 @@ pub enum Label {
     BackContent(u8, bool),
     BackImage(u8),
     BackSnapshot(u8),
+    BackContainer(u8),
     /// Looks like one, but is none.
     Other(u8, u8),
 }
@@ -148,6 +161,7 @@ pub fn labels(list: &[Label]) -> Labels {
         Label::BackContent(blob, true) => ("bref.content.more".to_owned(), name_of(blob)),
         Label::BackImage(name) => ("bref.image".to_owned(), image_name(name)),
         Label::BackSnapshot(name) => (format!("bref.snapshot.{DRIVER}"), snapshot_name(name)),
+        Label::BackContainer(id) => ("bref.container".to_owned(), container_name(id)),
         Label::Other(0, blob) => ("ref.contents".to_owned(), name_of(blob)),
         Label::Other(1, blob) => ("ref.snapshot.other".to_owned(), snapshot_name(blob)),
         Label::Other(_, blob) => ("ref".to_owned(), name_of(blob)),
@@ -161,6 +175,10 @@ pub fn image_name(name: u8) -> String {
 
 pub fn snapshot_name(name: u8) -> String {
     format!("snapshot {name}")
+}
+
+pub fn container_name(id: u8) -> String {
+    format!("container-{id}")
 }
 
 pub fn write_name(reference: u8) -> String {

@@ -36,6 +36,9 @@ impl World {
             Op::CreateLease { .. } | Op::DeleteLease { .. } | Op::AddResource { .. } | Op::DropResource { .. } => {
                 self.lease(space, op);
             }
+            Op::CreateContainer { .. } | Op::LabelContainer { .. } | Op::DeleteContainer { .. } => {
+                self.container(space, op);
+            }
             _ => self.snapshot(space, op),
         }
     }
@@ -243,6 +246,32 @@ impl World {
         }
     }
 
+    fn container(&mut self, space: usize, op: &Op) {
+        let (rig, model) = (&self.rig, &mut self.spaces[space]);
+        let scope = rig.scope(NAMESPACES[space], None);
+        match op {
+            Op::CreateContainer { id, snapshot, labels: list } => {
+                let (id, key, labels) = (container_name(*id), snapshot.map(snapshot_name), labels(list));
+                let done = rig.store.create_container(&scope, rig::container(&id, key.as_deref(), &labels));
+                assert_eq!(done.is_ok(), !model.containers.contains_key(&id));
+                model.containers.entry(id).or_insert((key, labels));
+            }
+            Op::LabelContainer { id, labels: list } => {
+                let (id, new) = (container_name(*id), labels(list));
+                let update = rig::container(&id, None, &new);
+                let done = rig.store.update_container(&scope, update, &["labels".to_owned()]);
+                assert_eq!(done.is_ok(), model.containers.contains_key(&id));
+                model.containers.entry(id).and_modify(|(_, labels)| *labels = new);
+            }
+            Op::DeleteContainer { id } => {
+                let id = container_name(*id);
+                let done = rig.store.delete_container(&scope, &id);
+                assert_eq!(done.is_ok(), model.containers.remove(&id).is_some());
+            }
+            _ => unreachable!("not a container's"),
+        }
+    }
+
     /// A pull as clients do it: everything under a lease, the record last, then the lease goes. Whatever happens in
     /// between, what it has made stays.
     fn pull(&mut self, space: usize, number: u8) {
@@ -365,6 +394,8 @@ impl World {
             assert_eq!(digests, keys(space.blobs.keys().collect()), "blobs of {namespace}");
             assert_eq!(self.rig.names(namespace), keys(space.images.keys().collect()), "images of {namespace}");
             assert_eq!(self.rig.keys(namespace), keys(space.snapshots.keys().collect()), "snapshots of {namespace}");
+            let containers = self.rig.store.containers(namespace, &[]).expect("a list").into_iter().map(|c| c.id);
+            assert_eq!(containers.collect::<BTreeSet<_>>(), keys(space.containers.keys().collect()), "{namespace}");
             let leases = self.rig.store.leases(namespace, &[]).expect("a list").into_iter().map(|l| l.id);
             assert_eq!(leases.collect::<BTreeSet<_>>(), keys(space.leases.keys().collect()), "leases of {namespace}");
             needed.extend(digests);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use bytes::Bytes;
 use jiff::Timestamp;
 use orlop_content::{IngestOptions, Ingester, LocalStore};
-use orlop_metadata::{Image, Labels, OpenOptions, Scope, ScopedSnapshots, Store};
+use orlop_metadata::{Container, Image, Labels, OpenOptions, Scope, ScopedSnapshots, Store, TypedBytes};
 use orlop_oci::{Algorithm, Descriptor, Digest, Digester};
 use orlop_snapshot::{ApplyTarget, Driver, Meta, Mount, SnapshotId, Usage, Whiteouts};
 
@@ -278,4 +278,22 @@ pub fn tree(directory: &Path) -> BTreeMap<PathBuf, u64> {
         }
     }
     found
+}
+
+/// A container on a snapshot, or on none.
+pub fn container(id: &str, key: Option<&str>, labels: &Labels) -> Container {
+    Container {
+        id: id.to_owned(),
+        labels: labels.clone(),
+        image: String::new(),
+        runtime: "runtime".to_owned(),
+        runtime_options: None,
+        spec: Some(TypedBytes::default()),
+        snapshotter: DRIVER.to_owned(),
+        snapshot_key: key.unwrap_or_default().to_owned(),
+        sandbox: String::new(),
+        extensions: BTreeMap::new(),
+        created_at: Timestamp::UNIX_EPOCH,
+        updated_at: Timestamp::UNIX_EPOCH,
+    }
 }

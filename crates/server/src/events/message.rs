@@ -44,6 +44,15 @@ fn message(change: Change) -> Message {
         Change::SnapshotRemove { driver, key } => {
             ("/snapshot/remove", pack(&event::SnapshotRemove { key, snapshotter: driver }))
         }
+        Change::ContainerCreate { id, image, runtime, options } => {
+            let options = options.map(|o| prost_types::Any { type_url: o.type_url, value: o.value });
+            let runtime = Some(event::container_create::Runtime { name: runtime, options });
+            ("/containers/create", pack(&event::ContainerCreate { id, image, runtime }))
+        }
+        Change::ContainerUpdate { id, image, labels, snapshot_key } => {
+            ("/containers/update", pack(&event::ContainerUpdate { id, image, labels, snapshot_key }))
+        }
+        Change::ContainerDelete { id } => ("/containers/delete", pack(&event::ContainerDelete { id })),
         Change::NamespaceCreate { name, labels } => {
             ("/namespaces/create", pack(&event::NamespaceCreate { name, labels }))
         }
