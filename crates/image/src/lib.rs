@@ -41,6 +41,7 @@ mod supply;
 mod tag;
 mod transfer;
 mod usage;
+mod users;
 mod walk;
 
 use std::sync::Arc;

@@ -3,7 +3,8 @@
 //! For every *name* in a CRI-managed namespace whose image is complete for the host's platform, its image ID record and
 //! its digest record exist, carry the managed label and point at a target of that image. A name is a tag, any other
 //! text, or a digest reference that somebody asked for by digest. A hash reference that no name needs is *stranded*: it
-//! goes at once if the last name was deleted, after a grace period if a tag moved away, and never while it is pinned.
+//! goes at once if the last name was deleted, after a grace period if a tag moved away, and never while it is pinned or a
+//! container stands on its image.
 //!
 //! [`changes`] decides, without I/O; it is idempotent: applied to its own result it changes nothing.
 
@@ -39,6 +40,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) image: &'a (dyn Fn(&Digest) -> Option<ImageId> + Sync),
     /// Whether the last name of a target was deleted, not moved.
     pub(crate) deleted: &'a (dyn Fn(&Digest) -> bool + Sync),
+    /// Whether a container stands on an image of a target.
+    pub(crate) used: &'a (dyn Fn(&Digest) -> bool + Sync),
     /// Names that the configuration pins, in normal form.
     pub(crate) pins: &'a [String],
     pub(crate) now: Timestamp,
@@ -104,7 +107,12 @@ pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> 
     changes.extend(needs.iter().filter_map(|(hash, need)| satisfy(hash, need, by_name.get(hash.as_str()).copied())));
     let is_kept = |r: &Image| {
         let waits = classify(&r.name) == Kind::Id && unknown.contains(&r.target.digest);
-        waits || is_name(r) || is_pinned(&r.labels) || needs.contains_key(&r.name) || kept.contains(&r.name)
+        waits
+            || is_name(r)
+            || is_pinned(&r.labels)
+            || (facts.used)(&r.target.digest)
+            || needs.contains_key(&r.name)
+            || kept.contains(&r.name)
     };
     // What is kept for another reason than a name's need starts a new grace period when that reason goes.
     let spared = |r: &&Image| r.labels.contains_key(labels::STRANDED) && is_kept(r) && !needs.contains_key(&r.name);
@@ -242,9 +250,12 @@ impl Images {
         let platform = &self.settings().platform;
         let image = |target: &Digest| catalog.complete_image(target, platform);
         let pins = self.settings().pins();
+        let users = self.users(namespace).await?;
+        let used = |target: &Digest| !users.of(catalog, target).is_empty();
         let mut facts = Facts {
             image: &image,
             deleted: &|_| false,
+            used: &used,
             pins: &pins,
             now: Timestamp::now(),
             grace_seconds: self.settings().grace_seconds,
@@ -380,7 +391,8 @@ mod tests {
 
     fn reconcile(records: &mut Records, now: Timestamp) -> Vec<ImageChange> {
         let list: Vec<Image> = records.values().cloned().collect();
-        let facts = Facts { image: &image_of, deleted: &|_| false, pins: &[], now, grace_seconds: 86_400 };
+        let facts =
+            Facts { image: &image_of, deleted: &|_| false, used: &|_| false, pins: &[], now, grace_seconds: 86_400 };
         let wanted = changes(&list, &facts);
         wanted.iter().cloned().for_each(|change| apply(records, change, now));
         wanted

@@ -13,6 +13,7 @@ use orlop_oci::{Descriptor, Digest};
 
 use crate::catalog::Catalog;
 use crate::reconcile::{self, Facts, is_name, is_pinned};
+use crate::users::Users;
 use crate::{Error, Images, Result, SnapshotRow, labels};
 
 /// How often a plan is made again because somebody writes at the same time.
@@ -146,7 +147,7 @@ impl Images {
             snapshots: self.plan_snapshots(scope, &with, &before).await?,
             returns: doomed.returns.clone(),
             unpullable: self.unpullable(scope, catalog, &doomed).await?,
-            in_use: self.in_use(catalog, &doomed, &with),
+            in_use: self.in_use(catalog, &self.users(&scope.namespace).await?, &doomed, &with),
         };
         plan.hash = plan.digest()?;
         Ok((plan, doomed))
@@ -170,13 +171,13 @@ impl Images {
             return Err(Error::Pinned(name.clone()));
         }
         if self.settings().is_cri(&scope.namespace) {
-            self.follow(catalog, &mut doomed);
+            self.follow(catalog, &self.users(&scope.namespace).await?, &mut doomed);
         }
         Ok(doomed)
     }
 
     /// Lets the reconciler say what follows: stranded hash references go too, needed ones come back.
-    fn follow(&self, catalog: &Catalog, doomed: &mut Doomed) {
+    fn follow(&self, catalog: &Catalog, users: &Users, doomed: &mut Doomed) {
         let gone = |record: &Image| doomed.names.contains(&record.name);
         let targets: BTreeSet<&Digest> = catalog.records.iter().filter(|r| gone(r)).map(|r| &r.target.digest).collect();
         let mut rest: Vec<Image> = catalog.records.iter().filter(|r| !gone(r)).cloned().collect();
@@ -188,6 +189,7 @@ impl Images {
         let facts = Facts {
             image: &image,
             deleted: &|target| targets.contains(target),
+            used: &|target| !users.of(catalog, target).is_empty(),
             pins: &[],
             now: Timestamp::now(),
             grace_seconds: i64::MAX,
@@ -257,11 +259,17 @@ impl Images {
         gone.filter(|digest| !kept.contains(digest)).collect()
     }
 
-    /// Why blobs of the removed records stay. Every record is looked at once, however many are removed.
-    fn in_use(&self, catalog: &Catalog, doomed: &Doomed, with: &Report) -> Vec<Reason> {
+    /// Why blobs and snapshots of the removed records stay. Every record is looked at once, however many are removed.
+    fn in_use(&self, catalog: &Catalog, users: &Users, doomed: &Doomed, with: &Report) -> Vec<Reason> {
         let gone: BTreeSet<&str> = with.content.iter().map(|(_, digest)| digest.as_str()).collect();
         let (going, staying): (Vec<&Image>, Vec<&Image>) =
             catalog.records.iter().partition(|r| doomed.names.contains(&r.name));
+        let by_containers = going.iter().flat_map(|r| {
+            let reason = |id: &str| format!("the container {id} runs on it: its snapshots stay");
+            let target = &r.target.digest;
+            users.of(catalog, target).into_iter().map(move |id| Reason { name: target.to_string(), reason: reason(id) })
+        });
+        let mut reasons: BTreeSet<Reason> = by_containers.collect();
         let targets: BTreeMap<&Digest, &Image> = going.iter().map(|r| (&r.target.digest, *r)).collect();
         let there = |d: &Digest| catalog.content.contains_key(d) && !gone.contains(d.as_str());
         let kept: Vec<(&Digest, Vec<Digest>)> = targets
@@ -278,12 +286,11 @@ impl Images {
             }
         }
         let nonempty = kept.iter().filter(|(_, blobs)| !blobs.is_empty());
-        nonempty
-            .map(|(target, blobs)| {
-                let names: BTreeSet<&str> = blobs.iter().flat_map(|d| users[d].iter().copied()).collect();
-                Reason { name: target.to_string(), reason: why_kept(blobs.len(), &names) }
-            })
-            .collect()
+        reasons.extend(nonempty.map(|(target, blobs)| {
+            let names: BTreeSet<&str> = blobs.iter().flat_map(|d| users[d].iter().copied()).collect();
+            Reason { name: target.to_string(), reason: why_kept(blobs.len(), &names) }
+        }));
+        reasons.into_iter().collect()
     }
 }
 

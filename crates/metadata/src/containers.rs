@@ -86,6 +86,20 @@ impl Store {
         })
     }
 
+    /// The containers that stand on a committed snapshot, each with the key of that: of an image, the chain ID of its top
+    /// layer.
+    pub fn container_parents(&self, namespace: &str) -> Result<Vec<(String, String)>> {
+        self.read(|conn| {
+            let mut query = conn.prepare_cached(
+                "SELECT c.id, p.name FROM container c
+                 JOIN snapshot s ON s.namespace = c.namespace AND s.driver = c.snapshotter AND s.name = c.snapshot_key
+                 JOIN snapshot p ON p.id = s.parent WHERE c.namespace = ?1 ORDER BY c.id",
+            )?;
+            let rows = query.query_map([namespace], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
     /// Creates a container; its times are set here.
     pub fn create_container(&self, scope: &Scope, container: Container) -> Result<Container> {
         let container = prepared(container)?;

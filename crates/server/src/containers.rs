@@ -52,7 +52,14 @@ impl Containers for Server {
     async fn delete(&self, request: Request<pb::DeleteContainerRequest>) -> Answer<()> {
         let (scope, store) = (call::scope(&request)?, self.store().clone());
         let id = request.into_inner().id;
-        blocking(move || store.delete_container(&scope, &id)).await?;
+        let namespace = scope.namespace.clone();
+        let image = blocking(move || {
+            let image = store.container(&scope.namespace, &id)?.image;
+            store.delete_container(&scope, &id).map(|()| image)
+        })
+        .await?;
+        // Hash references may have stayed for it alone.
+        self.reconcile(&namespace, &image).await;
         self.collector().request();
         Ok(Response::new(()))
     }
