@@ -5,6 +5,7 @@
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
 //! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
+//! - [`go`] builds the clients and suites that are written in Go.
 //! - [`served`] is `orlop serve` itself on a socket of its own.
 //! - [`tier`] says how much a test tries.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
@@ -19,6 +20,7 @@ pub mod corpus;
 pub mod disk;
 pub mod fingerprint;
 pub mod from_dir;
+pub mod go;
 pub mod image;
 pub mod liar;
 pub mod process;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use orlop_testkit::go::Module;
 use orlop_testkit::process::{Output, output};
 use orlop_testkit::registry::Options;
 use serde_json::Value;
@@ -40,7 +41,7 @@ impl Crictl<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn crictl_works_as_with_any_runtime() {
-    let Some(program) = program("crictl", "from kubernetes-sigs/cri-tools") else { return };
+    let Some(program) = program("crictl", "scripts/peers") else { return };
     let Some(shelf) = Shelf::start(&Options::new()) else { return };
     let (content, node) = (made(30), Node::new().await);
     let crictl = Crictl { program: &program, node: &node };
@@ -84,22 +85,13 @@ async fn crictl_works_as_with_any_runtime() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_in_go_asks_as_kubelet_does() {
-    let Some(go) = program("go", "https://go.dev/dl") else { return };
+    let Some(module) = Module::find("cri") else { return };
     let Some(shelf) = Shelf::start(&Options::new()) else { return };
     let (content, node) = (made(31), Node::new().await);
     let name = shelf.put("team/app:v1", &content).await;
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/go/cri");
-    let binary = node.directory.path().join("client");
-    let mut build = Command::new(go);
-    build.current_dir(module).args(["build", "-o"]).arg(&binary).arg(".");
-    let built = run(build).await;
-    if !built.status.success()
-        && ["proxy.golang.org", "dial tcp", "no such host"].iter().any(|t| built.stderr.contains(t))
-    {
-        eprintln!("skipped: the modules of tests/go/cri cannot be fetched here: {}", built.stderr);
-        return;
-    }
-    built.ok();
+    let directory = node.directory.path().to_owned();
+    let built = tokio::task::spawn_blocking(move || module.program(&directory)).await.unwrap();
+    let Some(binary) = built else { return };
     let mut client = Command::new(binary);
     client.args([&address(&node.socket()), &name, &id(&content)]);
     let said = run(client).await.ok().stdout;
