@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::Orlop;
@@ -174,6 +175,41 @@ fn basic_authentication_by_flag_and_by_docker_config() {
     let other = Orlop::new();
     let done = common::Done::of(&other.command(["pull", &name]).env("DOCKER_CONFIG", &dir).output().unwrap());
     assert_eq!(done.code, 0, "{}", done.err);
+}
+
+/// A refusal by a registry came with the advice to become the owner of the root.
+#[test]
+fn a_credential_helper_is_asked_and_without_credentials_the_advice_is_to_log_in() {
+    let Some(registry) = Registry::start(&Options::new().basic()) else { return };
+    let (store, other) = (Orlop::new(), Orlop::new());
+    import(&store, "docker.io/library/app:1", &image());
+    let name = format!("{}/app:1", registry.host());
+    let done = store.run(["push", "app:1", &name]);
+    assert_eq!(done.code, 7, "{}", done.err);
+    assert!(done.err.contains("docker login") && !done.err.contains("owner of the root"), "{}", done.err);
+
+    let dir = store.path("helper");
+    std::fs::create_dir(&dir).unwrap();
+    let helper = dir.join("docker-credential-mine");
+    let answer = serde_json::json!({"ServerURL": registry.host(), "Username": USER, "Secret": PASSWORD});
+    let script = format!("#!/bin/sh\nread server\n[ \"$1 $server\" = 'get {}' ] && echo '{answer}'\n", registry.host());
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = serde_json::json!({"credHelpers": {registry.host(): "mine"}});
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let helped = |store: &Orlop, args: &[&str]| {
+        let mut command = store.command(args);
+        common::Done::of(&command.env("DOCKER_CONFIG", &dir).env("PATH", &path).output().unwrap())
+    };
+    let pushed = helped(&store, &["push", "app:1", &name]);
+    assert_eq!(pushed.code, 0, "{}", pushed.err);
+    let pulled = helped(&other, &["pull", &name]);
+    assert_eq!(pulled.code, 0, "{}", pulled.err);
+    other.is_sound();
+
+    let missing = common::Done::of(&other.command(["pull", &name]).env("DOCKER_CONFIG", &dir).output().unwrap());
+    assert!(missing.code != 0 && missing.err.contains("docker-credential-mine"), "{}", missing.err);
 }
 
 #[test]

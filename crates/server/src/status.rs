@@ -192,6 +192,7 @@ fn remote_hint(error: &remote::Error) -> &'static str {
     use remote::Error as E;
     match error.principal() {
         E::NotFound { .. } => "check the name and the tag; some registries answer so, too, if a login is missing",
+        E::Unauthorized { .. } => "log in with `docker login`, or give --user USER:PASSWORD",
         E::Denied { .. } => "ask the registry's owner for access, or use another --user",
         E::Dns { .. } => "check the name, and this machine's DNS",
         E::Connect { .. } | E::Timeout { .. } | E::Broken { .. } | E::Skipped { .. } => {
