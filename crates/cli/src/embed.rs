@@ -119,9 +119,15 @@ fn class_beneath(error: &(dyn std::error::Error + 'static)) -> Class {
 }
 
 /// The messages of an error and of what caused it.
+/// An error and what caused it; what an error has already said of its cause is not said again.
 fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let messages: Vec<String> = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect();
-    messages.join(": ")
+    let mut said = error.to_string();
+    for cause in std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string) {
+        if !said.ends_with(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    said
 }
 
 fn classify(root: &Path, error: impl Into<orlop_image::Error>) -> CliError {

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
 /// Stopped by a signal (contract: exit codes).
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -111,10 +113,32 @@ pub(crate) fn report(error: &CliError) -> ExitCode {
     ExitCode::from(exit_code(error.class))
 }
 
+/// Commands of docker, podman, crictl and skopeo by the names they have here.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("copy", "orlop pull, then orlop push SRC DEST"),
+    ("image", "orlop images, and a command for each thing that is done with them: orlop --help"),
+    ("imagefsinfo", "orlop df"),
+    ("inspecti", "orlop inspect NAME"),
+    ("list", "orlop images"),
+    ("load", "orlop import FILE (or -)"),
+    ("login", "docker login or a credential helper: orlop reads ~/.docker/config.json, and --user U:P"),
+    ("prune", "orlop gc"),
+    ("rmi", "orlop rm NAME"),
+    ("save", "orlop export NAME -O FILE (or -)"),
+    ("system", "orlop df and orlop gc"),
+    ("unmount", "orlop umount DIR"),
+];
+
 /// Prints clap's answer; help and version are not failures.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // A closed standard output is not worth a second message.
     let _ = error.print();
+    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && let Some((_, here)) = ELSEWHERE.iter().find(|(there, _)| there == word)
+    {
+        eprintln!("  hint: what other tools call {word} is {here}");
+    }
     if error.use_stderr() { ExitCode::from(exit_code(Class::Usage)) } else { ExitCode::SUCCESS }
 }
 

@@ -178,6 +178,14 @@ pub(crate) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A number of things: `1 blob`, `2 blobs`.
+pub(crate) fn count(number: impl Into<u64>, thing: &str) -> String {
+    match number.into() {
+        1 => format!("1 {thing}"),
+        number => format!("{number} {thing}s"),
+    }
+}
+
 /// `sha256:` and twelve digits.
 pub(crate) fn short(digest: &str) -> &str {
     digest.get(..19).unwrap_or(digest)

@@ -77,7 +77,7 @@ fn read_file(named: Option<&Path>) -> Result<Config> {
 }
 
 fn default_root() -> Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    if is_system_root() {
         return Ok(PathBuf::from("/var/lib/orlop"));
     }
     let data = non_empty("XDG_DATA_HOME").or_else(|| non_empty("HOME").map(|home| home.join(".local/share")));
@@ -87,9 +87,22 @@ fn default_root() -> Result<PathBuf> {
     })
 }
 
+/// Whether this user is root of a system, and not only of a user namespace in which the system belongs to others
+/// (`unshare --map-root-user`). A container's root whose `/var/lib` is its own is root of a system.
+fn is_system_root() -> bool {
+    let mapped = || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everybody(&map));
+    let foreign = || rustix::fs::access("/var/lib", rustix::fs::Access::WRITE_OK).is_err();
+    rustix::process::geteuid().is_root() && !(mapped() && foreign())
+}
+
+/// A user namespace's map that says that everybody is who he is: the first namespace of a system.
+fn maps_everybody(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Where the daemon listens if nothing is said.
 fn default_socket() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    if is_system_root() {
         return Some(PathBuf::from("/run/orlop/orlop.sock"));
     }
     non_empty("XDG_RUNTIME_DIR").map(|dir| dir.join("orlop/orlop.sock"))

@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
 use common::{Done, Orlop, binary};
 
 fn bare(args: &[&str]) -> Done {
@@ -117,6 +121,43 @@ fn a_daemon_that_is_not_there_exits_with_8() {
     let done = bare(&["--address", "/nonexistent/orlop.sock", "images"]);
     assert_eq!(done.code, 8, "{}", done.err);
     assert!(done.err.contains("/nonexistent/orlop.sock"), "{}", done.err);
+    assert_eq!(done.err.matches("No such file").count(), 1, "said once: {}", done.err);
+}
+
+#[test]
+fn commands_of_other_tools_are_told_what_they_are_here() {
+    for (there, here) in [("rmi", "orlop rm"), ("load", "orlop import"), ("login", "docker login")] {
+        let done = bare(&[there, "x"]);
+        assert_eq!(done.code, 2, "{}", done.err);
+        assert!(done.err.contains(here), "{there}: {}", done.err);
+    }
+    assert!(!bare(&["nonsense"]).err.contains("other tools"));
+}
+
+/// Root of a user namespace alone may not write to the system's /var/lib: its store is the user's.
+#[test]
+fn root_of_a_user_namespace_has_a_store_of_the_users() {
+    let home = tempfile::tempdir().unwrap();
+    let inside = |program: &OsStr, args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        // Nobody's namespace: what belongs to root outside belongs to nobody inside.
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "--user", "--map-root-user"]);
+        command.arg(program).args(args).env("XDG_DATA_HOME", home.path().join("orlop-data")).env_remove("ORLOP_ROOT");
+        Done::of(&command.output().unwrap())
+    };
+    if !common::is_root("root_of_a_user_namespace_has_a_store_of_the_users") || inside("true".as_ref(), &[]).code != 0 {
+        println!("root_of_a_user_namespace_has_a_store_of_the_users: skipped, it needs user namespaces");
+        return;
+    }
+    // Where the user may reach both.
+    let program = home.path().join("orlop");
+    std::fs::copy(binary().get_program(), &program).unwrap();
+    for path in [home.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let done = inside(program.as_os_str(), &["images"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(home.path().join("orlop-data/orlop/meta.db").exists(), "{}", done.err);
 }
 
 #[test]

@@ -8,12 +8,14 @@ use std::path::Path;
 use common::Orlop;
 use orlop_oci::Compression;
 use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::process::Daemon;
 use orlop_testkit::proxy::{Fault, Proxy};
 use orlop_testkit::registry::{Options, PASSWORD, Registry, USER};
 use orlop_testkit::tar::Entry;
 use orlop_testkit::tls::Certificates;
 use orlop_testkit::token::{self, TokenServer};
 use orlop_testkit::{archive, registry};
+use rustix::process::Signal;
 
 /// Two layers, the upper one with more incompressible bytes than any buffer between network and disk holds.
 fn image() -> Content {
@@ -110,6 +112,35 @@ fn an_interrupted_pull_resumes_where_it_stopped() {
     store.ok(["pull", &name]);
     let came = proxy.counts().down - before;
     assert!(came < content.size(), "{came} bytes came again of {}", content.size());
+    store.is_sound();
+}
+
+/// Ctrl-C in mid-pull: exit code 130, no lease and no record stay, and the next pull fetches the rest only.
+#[test]
+fn a_pull_that_is_stopped_by_a_signal_leaves_nothing_but_what_it_fetched() {
+    let content = image();
+    let Some(registry) = registry_with(&content) else { return };
+    let proxy = Proxy::start(registry.address());
+    let name = format!("{}/app:1", proxy.host());
+    let store = Orlop::new();
+    proxy.set_default(Fault::StallAfter(3 << 20));
+    let mut command = store.command(["pull", "--no-unpack", &name]);
+    let mut pull = Daemon::start(&mut command, &store.path("pull.log")).unwrap();
+    let ingests = store.root().join("content/ingest");
+    let data = |dir: std::fs::DirEntry| std::fs::metadata(dir.path().join("data")).map_or(0, |m| m.len());
+    let fetched = || std::fs::read_dir(&ingests).map_or(0, |dirs| dirs.flatten().map(data).sum::<u64>());
+    pull.wait_for(|_| (fetched() > 2 << 20).then_some(()));
+    pull.signal(Signal::INT);
+    assert_eq!(pull.wait().code(), Some(130), "{}", pull.log());
+    assert_eq!(store.records(), Vec::<String>::new());
+    assert_eq!(store.ok(["leases", "ls", "-o", "name"]), "");
+    store.is_sound();
+
+    proxy.set_default(Fault::None);
+    let before = proxy.counts().down;
+    store.ok(["pull", "--no-unpack", &name]);
+    let fetched = proxy.counts().down - before;
+    assert!(fetched < 5 << 20, "{fetched} bytes of {} were fetched again", content.size());
     store.is_sound();
 }
 

@@ -131,7 +131,8 @@ impl Images {
     }
 
     async fn plan_with(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<(Plan, Doomed)> {
-        let doomed = self.doomed(scope, catalog, request).await?;
+        let users = self.users(&scope.namespace).await?;
+        let doomed = self.doomed(scope, catalog, &users, request).await?;
         let back: BTreeSet<&str> = doomed.returns.iter().map(|r| r.name.as_str()).collect();
         let going = doomed.names.iter().filter(|name| !back.contains(name.as_str()));
         let without: Vec<(String, String)> = going.map(|name| (scope.namespace.clone(), name.clone())).collect();
@@ -147,14 +148,14 @@ impl Images {
             snapshots: self.plan_snapshots(scope, &with, &before).await?,
             returns: doomed.returns.clone(),
             unpullable: self.unpullable(scope, catalog, &doomed).await?,
-            in_use: self.in_use(catalog, &self.users(&scope.namespace).await?, &doomed, &with),
+            in_use: self.in_use(catalog, &users, &doomed, &with),
         };
         plan.hash = plan.digest()?;
         Ok((plan, doomed))
     }
 
     /// Which records the request means, with the hash references that only they need.
-    async fn doomed(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<Doomed> {
+    async fn doomed(&self, scope: &Scope, catalog: &Catalog, users: &Users, request: &RemoveRequest) -> Result<Doomed> {
         let mut doomed = Doomed::default();
         for text in &request.names {
             match self.named_record(scope, text).await? {
@@ -171,7 +172,7 @@ impl Images {
             return Err(Error::Pinned(name.clone()));
         }
         if self.settings().is_cri(&scope.namespace) {
-            self.follow(catalog, &self.users(&scope.namespace).await?, &mut doomed);
+            self.follow(catalog, users, &mut doomed);
         }
         Ok(doomed)
     }

@@ -132,21 +132,18 @@ impl Store {
         })
     }
 
-    /// Deletes a container. What only it kept goes at the next collection.
-    pub fn delete_container(&self, scope: &Scope, id: &str) -> Result<()> {
+    /// Deletes a container and gives back what it was. What only it kept goes at the next collection.
+    pub fn delete_container(&self, scope: &Scope, id: &str) -> Result<Container> {
         let _loan = self.lend();
         self.write("delete container", |tx| {
             let namespace = &scope.namespace;
-            let gone = tx
-                .prepare_cached("DELETE FROM container WHERE namespace = ?1 AND id = ?2")?
+            let gone = get(tx, namespace, id)?.ok_or_else(|| not_found(id))?;
+            tx.prepare_cached("DELETE FROM container WHERE namespace = ?1 AND id = ?2")?
                 .execute(params![namespace, id])?;
-            if gone == 0 {
-                return Err(not_found(id));
-            }
             drop_messages(tx, namespace, id)?;
             edges::remove(tx, namespace, edges::CONTAINERS, id)?;
             tx.tell(namespace, Change::ContainerDelete { id: id.to_owned() });
-            Ok(())
+            Ok(gone)
         })
     }
 }

@@ -53,13 +53,9 @@ impl Containers for Server {
         let (scope, store) = (call::scope(&request)?, self.store().clone());
         let id = request.into_inner().id;
         let namespace = scope.namespace.clone();
-        let image = blocking(move || {
-            let image = store.container(&scope.namespace, &id)?.image;
-            store.delete_container(&scope, &id).map(|()| image)
-        })
-        .await?;
+        let gone = blocking(move || store.delete_container(&scope, &id)).await?;
         // Hash references may have stayed for it alone.
-        self.reconcile(&namespace, &image).await;
+        self.reconcile(&namespace, &gone.image).await;
         self.collector().request();
         Ok(Response::new(()))
     }

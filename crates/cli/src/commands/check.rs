@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Context;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result, report};
-use crate::output::{self, Table, size};
+use crate::output::{self, Table, count, size};
 
 /// Options of `check`.
 #[derive(Debug, clap::Args)]
@@ -76,12 +76,12 @@ pub(crate) fn show(context: &Context, problems: Vec<Problem>, summary: &pb::Chec
         table.print()?;
     }
     context.say(format!(
-        "{} records, {} blobs ({}{}), {} snapshots: {}",
-        summary.records,
-        summary.blobs,
+        "{}, {} ({}{}), {}: {}",
+        count(summary.records, "record"),
+        count(summary.blobs, "blob"),
         size(summary.blob_bytes),
         if deep { ", all hashed" } else { ", sizes only" },
-        summary.snapshots,
+        count(summary.snapshots, "snapshot"),
         if ok { "no problem found" } else { "see above" }
     ));
     Ok(())

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::client::pb;
 use crate::error::Result;
-use crate::output::{self, size};
+use crate::output::{self, count, size};
 
 /// Options of `gc`.
 #[derive(Debug, clap::Args)]
@@ -56,14 +56,14 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         return output::document(context.global.output, &collected);
     }
     output::line(format!(
-        "{} {} blobs ({}), {} snapshots ({}), {} of trash; {} expired leases, {} abandoned writes",
+        "{} {} ({}), {} ({}), {} of trash; {}, {}",
         if args.dry_run { "would collect" } else { "collected" },
-        a.blobs,
+        count(a.blobs, "blob"),
         size(a.blob_bytes),
-        a.snapshots,
+        count(a.snapshots, "snapshot"),
         size(a.snapshot_bytes),
         size(a.trash_bytes),
-        a.leases,
-        a.ingests
+        count(a.leases, "expired lease"),
+        count(a.ingests, "abandoned write")
     ))
 }

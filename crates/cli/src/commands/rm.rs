@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::client::pb;
 use crate::error::Result;
-use crate::output::{self, short, size};
+use crate::output::{self, count, short, size};
 
 /// Options of `rm`.
 #[derive(Debug, clap::Args)]
@@ -149,7 +149,7 @@ fn outcome(plan: &Plan) -> Vec<String> {
 fn plan_text(plan: &Plan) -> String {
     let mut lines = vec![format!("Plan {}", plan.plan), String::new(), "Records that go".into()];
     lines.extend(plan.records.iter().map(|r| format!("  {r}")));
-    lines.push(format!("Content that goes: {} blobs", plan.blobs.len()));
+    lines.push(format!("Content that goes: {}", count(plan.blobs.len() as u64, "blob")));
     lines.extend(plan.blobs.iter().map(|b| format!("  {}  {:>10}", short(&b.digest), size(b.size))));
     lines.push(format!("Snapshots that go: {}", plan.snapshots.len()));
     lines.extend(

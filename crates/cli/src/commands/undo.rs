@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::client::pb;
 use crate::error::Result;
-use crate::output::{self, Table, size, time, time_short};
+use crate::output::{self, Table, count, size, time, time_short};
 
 /// Options of `undo`.
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     for name in &answer.kept {
         context.say(format!("{name} exists again and was left as it is"));
     }
-    context.say(format!("brought back {} blobs and {} snapshots", answer.blobs, answer.snapshots));
+    context.say(format!("brought back {} and {}", count(answer.blobs, "blob"), count(answer.snapshots, "snapshot")));
     Ok(())
 }
 
