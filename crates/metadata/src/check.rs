@@ -80,16 +80,19 @@ fn edge_problems(conn: &Connection) -> Result<Vec<MetadataProblem>> {
     )?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let mut edges = Edges::of_labels(&labels::column(row, 3)?);
+        let kind: String = row.get(1)?;
+        let mut edges = Edges::of_labels(&kind, &labels::column(row, 3)?);
         if let Some(target) = row.get::<_, Option<String>>(5)? {
             edges = edges.to(&row.get::<_, String>(4)?, &target);
         }
-        stated.insert((row.get(0)?, row.get(1)?, row.get(2)?), edges);
+        stated.insert((row.get(0)?, kind, row.get(2)?), edges);
     }
     let mut objects: BTreeSet<Object> = stated.keys().cloned().collect();
     let mut query = conn.prepare(
         "SELECT namespace, from_kind, from_name FROM edge WHERE back = 0
-         UNION SELECT namespace, to_kind, to_name FROM edge WHERE back = 1",
+         UNION SELECT namespace, to_kind, to_name FROM edge WHERE back = 1
+         UNION SELECT namespace, from_kind, from_name FROM condition
+         UNION SELECT namespace, kind, name FROM used",
     )?;
     let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     objects.extend(rows.collect::<Result<Vec<_>, _>>()?);

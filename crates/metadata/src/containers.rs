@@ -208,7 +208,7 @@ fn put(tx: &Tx<'_>, scope: &Scope, mut container: Container) -> Result<Container
 }
 
 fn stated(container: &Container) -> Edges {
-    let edges = Edges::of_labels(&container.labels);
+    let edges = Edges::of_labels(edges::CONTAINERS, &container.labels);
     if container.snapshotter.is_empty() || container.snapshot_key.is_empty() {
         return edges;
     }

@@ -6,6 +6,8 @@
 //! an ingest's expected digest, its `gc.ref` labels. Stated by the far end (`back = 1`): `gc.bref` labels, which keep the object that
 //! carries them as long as what they name exists.
 //!
+//! Edges that are there only at times, stated by `gc.cond` labels, are in tables of their own: [`conditions`].
+//!
 //! Suspects: [`put`] marks the targets of the edges it removes; [`remove`] marks everything the object had an edge to;
 //! [`suspect`] is called for each new blob, snapshot and ingest, for each image with an expiry, when a `gc.root` label
 //! goes, and for each resource that leaves a lease. New images and leases without expiry, and containers, are roots and need no
@@ -16,6 +18,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::{Connection, params};
 
+use crate::conditions::{self, Condition};
 use crate::gc::Node;
 use crate::{Labels, Result};
 
@@ -38,9 +41,12 @@ pub(crate) const EXPIRE: &str = "containerd.io/gc.expire";
 /// Label: a lease that does not follow labels, whatever its value.
 pub(crate) const FLAT: &str = "containerd.io/gc.flat";
 
+/// What the kinds of snapshots begin with.
+const SNAPSHOTS: &str = "snapshots/";
+
 /// Kind of a driver's snapshots; the name is the key.
 pub(crate) fn snapshots(driver: &str) -> String {
-    format!("snapshots/{driver}")
+    format!("{SNAPSHOTS}{driver}")
 }
 
 /// One edge, seen from the object that states it.
@@ -52,25 +58,38 @@ struct Edge {
     label: bool,
 }
 
-/// All edges one object states.
+/// All edges one object states, and what it says of edges that are there at times.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Edges(BTreeSet<Edge>);
+pub(crate) struct Edges {
+    edges: BTreeSet<Edge>,
+    /// An image's or blob's.
+    pub(crate) conditions: BTreeSet<Condition>,
+    /// A snapshot's: when it was used.
+    pub(crate) uses: BTreeSet<i64>,
+}
 
 impl Edges {
-    /// What labels state.
-    pub(crate) fn of_labels(labels: &Labels) -> Self {
-        Self(labels.iter().filter_map(|(key, value)| label_edge(key, value)).collect())
+    /// What the labels of an object of this kind state.
+    pub(crate) fn of_labels(kind: &str, labels: &Labels) -> Self {
+        let edges = labels.iter().filter_map(|(key, value)| label_edge(key, value)).collect();
+        let mut stated = Self { edges, ..Self::default() };
+        match kind {
+            CONTENT | IMAGES => stated.conditions = conditions::of_labels(labels),
+            _ if kind.starts_with(SNAPSHOTS) => stated.uses = conditions::uses(labels),
+            _ => {}
+        }
+        stated
     }
 
     /// Adds what is no label: a target, a parent, an expected digest.
     pub(crate) fn to(mut self, kind: &str, name: &str) -> Self {
-        self.0.insert(Edge { kind: kind.to_owned(), name: name.to_owned(), back: false, label: false });
+        self.edges.insert(Edge { kind: kind.to_owned(), name: name.to_owned(), back: false, label: false });
         self
     }
 
     /// From and to of each, stated by `near`.
     pub(crate) fn ends(&self, near: &Node) -> impl Iterator<Item = (Node, Node)> {
-        self.0.iter().map(|edge| {
+        self.edges.iter().map(|edge| {
             let far = Node::new(&near.namespace, &edge.kind, &edge.name);
             if edge.back { (far, near.clone()) } else { (near.clone(), far) }
         })
@@ -106,8 +125,10 @@ fn is_named(rest: &str, kind: &str) -> bool {
 
 /// Makes the edges that an object states equal `edges`, and suspects the targets of those that go.
 pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edges: &Edges) -> Result<()> {
-    let Edges(old) = stated(tx, namespace, kind, name)?;
-    for edge in old.difference(&edges.0) {
+    let Edges { edges: old, .. } = stated(tx, namespace, kind, name)?;
+    conditions::put(tx, [namespace, kind, name], &edges.conditions)?;
+    conditions::put_uses(tx, [namespace, kind, name], &edges.uses)?;
+    for edge in old.difference(&edges.edges) {
         delete(tx, namespace, kind, name, edge)?;
         if edge.back {
             suspect(tx, namespace, kind, name)?;
@@ -115,7 +136,7 @@ pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edge
             suspect(tx, namespace, &edge.kind, &edge.name)?;
         }
     }
-    for edge in edges.0.difference(&old) {
+    for edge in edges.edges.difference(&old) {
         let ((from_kind, from_name), (to_kind, to_name)) = ends(kind, name, edge);
         tx.prepare_cached("INSERT OR IGNORE INTO edge VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
             .execute(params![namespace, from_kind, from_name, to_kind, to_name, edge.back, edge.label])?;
@@ -125,6 +146,8 @@ pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edge
 
 /// Removes the edges that an object which is being deleted states, and suspects everything it may have kept.
 pub(crate) fn remove(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<()> {
+    conditions::put(tx, [namespace, kind, name], &BTreeSet::new())?;
+    conditions::put_uses(tx, [namespace, kind, name], &BTreeSet::new())?;
     tx.prepare_cached(
         "INSERT OR IGNORE INTO suspect SELECT namespace, to_kind, to_name FROM edge
          WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3",
@@ -153,7 +176,11 @@ pub(crate) fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -
     let rows = query.query_map(params![namespace, kind, name], |row| {
         Ok(Edge { kind: row.get(0)?, name: row.get(1)?, back: row.get(2)?, label: row.get(3)? })
     })?;
-    Ok(Edges(rows.collect::<Result<_, _>>()?))
+    Ok(Edges {
+        edges: rows.collect::<Result<_, _>>()?,
+        conditions: conditions::stated(tx, [namespace, kind, name])?,
+        uses: conditions::stated_uses(tx, [namespace, kind, name])?,
+    })
 }
 
 fn delete(tx: &Connection, namespace: &str, kind: &str, name: &str, edge: &Edge) -> Result<()> {

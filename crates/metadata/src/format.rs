@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use crate::history::digest_column;
 use crate::summary::{self, ManifestSummary};
-use crate::{Error, Result};
+use crate::{Error, Result, conditions};
 
 /// The format this program writes and the newest it reads.
-const FORMAT: i64 = 3;
+const FORMAT: i64 = 4;
 
 /// The oldest format whose tables this program can read as they are.
 const OLDEST_READ: i64 = 1;
@@ -23,10 +23,13 @@ const OLDEST_READ: i64 = 1;
 const APPLICATION_ID: i64 = 0x6f72_6c70;
 
 /// From each format to the next one, from 1 on.
-const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] = [to_format_2, to_format_3];
+const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] = [to_format_2, to_format_3, to_format_4];
 
 /// What format 3 brought: tables alone.
 const CONTAINERS: &str = include_str!("format-3.sql");
+
+/// What format 4 brought: tables alone, filled from labels.
+const CONDITIONS: &str = include_str!("format-4.sql");
 
 /// Refuses a format that cannot be read.
 pub(crate) fn check(connection: &Connection, path: &Path) -> Result<()> {
@@ -39,11 +42,18 @@ pub(crate) fn check(connection: &Connection, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives a connection that may only read an older database the tables that format 3 brought, empty and its own, so that
-/// queries need not ask which format they meet.
+/// Gives a connection that may only read an older database the tables that it lacks, its own ones, so that queries need not
+/// ask which format they meet.
 pub(crate) fn complete(connection: &Connection, path: &Path) -> Result<()> {
-    if (OLDEST_READ..3).contains(&format_of(connection, path)?) {
-        connection.execute_batch(&CONTAINERS.replace("CREATE TABLE", "CREATE TEMP TABLE"))?;
+    let found = format_of(connection, path)?;
+    let own =
+        |sql: &str| sql.replace("CREATE TABLE", "CREATE TEMP TABLE").replace("CREATE INDEX ", "CREATE INDEX temp.");
+    if (OLDEST_READ..3).contains(&found) {
+        connection.execute_batch(&own(CONTAINERS))?;
+    }
+    if (OLDEST_READ..4).contains(&found) {
+        connection.execute_batch(&own(CONDITIONS))?;
+        conditions::fill(connection)?;
     }
     Ok(())
 }
@@ -94,6 +104,12 @@ fn to_format_2(tx: &Connection) -> Result<()> {
 /// Containers.
 fn to_format_3(tx: &Connection) -> Result<()> {
     Ok(tx.execute_batch(CONTAINERS)?)
+}
+
+/// Edges that are there at times.
+fn to_format_4(tx: &Connection) -> Result<()> {
+    tx.execute_batch(CONDITIONS)?;
+    conditions::fill(tx)
 }
 
 /// A summary as format 1 had it, in JSON.

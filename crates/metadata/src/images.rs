@@ -210,7 +210,8 @@ fn put(tx: &Tx<'_>, scope: &Scope, old: Option<&Image>, mut image: Image) -> Res
             tx.now()
         ],
     )?;
-    let stated = Edges::of_labels(&image.labels).to(edges::CONTENT, image.target.digest.as_str());
+    let stated = Edges::of_labels(edges::IMAGES, &image.labels);
+    let stated = stated.to(edges::CONTENT, image.target.digest.as_str());
     edges::put(tx, namespace, edges::IMAGES, &image.name, &stated)?;
     if expires.is_some() {
         edges::suspect(tx, namespace, edges::IMAGES, &image.name)?;

@@ -22,6 +22,7 @@
 
 mod changes;
 mod check;
+mod conditions;
 mod containers;
 mod content;
 mod db;

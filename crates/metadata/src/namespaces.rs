@@ -81,7 +81,7 @@ impl Store {
                 "INSERT OR IGNORE INTO doomed (kind, name) SELECT 'ingest', backend FROM ingest WHERE namespace = ?1",
                 [name],
             )?;
-            for table in ["ingest", "lease_resource", "lease", "edge", "suspect"] {
+            for table in ["ingest", "lease_resource", "lease", "edge", "condition", "used", "suspect"] {
                 tx.execute(&format!("DELETE FROM {table} WHERE namespace = ?1"), [name])?;
             }
             tx.execute("DELETE FROM namespace WHERE name = ?1", [name])?;

@@ -1,4 +1,4 @@
--- Format 3 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
+-- Format 4 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
 
 CREATE TABLE namespace (
   name    TEXT PRIMARY KEY,
@@ -108,7 +108,8 @@ CREATE TABLE container_message (         -- what only clients understand
   PRIMARY KEY (namespace, container, field)
 );
 
-CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be
+CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be; as `condition` the
+                                         -- time of the last collection, from which on conditions may have turned
   name  TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -129,6 +130,28 @@ CREATE TABLE edge (
   PRIMARY KEY (namespace, from_kind, from_name, to_kind, to_name, back, label)
 ) WITHOUT ROWID;
 CREATE INDEX edge_to ON edge (namespace, to_kind, to_name);
+
+CREATE TABLE condition (                 -- edges to snapshots that are there at times: `gc.cond` labels of images and blobs
+  namespace TEXT NOT NULL,
+  from_kind TEXT NOT NULL,
+  from_name TEXT NOT NULL,
+  to_kind   TEXT NOT NULL,               -- snapshots/<driver>
+  to_name   TEXT NOT NULL,
+  newer     INTEGER NOT NULL,            -- 1: while less than `age` has passed since a use of the snapshot; 0: once more has
+  age       INTEGER NOT NULL,            -- nanoseconds
+  PRIMARY KEY (namespace, from_kind, from_name, to_kind, to_name, newer, age)
+) WITHOUT ROWID;
+CREATE INDEX condition_to ON condition (namespace, to_kind, to_name);
+CREATE INDEX condition_age ON condition (age);
+
+CREATE TABLE used (                      -- when snapshots were used, from their `gc.cond.value-usedat` labels
+  namespace TEXT NOT NULL,
+  kind      TEXT NOT NULL,
+  name      TEXT NOT NULL,
+  at        INTEGER NOT NULL,
+  PRIMARY KEY (namespace, kind, name, at)
+) WITHOUT ROWID;
+CREATE INDEX used_at ON used (at);
 
 CREATE TABLE suspect (                   -- perhaps kept by nothing any more
   namespace TEXT NOT NULL,

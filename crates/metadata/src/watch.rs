@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Row, params};
 
+use crate::conditions;
 use crate::db::from_nanos;
 use crate::history::{HistoryEntry, entry};
 use crate::{Result, Store};
@@ -45,7 +46,7 @@ impl Store {
         })
     }
 
-    /// When the next lease, write or record expires; it may be past already.
+    /// When the next lease, write or record expires, or a condition turns; it may be past already.
     pub fn next_expiry(&self) -> Result<Option<Timestamp>> {
         self.read(|conn| {
             let mut query = conn.prepare_cached(
@@ -54,8 +55,9 @@ impl Store {
                      UNION ALL SELECT min(expires) FROM ingest WHERE expires IS NOT NULL
                      UNION ALL SELECT min(expires) FROM image WHERE expires IS NOT NULL)",
             )?;
-            let nanos: Option<i64> = query.query_row([], |row| row.get(0))?;
-            Ok(nanos.map(from_nanos))
+            let expires: Option<i64> = query.query_row([], |row| row.get(0))?;
+            let turns = conditions::next(conn)?;
+            Ok(expires.into_iter().chain(turns).min().map(from_nanos))
         })
     }
 

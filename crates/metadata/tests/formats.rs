@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use orlop_content::MemoryStore;
+use orlop_metadata::gc::Disposal;
 use orlop_metadata::{ListedManifest, Listing, ListingRequest, ManifestSummary, Store};
 use orlop_oci::{ChainId, ImageId, Platform};
 use rusqlite::types::Value;
@@ -22,6 +23,7 @@ fn root_of(format: &str) -> tempfile::TempDir {
 }
 
 const FORMAT_2: &str = include_str!("data/format-2.sql");
+const FORMAT_3: &str = include_str!("data/format-3.sql");
 
 fn root_of_format_1() -> tempfile::TempDir {
     root_of(include_str!("data/format-1.sql"))
@@ -107,7 +109,7 @@ fn a_database_that_was_brought_up_is_as_a_new_one() {
     let Root { store, directory: new, .. } = Root::new();
     drop(store);
     let new = schema(new.path());
-    for directory in [root_of_format_1(), root_of(FORMAT_2)] {
+    for directory in [root_of_format_1(), root_of(FORMAT_2), root_of(FORMAT_3)] {
         drop(open(directory.path(), false));
         let old = schema(directory.path());
         assert!(old.len() > 100, "{old:?}");
@@ -208,4 +210,36 @@ fn older_formats_that_may_not_be_written_have_no_containers() {
         drop(store);
         assert_eq!(fs::read(directory.path().join("meta.db")).unwrap(), before);
     }
+}
+
+/// The image, the blob that holds a condition, and the snapshot that is kept by it.
+fn keeps_by_condition(store: &Store) {
+    is_all_there(store);
+    assert_eq!(store.check_metadata().unwrap(), []);
+    let plan = store.plan_collection(&[("test".to_owned(), "docker.io/library/a:1".to_owned())]).unwrap();
+    assert!(plan.snapshots.is_empty(), "{plan:?}");
+    let turns =
+        "2033-05-18T03:00:00Z".parse::<jiff::Timestamp>().unwrap() + jiff::SignedDuration::from_hours(1_000_000);
+    assert_eq!(store.next_expiry().unwrap(), Some(turns));
+}
+
+/// Formats before 4 had no conditions; the labels that state them may be there all the same.
+#[test]
+fn format_3_is_brought_up_with_the_conditions_that_labels_state() {
+    let directory = root_of(FORMAT_3);
+    keeps_by_condition(&open(directory.path(), false));
+    let store = open(directory.path(), false);
+    keeps_by_condition(&store);
+    store.collect(Disposal::Reclaim).unwrap();
+    keeps_by_condition(&store);
+}
+
+#[test]
+fn format_3_can_be_read_with_its_conditions_where_it_may_not_be_written() {
+    let directory = root_of(FORMAT_3);
+    let before = fs::read(directory.path().join("meta.db")).unwrap();
+    let store = open(directory.path(), true);
+    keeps_by_condition(&store);
+    drop(store);
+    assert_eq!(fs::read(directory.path().join("meta.db")).unwrap(), before);
 }

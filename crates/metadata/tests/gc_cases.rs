@@ -286,3 +286,144 @@ fn a_blob_that_is_wanted_again_survives_its_own_doom() {
     collect(&rig);
     assert!(rig.reads(&blob));
 }
+
+const CONDITION: &str = "containerd.io/gc.cond.snapshot.plain";
+const USED: &str = "containerd.io/gc.cond.value-usedat";
+
+/// A root whose image `i` keeps the snapshot `s`, used now, under a condition. All that may go without it is gone.
+fn conditional(condition: &str) -> Rig {
+    let rig = Rig::new();
+    let now = at(rig.seconds());
+    rig.snapshots(NS, None).prepare("s", "", labels(&[(USED, &now)])).expect("a snapshot");
+    let labels = [(CONDITION, condition)];
+    rig.store.create_image(&rig.scope(NS, None), image("i", &digest(b"x"), &labels)).expect("a record");
+    rig
+}
+
+/// After a collection, the same by either way of marking.
+fn is_kept(rig: &Rig) -> bool {
+    collect(rig);
+    let kept = !rig.keys(NS).is_empty();
+    let oracle = rig.store.collect_full(Disposal::Reclaim).expect("a collection");
+    assert!(oracle.snapshots.is_empty() && oracle.missed.is_empty(), "{oracle:?}");
+    assert_eq!(rig.store.check_metadata().expect("a check"), []);
+    kept
+}
+
+#[test]
+fn a_condition_keeps_a_snapshot_until_its_time_is_up() {
+    let rig = conditional("usedat<1h|s");
+    for _ in 0..2 {
+        assert!(is_kept(&rig));
+        rig.advance(3599);
+        assert!(is_kept(&rig));
+        // Used again: the time begins anew.
+        let now = at(rig.seconds());
+        rig.snapshots(NS, None).update("s", labels(&[(USED, &now)]), &[]).expect("labelled");
+    }
+    rig.advance(3599);
+    assert!(is_kept(&rig));
+    rig.advance(1);
+    // Nobody has written anything.
+    assert!(!is_kept(&rig));
+}
+
+#[test]
+fn a_condition_may_ask_for_age() {
+    let mut rig = conditional("usedat>1h|s");
+    let lease = Resource { kind: ResourceKind::Snapshots(DRIVER.to_owned()), name: "s".to_owned() };
+    rig.store.create_lease(NS, "l", labels(&[])).expect("a lease");
+    rig.store.add_resource(NS, "l", &lease).expect("leased");
+    rig.advance(3601);
+    rig.store.delete_lease(NS, "l").expect("it is there");
+    assert!(is_kept(&rig), "more than an hour has passed");
+    rig.reopen();
+    rig.advance(-1);
+    assert!(!is_kept(&rig), "the clock was set back to the hour");
+}
+
+#[test]
+fn one_condition_of_several_is_enough() {
+    let rig = conditional("usedat<1m,nonsense,usedat<x,usedat<=9h,usedat>30m,usedat<10m|s");
+    rig.advance(599);
+    assert!(is_kept(&rig));
+    let used = at(rig.seconds() - 1801);
+    rig.snapshots(NS, None).update("s", labels(&[(USED, &used)]), &[]).expect("labelled");
+    assert!(is_kept(&rig));
+    let second = format!("{USED}.2");
+    let used = [(USED, at(rig.seconds() - 700)), (second.as_str(), at(rig.seconds() - 599))];
+    let pairs: Vec<(&str, &str)> = used.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    rig.snapshots(NS, None).update("s", labels(&pairs), &[]).expect("labelled");
+    assert!(is_kept(&rig), "of several times, too");
+    rig.advance(1);
+    assert!(!is_kept(&rig));
+}
+
+#[test]
+fn what_a_condition_needs_may_go() {
+    for step in 0..4 {
+        let rig = conditional("usedat<1h|s");
+        assert!(is_kept(&rig));
+        let scope = rig.scope(NS, None);
+        match step {
+            0 => drop(rig.store.delete_image(&scope, "i", None).expect("it is there")),
+            1 => drop(rig.snapshots(NS, None).update("s", labels(&[]), &[]).expect("labelled")),
+            2 => {
+                let changed = image("i", &digest(b"x"), &[(CONDITION, "usedat<1h|other")]);
+                rig.store.update_image(&scope, changed, &["labels".to_owned()]).expect("labelled");
+            }
+            _ => {
+                let plan = rig.store.plan_collection(&[(NS.to_owned(), "i".to_owned())]).expect("a plan");
+                assert_eq!(plan.snapshots.len(), 1, "a plan knows it too");
+                continue;
+            }
+        }
+        assert!(!is_kept(&rig), "step {step}");
+    }
+}
+
+#[test]
+fn conditions_of_blobs_and_of_expired_images_count_and_those_of_others_do_not() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let (now, past) = (at(rig.seconds()), at(rig.seconds() - 1));
+    for key in ["by blob", "by image", "by container", "by snapshot"] {
+        rig.snapshots(NS, None).prepare(key, "", labels(&[(USED, &now)])).expect("a snapshot");
+    }
+    let condition = |key: &str| format!("usedat<1h|{key}");
+    let labels_of = |key: &str| labels(&[(CONDITION, &condition(key))]);
+    let blob = rig.put(&scope, b"blob", &[(CONDITION, &condition("by blob"))]).expect("a blob");
+    let expired = [(CONDITION, condition("by image")), ("containerd.io/gc.expire", past)];
+    let pairs: Vec<(&str, &str)> = expired.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    rig.store.create_image(&scope, image("expired", &blob, &pairs)).expect("a record");
+    let holds = [("containerd.io/gc.ref.image", "expired")];
+    rig.store.create_image(&scope, image("holds", &blob, &holds)).expect("a record");
+    rig.store.create_container(&scope, rig::container("c", None, &labels_of("by container"))).expect("a container");
+    let root = labels(&[(CONDITION, &condition("by snapshot")), ("containerd.io/gc.root", "1")]);
+    rig.snapshots(NS, None).prepare("root", "", root).expect("a snapshot");
+    collect(&rig);
+    assert_eq!(rig.keys(NS), ["by blob", "by image", "root"].map(str::to_owned).into());
+    assert!(is_kept(&rig));
+}
+
+/// When one of a thousand times is up, the others are not looked at.
+#[test]
+fn the_cost_of_conditions_follows_those_that_turn() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    for number in 0..1000 {
+        let (key, used) = (format!("s{number}"), at(rig.seconds() + number));
+        rig.snapshots(NS, None).prepare(&key, "", labels(&[(USED, &used)])).expect("a snapshot");
+        let condition = [(CONDITION, format!("usedat<1h|{key}"))].map(|(key, value)| (key, value));
+        let condition: Vec<(&str, &str)> = condition.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        rig.store.create_image(&scope, image(&key, &digest(b"x"), &condition)).expect("a record");
+    }
+    assert!(collect(&rig).snapshots.is_empty());
+    assert_eq!(collect(&rig).visited, 0);
+    rig.advance(3600);
+    let report = collect(&rig);
+    assert_eq!(report.snapshots, [(NS.to_owned(), DRIVER.to_owned(), "s0".to_owned())].into());
+    assert!(report.visited <= 2, "looked at {} objects and edges", report.visited);
+    rig.advance(-3600);
+    assert_eq!(collect(&rig).snapshots.len(), 0);
+}

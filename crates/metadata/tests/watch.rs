@@ -4,7 +4,7 @@ mod rig;
 
 use orlop_metadata::gc::Disposal;
 use orlop_metadata::{Counts, HistoryAction};
-use rig::{Rig, at, digest, labels};
+use rig::{Rig, at, digest, image, labels};
 
 const NS: &str = "default";
 
@@ -34,6 +34,34 @@ fn the_next_expiry_is_the_earliest_of_all_kinds() {
     assert_eq!(rig.store.next_expiry().unwrap().unwrap().as_second(), rig.seconds() + 100);
     rig.store.create_lease("other", "soon", labels(&[("containerd.io/gc.expire", &expires(10))])).unwrap();
     assert_eq!(rig.store.next_expiry().unwrap().unwrap().as_second(), rig.seconds() + 10);
+}
+
+#[test]
+fn conditions_turn_at_times_that_can_be_asked_for() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let used = |seconds| [("containerd.io/gc.cond.value-usedat", at(rig.seconds() + seconds))];
+    let owned = |pairs: &[(&str, String)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    rig.snapshots(NS, None).prepare("a", "", owned(&used(-5))).unwrap();
+    rig.snapshots(NS, None).prepare("b", "", owned(&used(-50))).unwrap();
+    let condition = |text: &str| image("i", &digest(b"x"), &[("containerd.io/gc.cond.snapshot.plain", text)]);
+    rig.store.create_image(&scope, condition("usedat<1m|b")).unwrap();
+    let next = || rig.store.next_expiry().unwrap().map(|at| at.as_second() - rig.seconds());
+    assert_eq!(next(), Some(10), "the condition is about b alone");
+    rig.store.update_image(&scope, condition("usedat>3s,usedat<1m|a"), &[]).unwrap();
+    assert_eq!(next(), Some(-2), "already past, and not collected since");
+    rig.store.collect(Disposal::Reclaim).unwrap();
+    assert_eq!(next(), Some(55));
+    rig.advance(55);
+    assert_eq!(next(), Some(0));
+    rig.store.collect(Disposal::Reclaim).unwrap();
+    assert_eq!(next(), None);
+    // Beyond what the database can say: some time, and no error.
+    rig.snapshots(NS, None)
+        .update("a", labels(&[("containerd.io/gc.cond.value-usedat", "9999-01-01T00:00:00Z")]), &[])
+        .unwrap();
+    rig.store.update_image(&scope, condition("usedat<2562047h|a"), &[]).unwrap();
+    assert!(next().is_some());
 }
 
 #[test]

@@ -110,6 +110,32 @@ async fn what_a_lease_held_goes_soon_after_it_expires() {
     assert!(jiff::Timestamp::now() > expires.round(jiff::Unit::Second).unwrap() - jiff::SignedDuration::from_secs(1));
 }
 
+/// Nobody deletes anything: the daemon knows when the time is up.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_condition_kept_goes_soon_after_it_has_turned() {
+    let node = Node::new();
+    let used = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let scope = Scope::new("default", "test");
+    let snapshots = node.store.snapshots(&scope, "native").unwrap();
+    for (key, age) in [("soon", "3s"), ("late", "1h")] {
+        snapshots.prepare(key, "", labels(&[("containerd.io/gc.cond.value-usedat", &used)])).unwrap();
+        let condition = format!("usedat<{age}|{key}");
+        let target = orlop_oci::Descriptor::new("x", format!("sha256:{}", "0".repeat(64)).parse().unwrap(), 1);
+        let image = orlop_metadata::Image {
+            name: key.into(),
+            target,
+            labels: labels(&[("containerd.io/gc.cond.snapshot.native", &condition)]),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            updated_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        node.store.create_image(&scope, image).unwrap();
+    }
+    let served = Served::start(node, Background::default());
+    served.until("one of two snapshots goes", |store| store.counts().unwrap().snapshots == 1).await;
+    let used = used.parse::<jiff::Timestamp>().unwrap();
+    assert!(jiff::Timestamp::now() >= used + jiff::SignedDuration::from_secs(3));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trash_is_emptied_when_its_time_is_up_or_the_disk_is_full() {
     let old = Background { trash_age: Duration::ZERO, trash_free_percent: 0, ..Background::default() };

@@ -153,7 +153,7 @@ impl ScopedContent {
         let root = labels.contains_key(edges::ROOT);
         tx.prepare_cached("UPDATE blob SET labels = ?3, root = ?4, updated = ?5 WHERE namespace = ?1 AND digest = ?2")?
             .execute(params![namespace, name, labels::to_json(&labels), root, tx.now()])?;
-        edges::put(tx, namespace, edges::CONTENT, name, &Edges::of_labels(&labels))?;
+        edges::put(tx, namespace, edges::CONTENT, name, &Edges::of_labels(edges::CONTENT, &labels))?;
         if !root && old.labels.contains_key(edges::ROOT) {
             edges::suspect(tx, namespace, edges::CONTENT, name)?;
         }
@@ -202,7 +202,7 @@ fn insert(tx: &Tx<'_>, scope: &Scope, digest: &Digest, size: u64, labels: &Label
         root,
         tx.now()
     ])?;
-    edges::put(tx, namespace, edges::CONTENT, name, &Edges::of_labels(labels))?;
+    edges::put(tx, namespace, edges::CONTENT, name, &Edges::of_labels(edges::CONTENT, labels))?;
     edges::suspect(tx, namespace, edges::CONTENT, name)?;
     leases::add(tx, scope, edges::CONTENT, name)?;
     Ok(())

@@ -1,7 +1,7 @@
 //! The oracle: everything is read, edges are derived from the objects themselves, and what no root reaches is garbage.
 //!
-//! Nothing is shared with the incremental way but the meaning of a label ([`Edges`]): neither the rows of `edge` nor those
-//! of `suspect` are looked at.
+//! Nothing is shared with the incremental way but the meaning of a label ([`Edges`]): no row of `edge`, `condition`, `used` or
+//! `suspect` is looked at.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,6 +9,7 @@ use rusqlite::{Connection, Row};
 
 use super::graph::hold;
 use super::mark::{Found, Hold, Link, Node};
+use crate::conditions::Condition;
 use crate::edges::{self, CONTAINERS, CONTENT, Edges, IMAGES, INGESTS};
 use crate::{Labels, Result, labels};
 
@@ -17,6 +18,10 @@ struct World {
     objects: HashSet<Node>,
     links: HashMap<Node, Vec<Link>>,
     roots: Vec<(Node, Hold)>,
+    /// Each with who states it.
+    conditions: Vec<(Node, Condition)>,
+    /// When snapshots were used.
+    uses: HashMap<Node, Vec<i64>>,
 }
 
 /// Finds all garbage at `now`.
@@ -28,6 +33,7 @@ pub(super) fn garbage(conn: &Connection, now: i64) -> Result<Found> {
     world.snapshots(conn)?;
     world.containers(conn)?;
     world.leases(conn, now)?;
+    world.judge_conditions(now);
     let visited = world.objects.len() as u64 + world.links.values().map(|l| l.len() as u64).sum::<u64>();
     let reached = world.reach();
     let garbage = world.objects.iter().filter(|node| !reached.contains_key(node)).cloned().collect();
@@ -36,13 +42,28 @@ pub(super) fn garbage(conn: &Connection, now: i64) -> Result<Found> {
 
 impl World {
     fn object(&mut self, node: Node, root: bool, labels: &Labels) {
-        for (from, to) in Edges::of_labels(labels).ends(&node) {
+        let stated = Edges::of_labels(&node.kind, labels);
+        for (from, to) in stated.ends(&node) {
             self.links.entry(from).or_default().push(Link { to, label: true });
+        }
+        self.conditions.extend(stated.conditions.into_iter().map(|condition| (node.clone(), condition)));
+        if !stated.uses.is_empty() {
+            self.uses.insert(node.clone(), stated.uses.into_iter().collect());
         }
         if root {
             self.roots.push((node.clone(), Hold::Full));
         }
         self.objects.insert(node);
+    }
+
+    /// Makes edges of the conditions that hold.
+    fn judge_conditions(&mut self, now: i64) {
+        for (from, condition) in std::mem::take(&mut self.conditions) {
+            let to = Node::new(&from.namespace, &condition.kind, &condition.name);
+            if self.uses.get(&to).is_some_and(|uses| uses.iter().any(|&used| condition.holds(used, now))) {
+                self.links.entry(from).or_default().push(Link { to, label: true });
+            }
+        }
     }
 
     fn link(&mut self, from: &Node, to: Node) {

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::mark::{Graph, Hold, Link, Node};
+use crate::conditions;
 use crate::edges::{CONTAINERS, CONTENT, IMAGES, INGESTS};
 use crate::{Error, Result};
 
@@ -34,7 +35,7 @@ impl Rows<'_> {
             "SELECT EXISTS (SELECT 1 FROM suspect) OR EXISTS (SELECT 1 FROM image WHERE expires < ?1)
                  OR EXISTS (SELECT 1 FROM ingest WHERE expires < ?1) OR EXISTS (SELECT 1 FROM lease WHERE expires < ?1)",
         )?;
-        Ok(query.query_row([self.now], |row| row.get(0))?)
+        Ok(query.query_row([self.now], |row| row.get(0))? || !conditions::turned(self.conn, self.now)?.is_empty())
     }
 
     /// What the deletion of a record makes suspect: what it had edges to, and its place.
@@ -48,6 +49,7 @@ impl Rows<'_> {
             for row in rows {
                 seeds.push(row?);
             }
+            seeds.extend(conditions::kept_by(self.conn, &image, self.now)?);
             seeds.push(image);
         }
         Ok(())
@@ -111,6 +113,7 @@ impl Graph for Rows<'_> {
                      JOIN lease_resource r ON r.namespace = l.namespace AND r.lease = l.id WHERE l.flat = 1",
         )?;
         let mut seeds = query.query_map([self.now], node)?.collect::<rusqlite::Result<Vec<_>>>()?;
+        seeds.extend(conditions::turned(self.conn, self.now)?);
         self.lost(&mut seeds)?;
         Ok(seeds)
     }
@@ -150,10 +153,16 @@ impl Graph for Rows<'_> {
              WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND back >= ?4",
         )?;
         // Of a deleted record only what others state stays.
-        let rows = query.query_map(params![node.namespace, node.kind, node.name, self.deleted(node)], |row| {
+        let deleted = self.deleted(node);
+        let rows = query.query_map(params![node.namespace, node.kind, node.name, deleted], |row| {
             Ok(Link { to: self::node(row)?, label: row.get(3)? })
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let mut links = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        if !deleted && matches!(node.kind.as_str(), CONTENT | IMAGES) {
+            let kept = conditions::kept_by(self.conn, node, self.now)?;
+            links.extend(kept.into_iter().map(|to| Link { to, label: true }));
+        }
+        Ok(links)
     }
 
     fn sources(&self, target: &Node, visit: &mut dyn FnMut(Node) -> Result<ControlFlow<()>>) -> Result<()> {
@@ -166,7 +175,14 @@ impl Graph for Rows<'_> {
             let (source, back) = (node(row)?, row.get::<_, bool>(3)?);
             let stated_by_deleted = if back { deleted } else { self.deleted(&source) };
             if !stated_by_deleted && visit(source)?.is_break() {
-                break;
+                return Ok(());
+            }
+        }
+        if driver_of(&target.kind).is_some() {
+            for source in conditions::keepers(self.conn, target, self.now)? {
+                if !self.deleted(&source) && visit(source)?.is_break() {
+                    return Ok(());
+                }
             }
         }
         Ok(())

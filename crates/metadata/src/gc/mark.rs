@@ -48,7 +48,8 @@ pub(crate) trait Graph {
     /// Why a question has no answer.
     type Error;
 
-    /// The suspects, what has expired, what expired leases hold, what flat leases hold.
+    /// The suspects, what has expired, what expired leases hold, snapshots for which a condition turned, what flat leases
+    /// hold.
     fn seeds(&self) -> Result<Vec<Node>, Self::Error>;
 
     /// Whether there is such an object.

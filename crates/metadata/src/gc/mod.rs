@@ -2,11 +2,12 @@
 //!
 //! Objects are (namespace, kind, name). Roots: unexpired image records; containers; unexpired leases, which hold their resources;
 //! blobs and snapshots labelled `containerd.io/gc.root`; unexpired ingests, which hold their expected digest. Edges:
-//! an image's target, `gc.ref.*` labels, `gc.bref.*` labels (reversed), snapshot parents, containers' snapshots. A flat lease holds what it
+//! an image's target, `gc.ref.*` labels, `gc.bref.*` labels (reversed), `gc.cond.*` labels whose condition holds, snapshot
+//! parents, containers' snapshots. A flat lease holds what it
 //! lists and, of snapshots, their parents, of images, their targets, but follows no label.
 //!
 //! Incremental: every garbage object is reachable from `suspect`. Let S be what is reachable from the suspects, from
-//! what just expired, and from what flat leases hold. An object of S lives if it is a root, if something alive outside
+//! what just expired, from the snapshots for which a condition turned, and from what flat leases hold. An object of S lives if it is a root, if something alive outside
 //! S has an edge to it, or if something alive within S has. Everything outside S is alive. What of S does not live is
 //! deleted; then `suspect` is emptied. The cost follows S. [`Store::collect_full`] marks everything from the roots
 //! instead and is the oracle. docs/garbage-collection.md says why this is right.
@@ -174,6 +175,7 @@ pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_
     }
     removal.apply(tx, report.trash.as_deref())?;
     tx.execute("DELETE FROM suspect", [])?;
+    crate::conditions::collected(tx, now)?;
     Ok((removal, report))
 }
 
@@ -184,9 +186,9 @@ fn missed(tx: &Tx<'_>, now: i64, full: &Found) -> Result<BTreeSet<String>> {
     Ok(missed.map(|node| format!("{} {} {}", node.namespace, node.kind, node.name)).collect())
 }
 
-/// The rows of everything that image records have a path to.
-pub(crate) fn reached(conn: &Connection, images: &[ImageRow]) -> Result<Removal> {
-    let graph = Rows { conn, now: 0, without: &BTreeSet::new() };
+/// The rows of everything that image records have a path to at `now`.
+pub(crate) fn reached(conn: &Connection, now: i64, images: &[ImageRow]) -> Result<Removal> {
+    let graph = Rows { conn, now, without: &BTreeSet::new() };
     let mut open: Vec<Node> = images.iter().map(|i| Node::new(&i.namespace, crate::edges::IMAGES, &i.name)).collect();
     let mut seen = HashSet::new();
     while let Some(node) = open.pop() {

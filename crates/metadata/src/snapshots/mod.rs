@@ -226,7 +226,7 @@ impl ScopedSnapshots {
     /// Makes the edges of a snapshot what its parent and labels state.
     fn state(&self, tx: &Tx<'_>, name: &str, parent: &str, labels: &Labels) -> Result<()> {
         let kind = self.kind();
-        let stated = Edges::of_labels(labels);
+        let stated = Edges::of_labels(&kind, labels);
         let stated = if parent.is_empty() { stated } else { stated.to(&kind, parent) };
         edges::put(tx, &self.scope.namespace, &kind, name, &stated)
     }

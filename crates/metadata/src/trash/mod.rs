@@ -115,7 +115,7 @@ impl Store {
                     deleted.extend(gc::image(tx, &scope.namespace, name)?);
                 }
             }
-            let reached = gc::reached(tx, &deleted)?;
+            let reached = gc::reached(tx, tx.now(), &deleted)?;
             images::apply(tx, scope, changes)?;
             let bin = match disposal {
                 Disposal::Reclaim => None,

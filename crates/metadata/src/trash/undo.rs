@@ -60,7 +60,7 @@ impl Undo<'_, '_> {
                 blob.created,
                 self.tx.now()
             ])?;
-        edges::put(self.tx, &blob.namespace, CONTENT, &blob.digest, &Edges::of_labels(all))?;
+        edges::put(self.tx, &blob.namespace, CONTENT, &blob.digest, &Edges::of_labels(CONTENT, all))?;
         edges::suspect(self.tx, &blob.namespace, CONTENT, &blob.digest)
     }
 
@@ -141,7 +141,7 @@ impl Undo<'_, '_> {
                 self.tx.now()
             ])?;
         let kind = edges::snapshots(&snapshot.driver);
-        let mut stated = Edges::of_labels(&stated);
+        let mut stated = Edges::of_labels(&kind, &stated);
         if let Some(name) = &snapshot.parent_name {
             stated = stated.to(&kind, name);
         }
@@ -182,7 +182,7 @@ impl Undo<'_, '_> {
                 image.created,
                 self.tx.now()
             ])?;
-        let edges = Edges::of_labels(&stated).to(CONTENT, &image.digest);
+        let edges = Edges::of_labels(IMAGES, &stated).to(CONTENT, &image.digest);
         edges::put(self.tx, &image.namespace, IMAGES, &image.name, &edges)?;
         edges::suspect(self.tx, &image.namespace, IMAGES, &image.name)?;
         let state = State { target: &target, labels: &stated };

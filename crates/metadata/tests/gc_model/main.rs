@@ -34,6 +34,9 @@ fn some_labels(expires: u32) -> impl Strategy<Value = Vec<Label>> {
         2 => (0..NAMES).prop_map(Label::BackSnapshot),
         2 => (0..NAMES).prop_map(Label::BackContainer),
         1 => (0..3u8, 0..BLOBS).prop_map(|(way, blob)| Label::Other(way, blob)),
+        3 => (0..5u8, any::<bool>(), 0..60u8, 0..NAMES)
+            .prop_map(|(way, newer, minutes, name)| Label::Condition { way, newer, minutes, name }),
+        3 => (any::<bool>(), 0..120i64).prop_map(|(more, minutes)| Label::Used { more, minutes }),
     ];
     prop::collection::vec(label, 0..3)
 }
@@ -85,8 +88,11 @@ fn op() -> impl Strategy<Value = Op> {
         10 => snapshots,
         6 => containers,
         4 => (0..BLOBS).prop_map(|image| Op::Pull { image }),
-        4 => (1..50u16).prop_map(|minutes| Op::Advance { minutes }),
+        4 => (0..NAMES, 0..40i64, prop::bool::weighted(0.7), 0..60u8)
+            .prop_map(|(name, ago, newer, minutes)| Op::Use { name, ago, newer, minutes }),
+        4 => (1..50i16).prop_map(|minutes| Op::Advance { minutes }),
         1 => Just(Op::Advance { minutes: 25 * 60 }),
+        1 => (1..50i16).prop_map(|minutes| Op::Advance { minutes: -minutes }),
         6 => Just(Op::Collect),
         1 => Just(Op::CollectFull),
         4 => (0..NAMES, prop::option::of(0..NAMES)).prop_map(|(name, other)| Op::Remove { name, other }),

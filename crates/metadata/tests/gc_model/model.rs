@@ -51,6 +51,20 @@ pub fn expired(labels: &Labels, now: i64) -> bool {
     end.is_some_and(|end| end.as_second() < now)
 }
 
+/// When labels say that a snapshot was used, in seconds.
+fn uses(labels: &Labels) -> impl Iterator<Item = i64> {
+    let values = labels.iter().filter(|(key, _)| after(key, "cond.value-usedat").is_some());
+    values.map(|(_, value)| value.parse::<jiff::Timestamp>().expect("a time").as_second())
+}
+
+/// Whether one condition holds so many seconds after a use.
+fn holds(condition: &str, since: i64) -> bool {
+    let minutes = |text: &str| text.strip_suffix('m').and_then(|n| n.parse::<i64>().ok());
+    let newer = condition.strip_prefix("usedat<").and_then(minutes);
+    let older = condition.strip_prefix("usedat>").and_then(minutes);
+    newer.is_some_and(|minutes| since < minutes * 60) || older.is_some_and(|minutes| since > minutes * 60)
+}
+
 impl Space {
     /// Every object with its labels.
     pub fn labelled(&self) -> Vec<(Object, &Labels)> {
@@ -63,8 +77,8 @@ impl Space {
 
     /// Everything that is kept, whether it exists or not.
     pub fn kept(&self, now: i64) -> BTreeSet<Object> {
-        let mut kept = self.reach(self.strong_roots(now), true);
-        kept.extend(self.reach(self.flat_roots(now), false));
+        let mut kept = self.reach(self.strong_roots(now), true, now);
+        kept.extend(self.reach(self.flat_roots(now), false, now));
         kept
     }
 
@@ -98,12 +112,12 @@ impl Space {
         self.leases.values().filter(|(labels, _)| flat(labels)).flat_map(|(_, held)| held.iter().cloned()).collect()
     }
 
-    pub fn reach(&self, roots: BTreeSet<Object>, by_labels: bool) -> BTreeSet<Object> {
+    pub fn reach(&self, roots: BTreeSet<Object>, by_labels: bool, now: i64) -> BTreeSet<Object> {
         let mut reached = roots;
         loop {
             let more: BTreeSet<Object> = reached
                 .iter()
-                .flat_map(|object| self.next(object, by_labels))
+                .flat_map(|object| self.next(object, by_labels, now))
                 .filter(|object| !reached.contains(object))
                 .collect();
             if more.is_empty() {
@@ -113,7 +127,7 @@ impl Space {
         }
     }
 
-    pub fn next(&self, object: &Object, by_labels: bool) -> Vec<Object> {
+    pub fn next(&self, object: &Object, by_labels: bool, now: i64) -> Vec<Object> {
         let mut next = Vec::new();
         match object {
             Object::Image(name) => next.extend(self.images.get(name).map(|(target, _)| Object::Blob(target.clone()))),
@@ -129,6 +143,7 @@ impl Space {
             Object::Blob(_) => {}
         }
         if by_labels {
+            next.extend(self.conditional(object, now));
             for (owner, labels) in self.labelled() {
                 for (key, value) in labels {
                     if owner == *object {
@@ -143,6 +158,27 @@ impl Space {
             }
         }
         next
+    }
+
+    /// The snapshots that conditions of an image or blob keep now.
+    pub fn conditional(&self, object: &Object, now: i64) -> Vec<Object> {
+        let labels = match object {
+            Object::Image(name) => self.images.get(name).map(|(_, labels)| labels),
+            Object::Blob(name) => self.blobs.get(name),
+            _ => None,
+        };
+        let mut kept = Vec::new();
+        for (key, value) in labels.into_iter().flatten() {
+            let driver = after(key, "cond.snapshot").map(|rest| rest.trim_start_matches(['.', '/']));
+            let (Some(driver), Some((conditions, key))) = (driver, value.split_once('|')) else { continue };
+            let Some((_, labels)) = self.snapshots.get(key).filter(|_| driver.split('/').next() == Some(DRIVER)) else {
+                continue;
+            };
+            if conditions.split(',').any(|condition| uses(labels).any(|used| holds(condition, now - used))) {
+                kept.push(Object::Snapshot(key.to_owned()));
+            }
+        }
+        kept
     }
 
     pub fn sweep(&mut self, now: i64) {

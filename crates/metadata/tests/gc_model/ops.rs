@@ -105,8 +105,16 @@ pub enum Op {
     Pull {
         image: u8,
     },
+    /// Snapshot and image, made unless they are there, and labelled: this one was used so many minutes ago, that one keeps
+    /// it within, or not within, so many.
+    Use {
+        name: u8,
+        ago: i64,
+        newer: bool,
+        minutes: u8,
+    },
     Advance {
-        minutes: u16,
+        minutes: i16,
     },
     /// Into the trash; with the record of a second name, if there is one.
     Remove {
@@ -136,6 +144,18 @@ pub enum Label {
     BackContainer(u8),
     /// Looks like one, but is none.
     Other(u8, u8),
+    /// For a snapshot, as long as it was used within, or not within, so many minutes.
+    Condition {
+        way: u8,
+        newer: bool,
+        minutes: u8,
+        name: u8,
+    },
+    /// When a snapshot was used, in minutes from the start.
+    Used {
+        more: bool,
+        minutes: i64,
+    },
 }
 
 pub fn bytes(blob: u8) -> Vec<u8> {
@@ -165,8 +185,24 @@ pub fn labels(list: &[Label]) -> Labels {
         Label::Other(0, blob) => ("ref.contents".to_owned(), name_of(blob)),
         Label::Other(1, blob) => ("ref.snapshot.other".to_owned(), snapshot_name(blob)),
         Label::Other(_, blob) => ("ref".to_owned(), name_of(blob)),
+        Label::Condition { way, newer, minutes, name } => condition(way, newer, minutes, name),
+        Label::Used { more: false, minutes } => ("cond.value-usedat".to_owned(), at(rig::START + minutes * 60)),
+        Label::Used { more: true, minutes } => ("cond.value-usedat.2".to_owned(), at(rig::START + minutes * 60)),
     };
     list.iter().map(pair).map(|(key, value)| (format!("{prefix}{key}"), value)).collect()
+}
+
+/// Most ways are good, some of them with something that is none; the last two say nothing.
+fn condition(way: u8, newer: bool, minutes: u8, name: u8) -> (String, String) {
+    let (operator, key) = (if newer { '<' } else { '>' }, snapshot_name(name));
+    let one = format!("usedat{operator}{minutes}m");
+    match way {
+        0 => (format!("cond.snapshot.{DRIVER}"), format!("{one}|{key}")),
+        1 => (format!("cond.snapshot/{DRIVER}/extra"), format!("usedat<=9m,other<9m,{one}|{key}")),
+        2 => (format!("cond.snapshot.{DRIVER}"), format!("usedat<3m,{one}|{key}")),
+        3 => ("cond.snapshot.other".to_owned(), format!("{one}|{key}")),
+        _ => (format!("cond.snapshot.{DRIVER}"), one),
+    }
 }
 
 pub fn image_name(name: u8) -> String {

@@ -28,6 +28,7 @@ impl World {
             Op::Undo => self.undo(space),
             Op::EmptyTrash { all } => self.empty_trash(*all),
             Op::Pull { image } => self.pull(space, *image),
+            Op::Use { .. } => self.use_snapshot(space, op),
             Op::CreateImage { .. } | Op::Retarget { .. } | Op::LabelImage { .. } | Op::DeleteImage { .. } => {
                 self.image(space, op);
             }
@@ -295,6 +296,20 @@ impl World {
             _ => Op::DeleteLease { lease },
         };
         self.apply(space, &op);
+    }
+
+    fn use_snapshot(&mut self, space: usize, op: &Op) {
+        let &Op::Use { name, ago, newer, minutes } = op else { unreachable!("not a use") };
+        let used = Label::Used { more: false, minutes: (self.rig.seconds() - rig::START) / 60 - ago };
+        let condition = Label::Condition { way: 0, newer, minutes, name };
+        if !self.spaces[space].snapshots.contains_key(&snapshot_name(name)) {
+            self.apply(space, &Op::Prepare { key: name, parent: None, lease: None, view: false, labels: Vec::new() });
+        }
+        if !self.spaces[space].images.contains_key(&image_name(name)) {
+            self.apply(space, &Op::CreateImage { name, blob: name, labels: Vec::new(), lease: None });
+        }
+        self.apply(space, &Op::LabelSnapshot { name, labels: vec![used] });
+        self.apply(space, &Op::LabelImage { name, labels: vec![condition] });
     }
 
     fn remove(&mut self, space: usize, name: u8, other: Option<u8>) {
