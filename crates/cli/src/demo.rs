@@ -197,6 +197,7 @@ All records of an image point at one target; they are names, not copies.")
             default_socket: None,
             docker_config: String::new(),
             config: Config::default(),
+            left_out: Vec::new(),
         };
         Ok(Context { global: self.global.clone(), settings, clients })
     }

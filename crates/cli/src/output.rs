@@ -3,6 +3,9 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use crate::args::{Format, Global};
 use crate::config::{Log, LogFormat};
@@ -23,8 +26,9 @@ pub(crate) fn set_up_logging(global: &Global) {
     tracing_subscriber::fmt().with_env_filter(level).with_ansi(colour).with_writer(io::stderr).init();
 }
 
-/// The same for a daemon: at the configured level, unless options say otherwise, as text or JSON.
-pub(crate) fn set_up_daemon_logging(global: &Global, log: &Log) {
+/// The same for a daemon: at the configured level, unless options say otherwise, as text or JSON. `spans` takes spans
+/// whatever is logged.
+pub(crate) fn set_up_daemon_logging(global: &Global, log: &Log, spans: Option<Box<dyn Layer<Registry> + Send + Sync>>) {
     let level = match (global.quiet, global.verbose) {
         (true, 0) => "error",
         (false, 0) => log.level.as_str(),
@@ -32,11 +36,13 @@ pub(crate) fn set_up_daemon_logging(global: &Global, log: &Log) {
         _ => "trace",
     };
     let colour = !global.no_color && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = tracing_subscriber::fmt().with_env_filter(level).with_writer(io::stderr);
-    match log.format {
-        LogFormat::Text => lines.with_ansi(colour).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match log.format {
+        LogFormat::Text => lines.with_ansi(colour).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let lines = lines.with_filter(EnvFilter::new(level)).boxed();
+    tracing_subscriber::registry().with(spans.into_iter().chain([lines]).collect::<Vec<_>>()).init();
 }
 
 /// Columns for people. A cell may have several lines.

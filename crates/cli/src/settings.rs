@@ -19,14 +19,18 @@ pub(crate) struct Settings {
     pub(crate) default_socket: Option<PathBuf>,
     /// Docker's config.json; empty: there is none.
     pub(crate) docker_config: String,
-    /// What the configuration file says, or would say by default.
+    /// What the configuration file says, or would say by default; `[traces]` with what the environment says.
     pub(crate) config: Config,
+    /// What of the environment was left out, for whoever it concerns.
+    pub(crate) left_out: Vec<String>,
 }
 
 impl Settings {
     /// Reads the environment and the configuration file.
     pub(crate) fn load(global: &Global) -> Result<Self> {
-        let config = read_file(global.config.as_deref())?;
+        let mut config = read_file(global.config.as_deref())?;
+        let (traces, left_out) = config.traces.with_environment(|name| std::env::var(name).ok());
+        config.traces = traces;
         let address = address(global, config.address.clone());
         let given = global.root.clone().or_else(|| config.root.clone());
         let root_given = given.is_some();
@@ -41,6 +45,7 @@ impl Settings {
             default_socket: config.serve.socket.clone().or_else(default_socket),
             docker_config: docker_config().map(|p| p.display().to_string()).unwrap_or_default(),
             config,
+            left_out,
         })
     }
 }

@@ -56,6 +56,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("reqwest", &["orlop-remote"]),
     ("clap", &["orlop"]),
     ("indicatif", &["orlop"]),
+    ("opentelemetry", &["orlop"]),
+    ("opentelemetry_sdk", &["orlop"]),
+    ("opentelemetry-otlp", &["orlop"]),
+    ("tracing-opentelemetry", &["orlop"]),
 ];
 
 /// A text that may occur in the sources of these crates only.

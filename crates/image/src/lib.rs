@@ -18,6 +18,10 @@
 //! [`Images`] is cheap to clone and every method may run at the same time as any other, in this process and in others
 //! on the same root. Calls to the database run on the blocking pool. Dropping a future stops the operation and ends its
 //! lease: parts of blobs stay for a day as ingests to be resumed, the rest goes at the next collection.
+//!
+//! # Spans
+//! What an operation spends its time on is told in spans, also of threads of the blocking pool: `pull` or `import`, within them
+//! `resolve`, `admit`, `fetch` and `unpack` for each blob, `commit`; and `reconcile`. One that failed has the `error`.
 
 mod catalog;
 mod check;
@@ -37,6 +41,7 @@ mod remove;
 mod resolve;
 mod rows;
 mod settings;
+mod span;
 mod supply;
 mod tag;
 mod transfer;
@@ -108,8 +113,21 @@ impl Images {
         T: Send + 'static,
         F: FnOnce(&orlop_metadata::Store) -> Result<T> + Send + 'static,
     {
+        self.blocking_within(tracing::Span::current(), call)
+    }
+
+    /// The same in a span other than the current one.
+    pub(crate) fn blocking_within<T, F>(
+        &self,
+        span: tracing::Span,
+        call: F,
+    ) -> impl Future<Output = Result<T>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&orlop_metadata::Store) -> Result<T> + Send + 'static,
+    {
         let store = self.inner.store.clone();
-        let running = tokio::task::spawn_blocking(move || call(&store));
+        let running = tokio::task::spawn_blocking(move || span.in_scope(|| call(&store)));
         async {
             match running.await {
                 Ok(result) => result,

@@ -6,7 +6,9 @@ use futures::TryStreamExt;
 use orlop_metadata::{Scope, ScopedContent};
 use orlop_oci::{Descriptor, Platform, Reference, RepositoryName};
 use orlop_remote::{BlobStream, Client, Uploaded};
+use tracing::field::Empty;
 
+use crate::span::within;
 use crate::transfer::{Transfer, Wanted, stream};
 use crate::walk::kind_word;
 use crate::{BlobEvent, Error, Event, Images, Limit, Outcome, Result, Sink, Stage, labels};
@@ -42,7 +44,9 @@ impl Images {
     /// # Errors
     /// [`Error::Incomplete`] if something that was asked for is missing in this store.
     pub async fn push(&self, scope: &Scope, client: &Client, request: &PushRequest, sink: Sink<'_>) -> Result<Outcome> {
-        self.under_lease(scope, async |scope| self.push_held(&scope, client, request, sink).await).await
+        let span = tracing::info_span!("push", image = request.source, to = request.destination, error = Empty);
+        let pushed = self.under_lease(scope, async |scope| self.push_held(&scope, client, request, sink).await);
+        within(span, pushed).await
     }
 
     async fn push_held(

@@ -13,9 +13,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 use orlop_metadata::{self as metadata, HistoryAction, Image, ImageChange, Labels, Scope};
 use orlop_oci::{Descriptor, Digest, ImageId, Kind, Reference, classify};
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::catalog::Catalog;
 use crate::pull::record_labels;
+use crate::span::within;
 use crate::{Images, Result, labels};
 
 /// Rounds after which a pass gives up on a namespace that others keep changing.
@@ -185,10 +188,14 @@ impl Images {
     /// Brings the hash references of a namespace in order; does nothing where the namespace is not CRI-managed.
     /// Idempotent: a second pass changes nothing.
     pub async fn reconcile(&self, namespace: &str) -> Result<Reconciled> {
-        let mut done = Reconciled::default();
         if !self.settings().is_cri(namespace) {
-            return Ok(done);
+            return Ok(Reconciled::default());
         }
+        within(info_span!("reconcile", namespace, error = Empty), self.reconcile_all_of(namespace)).await
+    }
+
+    async fn reconcile_all_of(&self, namespace: &str) -> Result<Reconciled> {
+        let mut done = Reconciled::default();
         let scope = Scope::new(namespace, "reconciler");
         for _ in 0..ROUNDS {
             let catalog = self.catalog(&scope).await?;
@@ -206,6 +213,11 @@ impl Images {
         if !self.settings().is_cri(namespace) {
             return Ok(Reconciled::default());
         }
+        within(info_span!("reconcile", namespace, image = name, error = Empty), self.reconcile_near(namespace, name))
+            .await
+    }
+
+    async fn reconcile_near(&self, namespace: &str, name: &str) -> Result<Reconciled> {
         let scope = Scope::new(namespace, "reconciler");
         let catalog = self.neighbours(&scope, name).await?;
         let changes = self.wanted_changes(namespace, &catalog).await?;

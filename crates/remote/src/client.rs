@@ -165,10 +165,11 @@ impl Client {
             return Ok(endpoints.clone());
         }
         let last = configs.len() - 1;
+        let (tuning, trace) = (&self.inner.tuning, self.inner.options.trace.as_ref());
         let endpoints = configs
             .iter()
             .enumerate()
-            .map(|(at, config)| Endpoint::new(config.clone(), registry, at != last, &self.inner.tuning).map(Arc::new))
+            .map(|(at, config)| Endpoint::new(config.clone(), registry, at != last, tuning, trace).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
         known.insert(registry.to_owned(), (configs, endpoints.clone()));
         Ok(endpoints)

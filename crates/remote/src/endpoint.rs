@@ -4,6 +4,7 @@
 //! - `Authorization` and the headers of hosts.toml are attached only where the URL has the scheme, host and port of the
 //!   endpoint; client certificates likewise, since redirects elsewhere use a client that has none.
 //! - A redirect from HTTPS to HTTP is not followed. No cookies are kept.
+//! - Which trace a request belongs to is told to the endpoint, not to where it redirects.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +16,8 @@ use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tracing::Instrument;
+use tracing::field::{Empty, display};
 use url::Url;
 
 use crate::answer::Answer;
@@ -26,7 +29,7 @@ use crate::hosts::{HostConfig, authority, is_loopback};
 use crate::hosts_toml::Capability;
 use crate::scope::Scopes;
 use crate::tls;
-use crate::{Tuning, USER_AGENT, retry};
+use crate::{TraceHeaders, Tuning, USER_AGENT, retry};
 
 /// Redirects in a row that are followed.
 const MAX_REDIRECTS: usize = 10;
@@ -126,6 +129,7 @@ pub(crate) struct Endpoint {
     host: String,
     mirror: bool,
     tuning: Tuning,
+    trace: Option<TraceHeaders>,
     client: reqwest::Client,
     foreign: reqwest::Client,
     /// For other places on this machine.
@@ -143,7 +147,13 @@ impl fmt::Debug for Endpoint {
 
 impl Endpoint {
     /// A host of `registry`; `mirror` says that others come after it.
-    pub(crate) fn new(config: HostConfig, registry: &str, mirror: bool, tuning: &Tuning) -> Result<Self> {
+    pub(crate) fn new(
+        config: HostConfig,
+        registry: &str,
+        mirror: bool,
+        tuning: &Tuning,
+        trace: Option<&TraceHeaders>,
+    ) -> Result<Self> {
         let host = config.authority();
         let connect =
             config.dial_timeout.unwrap_or(if mirror { tuning.mirror_connect_timeout } else { tuning.connect_timeout });
@@ -171,6 +181,7 @@ impl Endpoint {
             registry: registry.to_owned(),
             mirror,
             tuning: tuning.clone(),
+            trace: trace.cloned(),
             plain: AtomicBool::new(false),
             scheme: Mutex::default(),
             learned: Mutex::default(),
@@ -340,8 +351,26 @@ impl Endpoint {
         }
     }
 
-    /// One request at one place; `None` if the host turned out not to speak TLS and is to be asked by HTTP.
+    /// [`Self::ask_at`] in a span that ends with the head of the answer.
     async fn exchange_at(
+        &self,
+        request: &Request,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Option<Answer>> {
+        let (method, host, what) = (request.method.as_str(), authority(url), request.what.as_str());
+        let span = tracing::info_span!("request", method, host, what, status = Empty, error = Empty);
+        let asked = self.ask_at(request, url, authorization).instrument(span.clone()).await;
+        match &asked {
+            Ok(Some(answer)) => span.record("status", answer.status().as_u16()),
+            Ok(None) => span.record("error", "it does not speak TLS"),
+            Err(error) => span.record("error", display(error)),
+        };
+        asked
+    }
+
+    /// One request at one place; `None` if the host turned out not to speak TLS and is to be asked by HTTP.
+    async fn ask_at(
         &self,
         request: &Request,
         url: &Url,
@@ -352,6 +381,11 @@ impl Endpoint {
         builder = builder.header(ACCEPT_ENCODING, "identity");
         if let Some(authorization) = authorization.filter(|_| own) {
             builder = builder.header(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(trace) = self.trace.as_ref().filter(|_| own) {
+            let mut headers = HeaderMap::new();
+            trace.add(&mut headers);
+            builder = builder.headers(headers);
         }
         let (host, limit) = (authority(url), self.response_timeout());
         let sent = match &request.body {

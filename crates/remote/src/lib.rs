@@ -43,7 +43,7 @@ use orlop_oci::Descriptor;
 
 pub use client::Client;
 pub use error::{BoxError, ConfigError, Error, Result};
-pub use options::{ClientOptions, Credential, CredentialSource, Login, Tuning};
+pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeaders, Tuning};
 
 /// How Orlop names itself to token servers.
 const CLIENT_ID: &str = "orlop";

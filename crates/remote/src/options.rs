@@ -48,6 +48,23 @@ pub struct ClientOptions {
     pub login: Option<Login>,
     /// HTTP instead of HTTPS where no hosts.toml says otherwise. Loopback hosts fall back to HTTP by themselves.
     pub plain_http: bool,
+    /// Tells the registry and its mirrors which trace their requests belong to.
+    pub trace: Option<TraceHeaders>,
+}
+
+/// Adds headers that let a host go on with the trace of the current span.
+#[derive(Clone)]
+pub struct TraceHeaders(Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
+
+impl TraceHeaders {
+    /// `add` is called within the span of each request.
+    pub fn new(add: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(add))
+    }
+
+    pub(crate) fn add(&self, headers: &mut HeaderMap) {
+        (self.0)(headers);
+    }
 }
 
 impl ClientOptions {
@@ -70,6 +87,7 @@ impl fmt::Debug for ClientOptions {
             .field("headers", &self.headers.keys())
             .field("login", &self.login)
             .field("plain_http", &self.plain_http)
+            .field("trace", &self.trace.is_some())
             .finish()
     }
 }

@@ -38,6 +38,7 @@ mod services;
 mod snapshots;
 mod status;
 mod streaming;
+mod traces;
 mod transfer;
 mod version;
 
@@ -45,6 +46,7 @@ pub use background::Background;
 pub use cri::CriSettings;
 pub use daemon::ServeOptions;
 pub use serve::Server;
+pub use traces::{Receive, SpanCounts, Traces};
 
 use std::pin::Pin;
 

@@ -16,6 +16,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tonic::Code;
 
+use crate::traces::SpanCounts;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Call {
     method: Arc<str>,
@@ -30,6 +32,11 @@ struct Method {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Fate {
+    result: &'static str,
 }
 
 /// All counters of a server. Cheap to clone.
@@ -55,6 +62,8 @@ pub(crate) struct Metrics {
     /// Passes of the reconciler that changed something.
     pub(crate) reconciled: Counter,
     stored: Family<Kind, Gauge>,
+    /// Spans, as they were last looked up.
+    spans: Family<Fate, Counter>,
 }
 
 fn latencies() -> Histogram {
@@ -79,6 +88,7 @@ impl Default for Metrics {
             missed: Counter::default(),
             reconciled: Counter::default(),
             stored: Family::default(),
+            spans: Family::default(),
         };
         registry.register("calls", "gRPC calls by method and status code", new.calls.clone());
         registry.register_with_unit(
@@ -107,6 +117,7 @@ impl Default for Metrics {
         registry.register("missed", "Garbage that the incremental collection had missed", new.missed.clone());
         registry.register("reconciled", "Passes that changed hash references", new.reconciled.clone());
         registry.register("stored", "What is in the store", new.stored.clone());
+        registry.register("spans", "Spans of traces by what became of them", new.spans.clone());
         Self { registry: Arc::new(registry), ..new }
     }
 }
@@ -124,9 +135,12 @@ impl Metrics {
         self.collected.inc_by(bytes);
     }
 
-    /// Everything as text, with what the store has, what was pulled and what the process takes.
-    pub(crate) fn text(&self, stored: Counts, pulled: u64) -> String {
+    /// Everything as text, with what the store has, what was pulled, what became of spans and what the process takes.
+    pub(crate) fn text(&self, stored: Counts, pulled: u64, spans: Option<&SpanCounts>) -> String {
         self.pulled.inner().store(pulled, Ordering::Relaxed);
+        for (result, count) in spans.into_iter().flat_map(SpanCounts::all) {
+            self.spans.get_or_create(&Fate { result }).inner().store(count, Ordering::Relaxed);
+        }
         for (kind, count) in [
             ("images", stored.images),
             ("blobs", stored.blobs),
@@ -197,13 +211,17 @@ mod tests {
         let method: Arc<str> = "/a.B/C".into();
         metrics.call(&method, Code::Ok, Duration::from_millis(2));
         metrics.collection("incremental", 7);
-        let text = metrics.text(Counts { blobs: 3, ..Counts::default() }, 9);
+        let spans = SpanCounts::default();
+        spans.dropped(4);
+        let text = metrics.text(Counts { blobs: 3, ..Counts::default() }, 9, Some(&spans));
         for line in [
             r#"orlop_calls_total{method="/a.B/C",code="OK"} 1"#,
             r#"orlop_call_seconds_count{method="/a.B/C"} 1"#,
             r#"orlop_stored{kind="blobs"} 3"#,
             "orlop_collected_bytes_total 7",
             "orlop_pulled_bytes_total 9",
+            r#"orlop_spans_total{result="dropped"} 4"#,
+            r#"orlop_spans_total{result="exported"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

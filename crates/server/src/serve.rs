@@ -7,6 +7,7 @@ use futures::StreamExt;
 use orlop_api::channel;
 use orlop_image::Images;
 use orlop_metadata::{Store, Watcher};
+use orlop_remote::TraceHeaders;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -20,6 +21,7 @@ use crate::events::Exchange;
 use crate::metrics::Metrics;
 use crate::services;
 use crate::streaming::Streams;
+use crate::traces::Traces;
 
 /// All services over one root. Cheap to clone.
 #[derive(Clone)]
@@ -34,6 +36,7 @@ pub struct Server {
     /// Keeps the exchange listening to the store.
     _watcher: Arc<Watcher>,
     metrics: Metrics,
+    traces: Option<Traces>,
 }
 
 impl Server {
@@ -51,6 +54,7 @@ impl Server {
             ending: CancellationToken::new(),
             _watcher,
             metrics: Metrics::default(),
+            traces: None,
         }
     }
 
@@ -58,6 +62,13 @@ impl Server {
     #[must_use]
     pub fn with_cri(self, settings: CriSettings) -> Self {
         Self { cri: Cri::new(self.images.clone(), settings), ..self }
+    }
+
+    /// The same with its spans joined to the traces of clients and registries. CRI's pulls go by
+    /// [`CriSettings::registry`].
+    #[must_use]
+    pub fn with_traces(self, traces: Traces) -> Self {
+        Self { traces: Some(traces), ..self }
     }
 
     /// The services in this process, over a pipe in memory. They end with the last clone of the channel. Must be called
@@ -112,13 +123,24 @@ impl Server {
         &self.metrics
     }
 
+    pub(crate) const fn traces(&self) -> Option<&Traces> {
+        self.traces.as_ref()
+    }
+
+    /// What tells registries which trace a request belongs to.
+    pub(crate) fn trace_headers(&self) -> Option<TraceHeaders> {
+        self.traces().map(|traces| traces.send.clone())
+    }
+
     /// Everything that is counted, as Prometheus reads it.
     ///
     /// # Errors
     /// If the store does not answer.
     pub async fn metrics_text(&self) -> Result<String, Status> {
         let store = self.store().clone();
-        Ok(self.metrics.text(blocking(move || store.counts()).await?, self.images.pulled_bytes()))
+        let stored = blocking(move || store.counts()).await?;
+        let spans = self.traces().map(|traces| &traces.counts);
+        Ok(self.metrics.text(stored, self.images.pulled_bytes(), spans))
     }
 
     /// Brings the hash references of a changed record in order. The change itself stands, so a failure is only told to

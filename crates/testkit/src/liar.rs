@@ -36,6 +36,8 @@ struct State {
     answers: BTreeMap<String, Answer>,
     /// What was asked for as of a proxy: `http://HOST` or `CONNECT HOST:PORT`.
     proxied: Vec<String>,
+    /// `traceparent` of each request that has one.
+    traces: Vec<String>,
     tunnel: Option<SocketAddr>,
     stopping: bool,
 }
@@ -122,6 +124,11 @@ impl Liar {
         lock(&self.state).proxied.clone()
     }
 
+    /// The `traceparent` of each request that had one.
+    pub fn traces(&self) -> Vec<String> {
+        lock(&self.state).traces.clone()
+    }
+
     /// Serves this at any path; returns the URL.
     pub fn anywhere(&self, path: &str, answer: Answer) -> String {
         self.insert(path.to_owned(), answer);
@@ -157,6 +164,9 @@ fn serve(stream: TcpStream, state: &Shared) -> io::Result<()> {
         }
         if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
             start = range.split('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        }
+        if let Some(trace) = line.strip_prefix("traceparent: ") {
+            lock(state).traces.push(trace.trim().to_owned());
         }
     }
     let mut words = request.split_whitespace();

@@ -5,6 +5,7 @@
 //! - A key that is not in it is refused, with file, line and the nearest key that is.
 
 mod read;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,12 +16,13 @@ use orlop_remote::ClientOptions;
 use orlop_server::{Background, CriSettings, ServeOptions};
 pub(crate) use read::{DEFAULT_FILE, mode, read};
 use serde::{Deserialize, Serialize};
+pub(crate) use traces::{Protocol, SamplerKind, Traces};
 
 /// The commented file with all defaults.
 pub(crate) const DEFAULT: &str = include_str!("default.toml");
 
 /// The whole file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) root: Option<PathBuf>,
@@ -33,6 +35,7 @@ pub(crate) struct Config {
     pub(crate) verify: Verify,
     pub(crate) cri: Cri,
     pub(crate) gc: Gc,
+    pub(crate) traces: Traces,
 }
 
 /// `[serve]`.
@@ -119,6 +122,7 @@ impl Default for Config {
             verify: Verify::default(),
             cri: Cri::default(),
             gc: Gc::default(),
+            traces: Traces::default(),
         }
     }
 }

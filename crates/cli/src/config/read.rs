@@ -121,6 +121,7 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
     if config.gc.trash_free_percent > 100 {
         return Err(("gc.trash_free_percent", format!("expected at most 100, found {}", config.gc.trash_free_percent)));
     }
+    config.traces.check()?;
     if let Err(error) = config.log.level.parse::<tracing_subscriber::filter::Targets>() {
         return Err(("log.level", format!("{:?}: {error}", config.log.level)));
     }
@@ -182,6 +183,13 @@ mod tests {
             refused("[serve]\nsocket_mode = '999'\n").message.starts_with("f:2: serve.socket_mode: expected an octal")
         );
         assert!(refused("[gc]\n\ntrash_free_percent = 101").message.starts_with("f:3: gc.trash_free_percent"));
+        assert!(refused("[traces]\nratio = 1.5").message.starts_with("f:2: traces.ratio: expected 0.0 to 1.0"));
+        assert!(refused("[traces]\nprotocol = 'http/json'").message.starts_with("f:2: unknown variant"));
+        assert!(
+            refused("[traces]\n\nendpoint = 'localhost:4317'").message.starts_with("f:3: traces.endpoint: expected")
+        );
+        assert!(refused("[traces]\nqueue = 0").message.contains("expected 1 to"));
+        assert!(refused("[traces]\nservicename = 'x'").hint.unwrap().contains("traces.service_name"));
         assert!(refused("[verify]\nverifier_seconds = 0").message.contains("expected 1 to 3600"));
         assert!(refused("[serve]\nmax_calls = 0").message.contains("at least 1"));
         assert!(refused("[log]\nlevel = 'a=b=c'").message.starts_with("f:2: log.level"));

@@ -7,6 +7,7 @@
 mod signals;
 mod socket;
 mod systemd;
+mod traces;
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
@@ -52,16 +53,42 @@ pub(crate) struct Args {
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     let signals = Signals::listen()?;
     let settings = Settings::load(global)?;
-    output::set_up_daemon_logging(global, &settings.config.log);
+    let traces = traces::Traces::start(&settings.config.traces);
+    let layer = traces.as_ref().ok().and_then(Option::as_ref).map(traces::Traces::layer);
+    output::set_up_daemon_logging(global, &settings.config.log, layer);
+    settings.left_out.iter().for_each(|why| tracing::warn!("left out: {why}"));
+    // A node without traces is better than one without images.
+    let traces = traces.unwrap_or_else(|why| {
+        tracing::warn!(why, "no traces are sent");
+        None
+    });
+    let served = run_traced(args, &settings, signals, traces.as_ref()).await;
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
+    served
+}
+
+async fn run_traced(
+    args: &Args,
+    settings: &Settings,
+    signals: Signals,
+    traces: Option<&traces::Traces>,
+) -> Result<ExitCode> {
     allow_many_files();
     let images = embed::images(&settings.root, &settings.config).await?;
     let store = images.store().clone();
-    let server = Server::new(images).with_cri(settings.config.cri());
+    let (mut server, mut cri) = (Server::new(images), settings.config.cri());
+    if let Some(traces) = traces.map(traces::Traces::for_server) {
+        cri.registry.trace = Some(traces.send.clone());
+        server = server.with_traces(traces);
+    }
+    let server = server.with_cri(cri);
     let mut held = Held::take(&settings.root)?;
     let passed = systemd::passed()?;
     let mut beside = JoinSet::new();
-    let metrics = metrics_listener(&settings, args, passed.metrics).await?;
-    let (socket, listeners) = listen(&settings, args, passed.listeners)?;
+    let metrics = metrics_listener(settings, args, passed.metrics).await?;
+    let (socket, listeners) = listen(settings, args, passed.listeners)?;
     if let Some(path) = listeners.iter().find_map(systemd::path) {
         tracing::info!(socket = %path.display(), root = %settings.root.display(), "serving");
         held.announce(&path)?;
@@ -76,7 +103,7 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     }
     beside.spawn(systemd::watchdog(store));
     systemd::ready();
-    serve(&server, listeners, &settings, signals, socket.as_ref()).await
+    serve(&server, listeners, settings, signals, socket.as_ref()).await
 }
 
 /// Serves until a signal, and a little longer.

@@ -180,6 +180,9 @@ fn clean(mut command: Command) -> Command {
     {
         command.env_remove(variable);
     }
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
+        command.env_remove(variable);
+    }
     command.env("DOCKER_CONFIG", "/nonexistent").env("NO_COLOR", "1").stdin(Stdio::null());
     command
 }

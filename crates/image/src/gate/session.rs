@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use orlop_metadata::{Labels, Replacement, Scope};
 use orlop_oci::{Descriptor, Digest, Reference};
+use tracing::field::Empty;
 
 use super::evidence::{Artifact, Local, Shelf};
 use super::{Admission, Asked};
 use crate::pull::{Session, document_labels};
+use crate::span::within;
 use crate::{Images, Result, labels};
 
 /// Longer lists of who vouched are cut: a label has at most 4096 bytes with its key.
@@ -31,9 +33,10 @@ impl Images {
         if gate.is_open() {
             return Ok(Admission::default());
         }
+        let span = tracing::info_span!("admit", image = asked.name, error = Empty);
         let local = Local::new(self.store(), scope, asked.reference.and_then(Reference::repository));
         let all: Vec<&dyn Shelf> = std::iter::once(&local as &dyn Shelf).chain(shelves.iter().copied()).collect();
-        gate.admit(asked, &all).await
+        within(span, gate.admit(asked, &all)).await
     }
 }
 

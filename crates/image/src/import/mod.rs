@@ -18,10 +18,13 @@ use orlop_metadata::Scope;
 use orlop_oci::{Platform, PlatformMatcher, Reference};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use crate::error::ArchiveError;
 use crate::gate::Archive;
 use crate::pull::{Naming, Nowhere, PIECE, PipeWriter, Session, pipe};
+use crate::span::within;
 use crate::walk::{self, Select, Tree};
 use crate::{Error, Event, Images, Missing, Outcome, Result, Sink};
 use files::Files;
@@ -64,16 +67,19 @@ impl Images {
         request: &ImportRequest,
         sink: Sink<'_>,
     ) -> Result<Outcome> {
-        let (outcome, names) = self
-            .under_lease(scope, async |scope| {
-                let mut session = self.session(scope, &Nowhere, sink);
-                let files = session.take_in(archive).await?;
-                let contents = session.contents(&files).await?;
-                session.finish_import(contents, request).await
-            })
-            .await?;
-        self.reconcile_names(scope, &names).await?;
-        Ok(outcome)
+        let importing = async {
+            let (outcome, names) = self
+                .under_lease(scope, async |scope| {
+                    let mut session = self.session(scope, &Nowhere, sink);
+                    let files = session.take_in(archive).await?;
+                    let contents = session.contents(&files).await?;
+                    session.finish_import(contents, request).await
+                })
+                .await?;
+            self.reconcile_names(scope, &names).await?;
+            Ok(outcome)
+        };
+        within(info_span!("import", error = Empty), importing).await
     }
 
     /// The same from an OCI layout in a directory.
@@ -87,14 +93,17 @@ impl Images {
         let layout = directory::Layout::new(directory);
         let index = layout.document("index.json").await?.ok_or(Error::Archive(ArchiveError::Unknown))?;
         let contents = Contents { entries: layout::index_entries(&index)?, docker: Vec::new() };
-        let (outcome, names) = self
-            .under_lease(scope, async |scope| {
-                let session = self.session(scope, &layout, sink);
-                session.finish_import(contents, request).await
-            })
-            .await?;
-        self.reconcile_names(scope, &names).await?;
-        Ok(outcome)
+        let importing = async {
+            let (outcome, names) = self
+                .under_lease(scope, async |scope| {
+                    let session = self.session(scope, &layout, sink);
+                    session.finish_import(contents, request).await
+                })
+                .await?;
+            self.reconcile_names(scope, &names).await?;
+            Ok(outcome)
+        };
+        within(info_span!("import", error = Empty), importing).await
     }
 
     async fn reconcile_names(&self, scope: &Scope, names: &[Reference]) -> Result<()> {

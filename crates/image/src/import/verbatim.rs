@@ -7,6 +7,8 @@ use orlop_metadata::{Scope, Store};
 use orlop_oci::{Descriptor, Digest, Document, Index, MediaKind, PlatformMatcher, Reference, media_type};
 use serde::Serialize;
 use tokio::io::AsyncRead;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use super::files::{File, Files};
 use super::layout::{self, Packed};
@@ -16,6 +18,7 @@ use crate::labels;
 use crate::place::{archive_records, records};
 use crate::pull::document_labels;
 use crate::pull::{Nowhere, Plan, Session};
+use crate::span::within;
 use crate::walk::{self, Tree};
 use crate::{Error, Event, Images, ImportAs, Place, Result, Sink};
 
@@ -45,17 +48,20 @@ impl Images {
         request: &ImportAs,
         sink: Sink<'_>,
     ) -> Result<Vec<(String, Descriptor)>> {
-        let plan = self.place_plan(&request.place)?;
-        let written = self
-            .under_lease(scope, async |scope| {
-                let mut session = self.session(scope, &Nowhere, sink);
-                let files = session.take_in(archive).await?;
-                session.place_archive(&files, &request.place, &plan).await
-            })
-            .await?;
-        let names: Vec<String> = written.iter().map(|(name, _)| name.clone()).collect();
-        self.reconcile_all(scope, &names).await?;
-        Ok(written)
+        let importing = async {
+            let plan = self.place_plan(&request.place)?;
+            let written = self
+                .under_lease(scope, async |scope| {
+                    let mut session = self.session(scope, &Nowhere, sink);
+                    let files = session.take_in(archive).await?;
+                    session.place_archive(&files, &request.place, &plan).await
+                })
+                .await?;
+            let names: Vec<String> = written.iter().map(|(name, _)| name.clone()).collect();
+            self.reconcile_all(scope, &names).await?;
+            Ok(written)
+        };
+        within(info_span!("import", error = Empty), importing).await
     }
 }
 

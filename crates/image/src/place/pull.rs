@@ -1,12 +1,15 @@
 //! Pulling to a place.
 
 use orlop_metadata::{Scope, Store};
-use orlop_oci::{Descriptor, MediaKind, Reference};
+use orlop_oci::{Descriptor, MediaKind, Reference, RepositoryName};
 use orlop_remote::Client;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use super::{Place, records, required_names};
 use crate::gate::Shelf;
-use crate::pull::{Registry, signatures};
+use crate::pull::{Registry, resolve, signatures};
+use crate::span::within;
 use crate::{Error, Event, Images, Result, Sink};
 
 impl Images {
@@ -28,9 +31,23 @@ impl Images {
             let reason = "an image ID names no repository: give the image's name, or name@digest";
             return Err(Error::Name { name: reference.to_owned(), reason });
         };
-        let target = client.resolve(&parsed).await?.descriptor;
+        let span = info_span!("pull", image = %parsed, error = Empty);
+        within(span, self.pull_to(scope, client, &parsed, repository, place, sink)).await
+    }
+
+    async fn pull_to(
+        &self,
+        scope: &Scope,
+        client: &Client,
+        reference: &Reference,
+        repository: RepositoryName,
+        place: &Place,
+        sink: Sink<'_>,
+    ) -> Result<(Vec<String>, Descriptor)> {
+        let target = resolve(client, reference).await?.descriptor;
+        let name = reference.to_string();
         if target.kind() == MediaKind::Schema1 {
-            return Err(Error::Name { name: reference.to_owned(), reason: "schema 1 manifests are not supported" });
+            return Err(Error::Name { name, reason: "schema 1 manifests are not supported" });
         }
         sink(Event::Target(target.clone()));
         let plan = self.place_plan(place)?;
@@ -42,9 +59,9 @@ impl Images {
             let [tags, referrers] = signatures(client, &origin.repository);
             let shelves: [&dyn Shelf; 2] = [&tags, &referrers];
             // What is pulled counts as well as what it is to be called here.
-            session.admit(&parsed.to_string(), &target, &shelves).await?;
+            session.admit(&name, &target, &shelves).await?;
             session.admit_records(&mut changes, &shelves).await?;
-            let tree = session.bring(reference, &target, &plan).await?;
+            let tree = session.bring(&name, &target, &plan).await?;
             let owned = scope.clone();
             let write = move |store: &Store| Ok(store.replace_images(&owned, &changes)?);
             session.finish(std::iter::once(&tree), &plan, write).await

@@ -12,10 +12,12 @@ use futures::StreamExt;
 use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Provider, Writer};
 use orlop_oci::{Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
 use orlop_remote::BlobStream;
+use tracing::field::Empty;
 
 use super::Session;
 use super::origin::too_long;
 use super::pipe::{PIECE, PipeWriter};
+use crate::span::within;
 use crate::walk::{Documents, kind_word};
 use crate::{BlobEvent, Error, Event, Limit, Result, Stage};
 
@@ -93,7 +95,9 @@ impl Session<'_> {
             return Ok(());
         };
         let offset = self.resume_at(&mut *writer, descriptor).await.map_err(fresh)?;
-        let result = self.fill(&mut *writer, descriptor, offset, tee).await;
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        let span = tracing::info_span!("fetch", %digest, kind, size, offset, error = Empty);
+        let result = within(span, self.fill(&mut *writer, descriptor, offset, tee)).await;
         result.map_err(|error| (offset > 0, error))
     }
 

@@ -22,8 +22,11 @@ use orlop_metadata::{Scope, ScopedContent};
 use orlop_oci::{Descriptor, Digest, MediaKind, Platform, Reference, RepositoryName};
 use orlop_remote::Client;
 use tokio::sync::oneshot;
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
 use crate::gate::{Remote, Vouched, Way};
+use crate::span::within;
 use crate::walk::{self, Node, Select, Tree};
 use crate::{Error, Event, Images, Outcome, Result, Sink};
 pub(crate) use blobs::Stored;
@@ -89,9 +92,22 @@ impl Images {
             let reason = "an image ID names no repository: give the image's name, or name@digest";
             return Err(Error::Name { name: request.reference.clone(), reason });
         };
-        let resolved = match client.resolve(&reference).await {
-            Err(error) if error.is_not_found() => {
-                self.note_absence(scope, client, &reference).await;
+        let span = info_span!("pull", image = %reference, error = Empty);
+        within(span, self.pull_reference(scope, client, request, &reference, repository, sink)).await
+    }
+
+    async fn pull_reference(
+        &self,
+        scope: &Scope,
+        client: &Client,
+        request: &PullRequest,
+        reference: &Reference,
+        repository: RepositoryName,
+        sink: Sink<'_>,
+    ) -> Result<Outcome> {
+        let resolved = match resolve(client, reference).await {
+            Err(Error::Remote(error)) if error.is_not_found() => {
+                self.note_absence(scope, client, reference).await;
                 return Err(error.into());
             }
             other => other?,
@@ -150,6 +166,12 @@ impl Images {
             vouched: Vouched::default(),
         }
     }
+}
+
+/// Asks the registry what a reference means.
+pub(crate) async fn resolve(client: &Client, reference: &Reference) -> Result<orlop_remote::Resolved> {
+    let asked = async { Ok(client.resolve(reference).await?) };
+    within(info_span!("resolve", image = %reference, error = Empty), asked).await
 }
 
 /// Where a repository has the signatures of its images.
@@ -280,12 +302,14 @@ impl Session<'_> {
 
     /// Brings a layer and applies it while it comes; from the store, if it is there or was resumed.
     async fn stream_and_apply(&self, blob: &Descriptor, step: &Step, unpacker: &Unpacker) -> Result<String> {
-        let mut applying = None;
+        // Unpacking is beside the transfer, not a part of it.
+        let (mut applying, beside) = (None, Span::current());
         let brought = self
             .blob(blob, &mut || {
                 let (writer, reader) = pipe();
                 let (step, unpacker) = (step.clone(), unpacker.clone());
-                applying = Some(self.images.blocking(move |_| unpacker.apply(&step, "", reader)));
+                let apply = move |_: &_| unpacker.apply(&step, "", reader);
+                applying = Some(self.images.blocking_within(beside.clone(), apply));
                 Some(writer)
             })
             .await;

@@ -14,8 +14,11 @@ use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, ScopedSna
 use orlop_oci::{ChainId, Descriptor, DiffId};
 use orlop_snapshot::apply;
 use tokio::sync::oneshot;
+use tracing::field::Empty;
+use tracing::info_span;
 
 use super::Session;
+use crate::span::entered;
 use crate::{BlobEvent, Error, Event, Limit, Result, Stage, labels};
 
 /// A layer of an image that is to be unpacked.
@@ -121,7 +124,9 @@ impl Unpacker {
         let key = active_key(&step.chain);
         self.snapshots.prepare(&key, parent, Labels::new())?;
         let open = self.actives.add(&key);
-        let applied = self.apply_to(step, &key, WhileOpen { actives: &self.actives, reader });
+        let (digest, diff_id) = (&step.layer.digest, &step.diff_id);
+        let span = info_span!("unpack", %digest, %diff_id, error = Empty);
+        let applied = entered(span, || self.apply_to(step, &key, WhileOpen { actives: &self.actives, reader }));
         if !open || applied.is_err() {
             self.discard(&key);
         }
@@ -203,7 +208,8 @@ impl Session<'_> {
                 Ready::Applied(key) => key,
                 Ready::Stored => self.apply_stored(&unpacker, &step, &parent).await?,
             };
-            self.images.blocking(move |_| unpacker.commit(&step, &key, &parent)).await?;
+            let span = info_span!("commit", snapshot = %step.chain, error = Empty);
+            self.images.blocking(move |_| entered(span, || unpacker.commit(&step, &key, &parent))).await?;
         }
         Ok(())
     }

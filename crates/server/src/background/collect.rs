@@ -12,6 +12,7 @@ use orlop_metadata::gc::{Disposal, Report};
 use orlop_metadata::{Scope, Store};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
 use crate::Server;
 use crate::blocking::blocking;
@@ -68,7 +69,7 @@ impl Collector {
 /// What an earlier process left: its leases, what it had not finished collecting.
 async fn start(server: &Server) {
     let request = orlop_image::GcRequest { full: false, trash: false, dry_run: false };
-    match server.images().gc(&Scope::new("", "daemon"), request).await {
+    match server.images().gc(&Scope::new("", "daemon"), request).instrument(span("start")).await {
         Ok(outcome) => server.metrics().collection("start", outcome.blob_bytes + outcome.snapshot_bytes),
         Err(error) => tracing::warn!(%error, "the first garbage collection failed; it is tried again"),
     }
@@ -85,7 +86,7 @@ async fn pause(store: Store) -> Duration {
 
 async fn collect(server: &Server) {
     let store = server.store().clone();
-    match blocking(move || store.collect(Disposal::Reclaim)).await {
+    match blocking(move || store.collect(Disposal::Reclaim)).instrument(span("incremental")).await {
         Ok(report) if report == Report::default() => {}
         Ok(report) => told(server, "incremental", &report),
         Err(status) => tracing::warn!(error = status.message(), "garbage collection failed; it is tried again"),
@@ -95,7 +96,7 @@ async fn collect(server: &Server) {
 /// Marks everything from the roots: the incremental collection must have left nothing.
 async fn check(server: &Server) {
     let store = server.store().clone();
-    match blocking(move || store.collect_full(Disposal::Reclaim)).await {
+    match blocking(move || store.collect_full(Disposal::Reclaim)).instrument(span("full")).await {
         Ok(report) => {
             server.metrics().missed.inc_by(report.missed.len() as u64);
             if !report.missed.is_empty() {
@@ -105,6 +106,10 @@ async fn check(server: &Server) {
         }
         Err(status) => tracing::warn!(error = status.message(), "the full collection failed; it is tried again"),
     }
+}
+
+fn span(kind: &'static str) -> Span {
+    tracing::info_span!("collect", kind)
 }
 
 fn told(server: &Server, kind: &'static str, report: &Report) {

@@ -15,6 +15,7 @@ use orlop_oci::Reference;
 use orlop_remote::{Client, ClientOptions, Login};
 use tokio::sync::Semaphore;
 use tonic::Status;
+use tracing::Instrument;
 
 use super::status::{cri_status, pull_status};
 use super::{Cri, CriSettings, auth, scope};
@@ -76,7 +77,8 @@ impl Cri {
         let cri = self.clone();
         let flight = self.inner.pulls.join(&wanted, || {
             let wanted = wanted.clone();
-            async move { cri.run(wanted).await }.boxed()
+            // Whoever of the callers drives it, it belongs to the first.
+            async move { cri.run(wanted).await }.in_current_span().boxed()
         });
         flight.await
     }

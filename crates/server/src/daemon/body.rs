@@ -49,6 +49,7 @@ impl Drop for Record {
         self.metrics.running.dec();
         self.metrics.call(&self.method, self.code, self.started.elapsed());
         self.span.in_scope(|| log(self.code, self.started));
+        self.span.record("code", crate::metrics::name(self.code));
     }
 }
 

@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use super::body::{Answer, Record};
 use super::deadline;
@@ -30,6 +31,7 @@ use super::flow::Flow;
 use super::inbound::Inbound;
 use super::peer::Peer;
 use crate::metrics::Metrics;
+use crate::traces::Traces;
 use crate::{Server, services};
 
 /// The header of a request id, both ways.
@@ -37,6 +39,9 @@ const REQUEST_ID: &str = "x-request-id";
 
 /// A client's own id is kept up to this length.
 const MAX_ID_BYTES: usize = 64;
+
+/// What a client says it calls, and in which namespace, is logged up to this length; nothing that exists is longer.
+const MAX_NAME_BYTES: usize = 128;
 
 /// Calls of foreign services that last until somebody ends them; they end as soon as the server is asked to. Our own
 /// see to it themselves ([`Server::until_shutdown`]).
@@ -61,6 +66,7 @@ pub(super) struct Calls {
     /// The server ends now.
     pub(super) end: CancellationToken,
     ids: Ids,
+    traces: Option<Traces>,
 }
 
 impl Calls {
@@ -75,6 +81,7 @@ impl Calls {
             stop: server.ending().clone(),
             end: CancellationToken::new(),
             ids: Ids::default(),
+            traces: server.traces().cloned(),
         }
     }
 
@@ -88,14 +95,7 @@ impl Calls {
         let id = self.ids.of(request.headers());
         let path = request.uri().path().to_owned();
         let method = self.methods.get(&path).unwrap_or(&self.unknown).clone();
-        let span = tracing::info_span!(
-            "call",
-            id = %id,
-            method = path,
-            namespace = text(request.headers(), orlop_api::NAMESPACE_HEADER),
-            pid = peer.pid,
-            uid = peer.uid,
-        );
+        let span = self.span(&id, &path, request.headers(), &peer);
         let mut record = Record::new(self.metrics.clone(), method, span.clone());
         let admitted = self.permits.clone().try_acquire_owned();
         let outcome = match (deadline::timeout(request.headers()), admitted) {
@@ -122,6 +122,23 @@ impl Calls {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         Ok(response)
+    }
+
+    /// The span of a call: it ends when nothing of the call runs any more.
+    fn span(&self, id: &str, path: &str, headers: &HeaderMap, peer: &Peer) -> Span {
+        let span = tracing::info_span!(
+            "call",
+            id,
+            method = start(path),
+            namespace = start(text(headers, orlop_api::NAMESPACE_HEADER)),
+            pid = peer.pid,
+            uid = peer.uid,
+            code = Empty,
+        );
+        if let Some(traces) = &self.traces {
+            (traces.receive)(headers, &span);
+        }
+        span
     }
 
     /// Runs the service until it answers, or until the limit is reached.
@@ -172,6 +189,11 @@ fn explain(path: &str, headers: &mut HeaderMap) {
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// As much of a name as is logged.
+fn start(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }
 
 /// Gives calls their ids: the start of the process and a number.

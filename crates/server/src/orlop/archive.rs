@@ -11,6 +11,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio_util::io::{ReaderStream, StreamReader};
 use tonic::{Status, Streaming};
+use tracing::Instrument;
 
 use super::progress;
 use crate::AnswerStream;
@@ -84,12 +85,13 @@ pub(super) fn export(
         ..ExportRequest::default()
     };
     let (mut writer, reader) = tokio::io::duplex(PIECE_BYTES);
-    let work = tokio::spawn(async move {
+    let work = async move {
         images.export(&scope, &request, &mut writer).await?;
         // A reader that is gone is told by the write that fails.
         let _ = writer.shutdown().await;
         Ok(())
-    });
+    };
+    let work = tokio::spawn(work.in_current_span());
     let export = Export { reader: ReaderStream::with_capacity(reader, PIECE_BYTES), work: Work(work) };
     Ok(Box::pin(futures::stream::unfold(Some(export), |export| async { export?.next().await })))
 }

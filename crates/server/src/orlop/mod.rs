@@ -35,7 +35,7 @@ impl Orlop for Server {
     async fn pull(&self, request: Request<pb::PullRequest>) -> Answer<Self::PullStream> {
         let scope = call::scope(&request)?;
         let request = request.into_inner();
-        let client = client(request.registry);
+        let client = client(self, request.registry);
         let request = PullRequest {
             reference: request.reference,
             platforms: platforms(&request.platforms)?,
@@ -54,7 +54,7 @@ impl Orlop for Server {
     async fn push(&self, request: Request<pb::PushRequest>) -> Answer<Self::PushStream> {
         let scope = call::scope(&request)?;
         let request = request.into_inner();
-        let client = client(request.registry);
+        let client = client(self, request.registry);
         let request = PushRequest {
             source: request.source,
             destination: request.destination,
@@ -176,7 +176,7 @@ impl Orlop for Server {
     async fn verify(&self, request: Request<pb::VerifyRequest>) -> Answer<pb::VerifyResponse> {
         let scope = call::scope(&request)?;
         let request = request.into_inner();
-        let client = request.registry.map(|registry| client(Some(registry)));
+        let client = request.registry.map(|registry| client(self, Some(registry)));
         let gate = request.policy.map(verify::gate).transpose()?;
         let wanted = orlop_image::VerifyRequest { name: request.name, gate };
         let verdicts = self.images().verify(&scope, &wanted, client.as_ref()).await.map_err(|e| e.to_status())?;
@@ -191,7 +191,7 @@ impl Orlop for Server {
 }
 
 /// A registry client as the caller wants it. The daemon's own settings are the caller's to send.
-fn client(options: Option<pb::RegistryOptions>) -> Client {
+fn client(server: &Server, options: Option<pb::RegistryOptions>) -> Client {
     let options = options.unwrap_or_default();
     let hosts_dirs = match options.hosts_dir.as_str() {
         "" => Vec::new(),
@@ -203,6 +203,7 @@ fn client(options: Option<pb::RegistryOptions>) -> Client {
         docker_config: (!options.docker_config.is_empty()).then(|| options.docker_config.into()),
         credentials: options.credentials.map(|c| (c.username, c.password)),
         plain_http: options.plain_http,
+        trace: server.trace_headers(),
         ..ClientOptions::default()
     })
 }

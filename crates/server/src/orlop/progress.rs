@@ -15,6 +15,7 @@ use orlop_oci::{Descriptor, Digest};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tracing::Instrument;
 
 use super::rows::descriptor;
 use crate::AnswerStream;
@@ -80,7 +81,7 @@ where
     let events = Arc::new(Events::default());
     let work = operation(events.clone());
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(async move {
+    let running = async move {
         // What was taken and not yet sent: it outlives the operation, whenever that ends.
         let mut taken = VecDeque::new();
         let outcome = tokio::select! {
@@ -93,7 +94,8 @@ where
             // A client that is gone does not miss the end.
             let _ = sender.send(outcome.map(done).map_err(|e| e.to_status())).await;
         }
-    });
+    };
+    tokio::spawn(running.in_current_span());
     Box::pin(ReceiverStream::new(receiver))
 }
 

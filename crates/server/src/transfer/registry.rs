@@ -27,6 +27,7 @@ impl Server {
             plain_http: resolver.default_scheme == "http",
             headers: headers(&resolver.headers)?,
             source,
+            trace: self.trace_headers(),
             ..ClientOptions::default()
         }))
     }
