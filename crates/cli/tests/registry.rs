@@ -5,16 +5,16 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::Orlop;
+use common::{Orlop, import, registry_with};
 use orlop_oci::Compression;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::process::Daemon;
 use orlop_testkit::proxy::{Fault, Proxy};
+use orlop_testkit::registry;
 use orlop_testkit::registry::{Options, PASSWORD, Registry, USER};
 use orlop_testkit::tar::Entry;
 use orlop_testkit::tls::Certificates;
 use orlop_testkit::token::{self, TokenServer};
-use orlop_testkit::{archive, registry};
 use rustix::process::Signal;
 
 /// Two layers, the upper one with more incompressible bytes than any buffer between network and disk holds.
@@ -23,22 +23,6 @@ fn image() -> Content {
     Content::image(
         &Image::host().layer(Layer::new(below)).layer(Layer::noise("data", 7, 6 << 20).packed(Compression::Gzip)),
     )
-}
-
-/// Imports an image into a store, so that it can be pushed.
-fn import(store: &Orlop, name: &str, content: &Content) {
-    let file = store.path("image.tar");
-    std::fs::write(&file, archive::oci_archive(&[(name, content)])).unwrap();
-    store.ok(["import", "--no-unpack", file.to_str().unwrap()]);
-}
-
-/// A registry that has an image as `HOST/app:1`.
-fn registry_with(content: &Content) -> Option<Registry> {
-    let registry = Registry::start(&Options::new())?;
-    let store = Orlop::new();
-    import(&store, "docker.io/library/app:1", content);
-    store.ok(["push", "app:1", &format!("{}/app:1", registry.host())]);
-    Some(registry)
 }
 
 fn hosts_toml(dir: &Path, host: &str, text: &str) {

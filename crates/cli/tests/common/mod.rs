@@ -6,6 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use orlop_testkit::archive;
+use orlop_testkit::image::Content;
+use orlop_testkit::registry::{Options, Registry};
 use orlop_testkit::served::Served;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -147,6 +150,22 @@ impl Orlop {
         let file = std::fs::File::open(input).expect("the input opens");
         Done::of(&self.command(args).stdin(Stdio::from(file)).output().expect("orlop starts"))
     }
+}
+
+/// Imports an image into a store, so that it can be pushed.
+pub(crate) fn import(store: &Orlop, name: &str, content: &Content) {
+    let file = store.path("image.tar");
+    std::fs::write(&file, archive::oci_archive(&[(name, content)])).expect("the archive is written");
+    store.ok(["import", "--no-unpack", file.to_str().expect("a plain path")]);
+}
+
+/// A registry that has an image as `HOST/app:1`.
+pub(crate) fn registry_with(content: &Content) -> Option<Registry> {
+    let registry = Registry::start(&Options::new())?;
+    let store = Orlop::new();
+    import(&store, "docker.io/library/app:1", content);
+    store.ok(["push", "app:1", &format!("{}/app:1", registry.host())]);
+    Some(registry)
 }
 
 /// An HTTP answer, headers and all.
