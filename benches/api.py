@@ -1,99 +1,166 @@
 #!/usr/bin/env python3
 """containerd's API: one client (crates/api/examples/load.rs) against `orlop serve` and containerd 2.x, alternating, in one run.
 
-Every run of a case has a new root and a new daemon; wall and server CPU seconds are the case's own, peak memory the daemon's.
+The client says where its timed part begins and ends; server CPU seconds and peak memory are those of that part. Every run of
+write, read, small and snapshots has a new root; list, cri and start have one root for each server, which is filled once
+through the API (and kept with --stores), and a new daemon. The time of `start` runs from exec until CRI's ListImages answers
+with every image; its CPU and memory are the daemon's from its beginning to there.
 """
 import argparse, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
 
-from procs import cpu, peak
+from procs import cpu, forget_peak, peak
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target")) / "release"
 LOAD = TARGET / "examples/load"
+ON_LARGE_STORES = ["list", "cri", "start"]
+CASES = ["write", "read", "small", "snapshots"] + ON_LARGE_STORES
+
+
+class Client:
+    """The load client, which waits for us at the steps of its work."""
+
+    def __init__(self, socket, *words):
+        self.words = words
+        self.child = subprocess.Popen([LOAD, socket, *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE, text=True)
+
+    def hear(self, word=None):
+        line = self.child.stdout.readline().strip()
+        if not line or word not in (None, line):
+            sys.exit(f"load {self.words}: expected {word}, heard {line!r}: {self.child.communicate()[1][-2000:]}")
+        return line
+
+    def go_on(self):
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
 
 
 class Server:
-    """A daemon with a root of its own."""
+    """A daemon, from its start on."""
 
     def __init__(self, at, command, socket):
-        self.socket = socket
-        start = time.perf_counter()
+        self.socket, self.started = socket, time.perf_counter()
         with open(at / "log", "a") as log:
             self.child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-        while not socket.exists() or subprocess.run([LOAD, socket, "list", "1"], capture_output=True).returncode != 0:
-            if self.child.poll() is not None or time.perf_counter() - start > 60:
-                sys.exit(f"{command} did not start, see {at}/log")
-            time.sleep(0.02)
 
     def load(self, *words):
-        """Wall seconds as the client counts them, CPU seconds of the server."""
+        """Of the timed part: wall seconds as the client counts them, CPU seconds of the server, its peak in MiB."""
+        client = Client(self.socket, *words)
+        client.hear("begin")
+        forget_peak(self.child.pid)
         before = cpu(self.child.pid)
-        out = subprocess.run([LOAD, self.socket, *map(str, words)], capture_output=True, text=True)
-        if out.returncode != 0:
-            sys.exit(f"load {words}: {out.stderr[-2000:]}")
-        return float(out.stdout), cpu(self.child.pid) - before
+        client.go_on()
+        client.hear("end")
+        seconds, memory = cpu(self.child.pid) - before, peak(self.child.pid)
+        client.go_on()
+        wall = float(client.hear())
+        client.child.communicate()
+        return wall, seconds, memory
 
     def stop(self):
         self.child.send_signal(signal.SIGTERM)
         self.child.wait()
 
 
-def orlop(at):
-    socket = at / "orlop.sock"
+def orlop(at, quick):
+    socket = at / "daemon.sock"
     return Server(at, [TARGET / "orlop", "--root", at / "root", "serve", "--socket", socket], socket)
 
 
-def containerd(at, binaries):
-    socket = at / "containerd.sock"
-    config = at / "containerd.toml"
-    config.write_text(f"version = 3\nroot = '{at}/root'\nstate = '{at}/state'\n"
-                      f"[grpc]\naddress = '{socket}'\n[ttrpc]\naddress = '{socket}.ttrpc'\n"
-                      f"disabled = false\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '{at}'\nconf_dir = '{at}'\n")
-    return Server(at, [binaries / "containerd", "-c", config], socket)
+def containerd(binaries):
+    def start(at, quick):
+        socket = at / "daemon.sock"
+        config = at / "containerd.toml"
+        config.write_text(f"version = 3\nroot = '{at}/root'\nstate = '{at}/state'\n"
+                          f"[grpc]\naddress = '{socket}'\n[ttrpc]\naddress = '{socket}.ttrpc'\n"
+                          f"[plugins.'io.containerd.metadata.v1.bolt']\nno_sync = {str(quick).lower()}\n"
+                          f"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '{at}'\nconf_dir = '{at}'\n")
+        return Server(at, [binaries / "containerd", "-c", config], socket)
+
+    return start
+
+
+def begin(start, at, images=0, quick=False):
+    """A daemon that lists its images by CRI: with the seconds that took."""
+    (at / "daemon.sock").unlink(missing_ok=True)
+    client = Client(at / "daemon.sock", "ready", images)
+    client.hear("waiting")
+    server = start(at, quick)
+    client.hear("ready")
+    server.ready = time.perf_counter() - server.started
+    client.child.communicate()
+    return server
+
+
+def fill(who, start, at, images):
+    """A root with so many images, unless it is there."""
+    done = at / f"filled-{images}"
+    if done.exists():
+        return
+    shutil.rmtree(at, ignore_errors=True)
+    at.mkdir(parents=True)
+    server = begin(start, at, quick=True)
+    wall, _, _ = server.load("fill", images)
+    server.stop()
+    # What a first start has to look through once is not the start of a node's daemon.
+    begin(start, at, images).stop()
+    done.touch()
+    print(f"filled {who} with {images} images in {wall:.1f} s", flush=True)
 
 
 def measure(server, case, args):
-    """One case on a fresh server: wall, CPU, peak MiB."""
+    """One case: wall, CPU, peak MiB."""
+    if case == "start":
+        return server.ready, cpu(server.child.pid), peak(server.child.pid)
     if case == "write":
-        return *server.load("write", args.mib, 1), peak(server.child.pid)
+        return server.load("write", args.mib, 1)
     if case == "read":
         server.load("write", args.mib, 1)
-        return *server.load("read", args.mib, 1), peak(server.child.pid)
+        return server.load("read", args.mib, 1)
     if case == "small":
-        return *server.load("small", args.small, 8), peak(server.child.pid)
+        return server.load("small", args.small, 8)
     if case == "snapshots":
-        return *server.load("snapshots", args.snapshots, 8, "overlayfs"), peak(server.child.pid)
-    server.load("fill", args.images)
-    return *server.load(case, 5), peak(server.child.pid)
+        return server.load("snapshots", args.snapshots, 8, "overlayfs")
+    return server.load(case, 5)
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument("--case", action="append", default=[], choices=["write", "read", "small", "snapshots", "list", "cri"])
-    args.add_argument("--runs", type=int, default=3)
+    args.add_argument("--case", action="append", default=[], choices=CASES)
+    args.add_argument("--runs", type=int, default=5)
     args.add_argument("--mib", type=int, default=1024)
-    args.add_argument("--small", type=int, default=4000)
-    args.add_argument("--snapshots", type=int, default=4000)
+    args.add_argument("--small", type=int, default=2000)
+    args.add_argument("--snapshots", type=int, default=2000)
     args.add_argument("--images", type=int, default=10_000)
     args.add_argument("--bin", type=pathlib.Path, default=pathlib.Path.home() / "go/bin", help="where containerd 2.x is")
-    args.add_argument("--work", type=pathlib.Path, help="directory on the file system to measure [a temporary one]")
+    args.add_argument("--work", type=pathlib.Path, help="directory on the file system to measure, as /dev/shm [a temporary one]")
+    args.add_argument("--stores", type=pathlib.Path, help="where large stores are, to be used again [they go at the end]")
+    args.add_argument("--only", choices=["orlop", "containerd"], help="one of the two alone")
     args = args.parse_args()
+    cases = args.case or CASES
     work = pathlib.Path(tempfile.mkdtemp(prefix="orlop-bench-", dir=args.work))
+    stores = (args.stores or work / "stores").resolve()
     out = HERE / "target/bench"
     out.mkdir(parents=True, exist_ok=True)
     servers = {"orlop": orlop}
     if (args.bin / "containerd").exists():
-        servers["containerd"] = lambda at: containerd(at, args.bin)
+        servers["containerd"] = containerd(args.bin)
+    servers = {who: start for who, start in servers.items() if args.only in (None, who)}
     count = 0
     try:
-        for case in args.case or ["write", "read", "small", "snapshots", "list", "cri"]:
+        if any(case in ON_LARGE_STORES for case in cases):
+            for who, start in servers.items():
+                fill(who, start, stores / who, args.images)
+        for case in cases:
             rows = {who: [] for who in servers}
             for _ in range(args.runs):
                 for who, start in servers.items():
                     count += 1
-                    at = work / f"{who}-{count}"
-                    at.mkdir()
-                    server = start(at)
+                    large = case in ON_LARGE_STORES
+                    at = stores / who if large else work / f"{who}-{count}"
+                    at.mkdir(exist_ok=True)
+                    server = begin(start, at, args.images if large else 0)
                     try:
                         rows[who].append(measure(server, case, args))
                     finally:
@@ -107,9 +174,11 @@ def main():
 def report(case, rows, out):
     medians = {who: [statistics.median(run[n] for run in runs) for n in range(3)] for who, runs in rows.items()}
     for who, (wall, seconds, memory) in medians.items():
-        print(f"{case:10} {who:11} wall {wall:8.3f} s  server cpu {seconds:7.2f} s  peak {memory:6.1f} MiB", flush=True)
+        walls = " ".join(f"{run[0]:.3f}" for run in rows[who])
+        print(f"{case:10} {who:11} wall {wall:8.3f} s  server cpu {seconds:7.2f} s  peak {memory:6.1f} MiB  ({walls})", flush=True)
         with open(out / "api.jsonl", "a") as f:
-            f.write(json.dumps({"case": case, "who": who, "wall_s": wall, "cpu_s": seconds, "peak_mib": memory}) + "\n")
+            f.write(json.dumps({"case": case, "who": who, "wall_s": wall, "cpu_s": seconds, "peak_mib": memory,
+                                "runs": rows[who]}) + "\n")
     if len(medians) == 2:
         ratios = [b / a if a else float("inf") for a, b in zip(*medians.values())]
         print(f"{'':10} containerd / orlop: wall {ratios[0]:.2f}  cpu {ratios[1]:.2f}  peak {ratios[2]:.2f}", flush=True)

@@ -1,11 +1,15 @@
 //! One client for two servers: puts the same load on any socket that speaks containerd's API and prints what it took.
 //!
 //! `load SOCKET WHAT ARGS…`, see [`USAGE`]. The benchmark `benches/api.py` runs it against Orlop and containerd.
+//!
+//! The timed part begins when everything that the client alone needs is made, and ends with the last answer. The client says
+//! `begin` there and `end`, and waits for a line on its standard input each time: whoever measures the server looks at it
+//! in between.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -26,9 +30,10 @@ const USAGE: &str = "load SOCKET
     read MIB SEED         the same blob, whole
     small COUNT WRITERS   blobs of 4 KiB
     snapshots COUNT CLIENTS SNAPSHOTTER   prepare and remove
-    fill COUNT            images of three blobs and three records
+    fill COUNT            images of ten blobs and three records
     list TIMES            Images.List
-    cri TIMES             ImageService.ListImages";
+    cri TIMES             ImageService.ListImages
+    ready IMAGES          asks ImageService.ListImages until so many are there; the server need not run yet";
 
 /// What containerd's own client sends at a time.
 const PIECE: usize = 1 << 20;
@@ -37,6 +42,12 @@ const NAMESPACE: &str = "k8s.io";
 const LEASE: &str = "load";
 /// Images made at the same time.
 const FILLERS: usize = 16;
+/// Layers of an image; with config and manifest ten blobs.
+const LAYERS: usize = 8;
+/// How often a server that is starting is asked.
+const ASK: Duration = Duration::from_millis(1);
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -45,6 +56,9 @@ async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let [socket, what, rest @ ..] = words.as_slice() else { return Err(USAGE.into()) };
+    if let ("ready", [images]) = (*what, rest) {
+        return ready(Path::new(socket), images.parse()?).await;
+    }
     let load = Load { channel: orlop_api::channel::unix(Path::new(socket)).await? };
     load.lease().await?;
     let seconds = match (*what, rest) {
@@ -59,6 +73,48 @@ async fn main() -> Result<()> {
     };
     println!("{seconds:.6}");
     Ok(())
+}
+
+/// Runs the timed part; returns its seconds.
+async fn timed(work: impl Future<Output = Result<()>>) -> Result<f64> {
+    step("begin")?;
+    let start = Instant::now();
+    work.await?;
+    let seconds = start.elapsed().as_secs_f64();
+    step("end")?;
+    Ok(seconds)
+}
+
+/// Says where the work is, and waits for a line; the end of the input is one.
+fn step(word: &str) -> Result<()> {
+    println!("{word}");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
+/// Says `ready` as soon as a server lists so many images.
+async fn ready(socket: &Path, images: usize) -> Result<()> {
+    println!("waiting");
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Ok(channel) = orlop_api::channel::unix(socket).await {
+            let load = Load { channel };
+            while start.elapsed() < PATIENCE {
+                match load.count_cri().await {
+                    Ok(found) if found >= images => {
+                        println!("ready");
+                        return Ok(());
+                    }
+                    Ok(_) => {}
+                    Err(status) if status.code() == tonic::Code::Unavailable => break,
+                    Err(_) => {}
+                }
+                tokio::time::sleep(ASK).await;
+            }
+        }
+        tokio::time::sleep(ASK).await;
+    }
+    Err(format!("there were no {images} images within {PATIENCE:?}").into())
 }
 
 /// A request in the namespace, under the lease.
@@ -93,14 +149,6 @@ impl Load {
     }
 
     /// Writes a blob in pieces, waiting for the answer to each, as containerd's client does.
-    async fn write(&self, name: &str, pieces: &[Bytes]) -> Result<String> {
-        let mut hash = Sha256::new();
-        pieces.iter().for_each(|piece| hash.update(piece));
-        let digest = format!("sha256:{}", hex::encode(hash.finalize()));
-        self.write_expected(name, pieces, &digest).await?;
-        Ok(digest)
-    }
-
     async fn write_expected(&self, name: &str, pieces: &[Bytes], digest: &str) -> Result<()> {
         let total: usize = pieces.iter().map(Bytes::len).sum();
         let (send, receive) = tokio::sync::mpsc::channel(1);
@@ -122,49 +170,55 @@ impl Load {
         }
         let action = content::WriteAction::Commit.into();
         send.send(content::WriteContentRequest { action, offset, ..first }).await?;
-        answers.message().await?.ok_or("no answer")?;
+        // To the end: a stream that is dropped before counts as one that the client gave up.
+        while answers.message().await?.is_some() {}
         Ok(())
     }
 
     async fn write_large(&self, mib: usize, seed: u64) -> Result<f64> {
         let (pieces, digest) = large(mib, seed);
-        let start = Instant::now();
-        self.write_expected(&format!("large-{seed}"), &pieces, &digest).await?;
-        Ok(start.elapsed().as_secs_f64())
+        timed(self.write_expected(&format!("large-{seed}"), &pieces, &digest)).await
     }
 
     async fn read_large(&self, mib: usize, seed: u64) -> Result<f64> {
         let (_, digest) = large(mib, seed);
-        let start = Instant::now();
-        let request = content::ReadContentRequest { digest, offset: 0, size: 0 };
-        let mut answers = self.content().read(call(request)).await?.into_inner();
-        let mut read = 0;
-        while let Some(answer) = answers.message().await? {
-            read += answer.data.len();
-        }
-        if read != mib * PIECE {
-            return Err(format!("expected {} bytes, got {read}", mib * PIECE).into());
-        }
-        Ok(start.elapsed().as_secs_f64())
+        timed(async {
+            let request = content::ReadContentRequest { digest, offset: 0, size: 0 };
+            let mut answers = self.content().read(call(request)).await?.into_inner();
+            let mut read = 0;
+            while let Some(answer) = answers.message().await? {
+                read += answer.data.len();
+            }
+            if read != mib * PIECE {
+                return Err(format!("expected {} bytes, got {read}", mib * PIECE).into());
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn write_small(&self, count: usize, writers: usize) -> Result<f64> {
-        let start = Instant::now();
-        try_join_all((0..writers).map(|writer| async move {
-            for n in (writer..count).step_by(writers) {
-                let mut bytes = vec![0; SMALL];
-                fill_bytes(&mut bytes, n as u64 + 1);
-                self.write(&format!("small-{n}"), &[bytes.into()]).await?;
-            }
-            Result::Ok(())
-        }))
-        .await?;
-        Ok(start.elapsed().as_secs_f64())
+        let blob = |n: usize| {
+            let mut bytes = vec![0; SMALL];
+            fill_bytes(&mut bytes, n as u64 + 1);
+            (digest(&bytes), [Bytes::from(bytes)])
+        };
+        let blobs: Vec<_> = (0..count).map(blob).collect();
+        let blobs = blobs.as_slice();
+        timed(async {
+            let all = (0..writers).map(|writer| async move {
+                for (n, (digest, pieces)) in blobs.iter().enumerate().skip(writer).step_by(writers) {
+                    self.write_expected(&format!("small-{n}"), pieces, digest).await?;
+                }
+                Result::Ok(())
+            });
+            try_join_all(all).await.map(drop)
+        })
+        .await
     }
 
     async fn snapshots(&self, count: usize, clients: usize, snapshotter: &str) -> Result<f64> {
-        let start = Instant::now();
-        try_join_all((0..clients).map(|client| async move {
+        let all = (0..clients).map(|client| async move {
             let mut service = snapshots::snapshots_client::SnapshotsClient::new(self.channel.clone());
             for n in (client..count).step_by(clients) {
                 let (snapshotter, key) = (snapshotter.to_owned(), format!("load-{n}"));
@@ -177,51 +231,72 @@ impl Load {
                 service.remove(call(snapshots::RemoveSnapshotRequest { snapshotter, key })).await?;
             }
             Result::Ok(())
-        }))
-        .await?;
-        Ok(start.elapsed().as_secs_f64())
+        });
+        timed(async { try_join_all(all).await.map(drop) }).await
     }
 
     async fn fill(&self, count: usize) -> Result<f64> {
-        let start = Instant::now();
-        stream::iter(0..count).map(Ok).try_for_each_concurrent(FILLERS, |n| self.image(n)).await?;
-        Ok(start.elapsed().as_secs_f64())
+        let all = stream::iter(0..count).map(Ok).try_for_each_concurrent(FILLERS, |n| self.image(n));
+        timed(all).await
     }
 
     async fn image(&self, n: usize) -> Result<()> {
-        let layer = format!("layer {n}");
-        let layer_digest = self.write(&format!("layer-{n}"), &[layer.clone().into()]).await?;
-        let (os, architecture) = ("linux", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" });
-        let config = format!(
-            r#"{{"architecture":"{architecture}","os":"{os}","n":{n},"config":{{}},"rootfs":{{"type":"layers","diff_ids":["{layer_digest}"]}}}}"#
-        );
-        let config_digest = self.write(&format!("config-{n}"), &[config.clone().into()]).await?;
         let oci = "application/vnd.oci.image";
-        let manifest = format!(
-            r#"{{"schemaVersion":2,"mediaType":"{oci}.manifest.v1+json","config":{{"mediaType":"{oci}.config.v1+json","digest":"{config_digest}","size":{}}},"layers":[{{"mediaType":"{oci}.layer.v1.tar","digest":"{layer_digest}","size":{}}}]}}"#,
-            config.len(),
-            layer.len()
+        let none = BTreeMap::new();
+        let mut labels = BTreeMap::new();
+        let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+        for at in 0..LAYERS {
+            let layer = format!("layer {at} of {n}");
+            let size = layer.len();
+            let digest = self.write_small_blob(layer, &none).await?;
+            labels.insert(format!("containerd.io/gc.ref.content.l.{at}"), digest.clone());
+            layers.push(format!(r#"{{"mediaType":"{oci}.layer.v1.tar","digest":"{digest}","size":{size}}}"#));
+            diff_ids.push(format!("{digest:?}"));
+        }
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let config = format!(
+            r#"{{"architecture":"{architecture}","os":"linux","n":{n},"config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+            diff_ids.join(",")
         );
-        let manifest_digest = self.write(&format!("manifest-{n}"), &[manifest.clone().into()]).await?;
-        let labels = BTreeMap::from([
-            ("containerd.io/gc.ref.content.config".to_owned(), config_digest.clone()),
-            ("containerd.io/gc.ref.content.l.0".to_owned(), layer_digest),
-        ]);
-        let info = content::Info { digest: manifest_digest.clone(), labels, ..Default::default() };
-        let mask = prost_types::FieldMask { paths: vec!["labels".to_owned()] };
-        let update = content::UpdateRequest { info: Some(info), update_mask: Some(mask) };
-        self.content().update(call(update)).await?;
-        let target = Descriptor {
-            media_type: format!("{oci}.manifest.v1+json"),
-            size: manifest.len() as i64,
-            digest: manifest_digest.clone(),
-            ..Default::default()
-        };
+        let size = config.len();
+        let config = self.write_small_blob(config, &none).await?;
+        labels.insert("containerd.io/gc.ref.content.config".to_owned(), config.clone());
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{oci}.manifest.v1+json","config":{{"mediaType":"{oci}.config.v1+json","digest":"{config}","size":{size}}},"layers":[{}]}}"#,
+            layers.join(",")
+        );
+        let size = manifest.len() as i64;
+        let digest = self.write_small_blob(manifest, &labels).await?;
+        let media_type = format!("{oci}.manifest.v1+json");
+        let target = Descriptor { media_type, size, digest: digest.clone(), ..Default::default() };
         let repository = format!("registry.example/team{}/app{n}", n % 50);
-        for name in [format!("{repository}:1.0"), format!("{repository}@{manifest_digest}"), config_digest] {
+        for name in [format!("{repository}:1.0"), format!("{repository}@{digest}"), config] {
             self.record(name, target.clone()).await?;
         }
         Ok(())
+    }
+
+    /// Writes a blob with one message; one that is there is there.
+    async fn write_small_blob(&self, text: String, labels: &BTreeMap<String, String>) -> Result<String> {
+        let digest = digest(text.as_bytes());
+        let whole = content::WriteContentRequest {
+            action: content::WriteAction::Commit.into(),
+            r#ref: digest.clone(),
+            total: text.len() as i64,
+            expected: digest.clone(),
+            data: text.into(),
+            labels: labels.clone(),
+            ..Default::default()
+        };
+        let written = async {
+            let mut answers = self.content().write(call(stream::iter([whole]))).await?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok::<_, tonic::Status>(())
+        };
+        match written.await {
+            Err(status) if status.code() != tonic::Code::AlreadyExists => Err(status.into()),
+            Ok(()) | Err(_) => Ok(digest),
+        }
     }
 
     /// Makes a record, unless whoever looks after hash references was faster.
@@ -238,24 +313,36 @@ impl Load {
     async fn list(&self, times: usize) -> Result<f64> {
         let service = images::images_client::ImagesClient::new(self.channel.clone());
         let mut service = service.max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let start = Instant::now();
-        for _ in 0..times {
-            let answer = service.list(call(images::ListImagesRequest::default())).await?.into_inner();
-            eprintln!("{} records", answer.images.len());
-        }
-        Ok(start.elapsed().as_secs_f64() / times as f64)
+        let seconds = timed(async {
+            for _ in 0..times {
+                let answer = service.list(call(images::ListImagesRequest::default())).await?.into_inner();
+                eprintln!("{} records", answer.images.len());
+            }
+            Ok(())
+        });
+        Ok(seconds.await? / times as f64)
     }
 
     async fn list_cri(&self, times: usize) -> Result<f64> {
+        let seconds = timed(async {
+            for _ in 0..times {
+                eprintln!("{} images", self.count_cri().await?);
+            }
+            Ok(())
+        });
+        Ok(seconds.await? / times as f64)
+    }
+
+    async fn count_cri(&self) -> std::result::Result<usize, tonic::Status> {
         let service = cri::image_service_client::ImageServiceClient::new(self.channel.clone());
         let mut service = service.max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let start = Instant::now();
-        for _ in 0..times {
-            let answer = service.list_images(cri::ListImagesRequest::default()).await?.into_inner();
-            eprintln!("{} images", answer.images.len());
-        }
-        Ok(start.elapsed().as_secs_f64() / times as f64)
+        let answer = service.list_images(cri::ListImagesRequest::default()).await?;
+        Ok(answer.into_inner().images.len())
     }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 /// A blob that does not compress, and its digest.
