@@ -85,7 +85,7 @@ impl Watchers {
         }
     }
 
-    fn add(&self, watcher: &Arc<Watcher>) {
+    pub(crate) fn add(&self, watcher: &Arc<Watcher>) {
         let mut watchers = self.watchers.write().unwrap_or_else(PoisonError::into_inner);
         watchers.retain(|w| w.strong_count() > 0);
         watchers.push(Arc::downgrade(watcher));

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::changes::Change;
-use crate::db::{Tx, from_nanos, to_nanos};
+use crate::db::{from_nanos, to_nanos};
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, namespaces, validate_identifier};
 
 /// A message of a type that only clients know.
@@ -103,7 +104,7 @@ impl Store {
     /// Creates a container; its times are set here.
     pub fn create_container(&self, scope: &Scope, container: Container) -> Result<Container> {
         let container = prepared(container)?;
-        self.write("create container", |tx| {
+        self.write_together("create container", |tx| {
             if get(tx, &scope.namespace, &container.id)?.is_some() {
                 return Err(Error::AlreadyExists { kind: ObjectKind::Container, name: container.id.clone() });
             }
@@ -122,7 +123,7 @@ impl Store {
         if container.id.is_empty() {
             return Err(invalid("container", "an update needs its ID"));
         }
-        self.write("update container", |tx| {
+        self.write_together("update container", |tx| {
             let old = get(tx, &scope.namespace, &container.id)?.ok_or_else(|| not_found(&container.id))?;
             let updated = put(tx, scope, prepared(masked(old, container, mask)?)?)?;
             let (id, image, labels) = (updated.id.clone(), updated.image.clone(), updated.labels.clone());

@@ -2,27 +2,28 @@
 //!
 //! # Invariants
 //! - A process never opens `meta.db` but through SQLite: closing any other descriptor of it would drop SQLite's locks.
-//! - Everything that is written goes through [`Db::write`]: `BEGIN IMMEDIATE`, the closure, the lines for `history.log`
-//!   appended and synced, `COMMIT`. So lines of the log are in the order of the commits, over all processes.
+//! - Everything that is written goes through [`Db::write`] or [`Db::write_together`]: `BEGIN IMMEDIATE`, the closure or
+//!   closures, the lines for `history.log` appended and synced, `COMMIT`. So lines of the log are in the order of the
+//!   commits, over all processes.
 //! - Opening reads the schema and nothing else; it takes the same time for an empty root and a full one.
 //!
 //! # Concurrency
 //! Readers take a connection from a pool and see the snapshot of their first query. There is one write connection for
-//! the process; its mutex queues the threads, SQLite's write lock the processes.
+//! the process; its mutex queues the threads, which may share a transaction ([`crate::transact`]), SQLite's write lock the
+//! processes.
 
-use std::cell::RefCell;
 use std::io;
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::changes::{Change, Notice, Watchers};
+use crate::changes::Watchers;
 use crate::history::Log;
 use crate::reserve::{Loan, Reserve};
+use crate::transact::{Tools, Tx, Writer};
 use crate::{Error, Fault, Result, format};
 
 /// How long a writer waits for the writers of other processes. Each holds the lock for milliseconds; a minute is a
@@ -43,7 +44,7 @@ pub(crate) struct Db {
     path: PathBuf,
     access: Access,
     readers: Mutex<Vec<Connection>>,
-    writer: Mutex<Option<Connection>>,
+    writer: Writer,
     /// Asks for `data_version`, which is told to each connection by its own count; never writes.
     watch: Mutex<Option<Connection>>,
     log: Log,
@@ -66,46 +67,6 @@ enum Access {
     },
 }
 
-/// A write transaction. Dereferences to the connection.
-pub(crate) struct Tx<'c> {
-    inner: Transaction<'c>,
-    now: i64,
-    lines: RefCell<Vec<String>>,
-    notices: RefCell<Vec<Notice>>,
-    changes: RefCell<Vec<i64>>,
-}
-
-impl Deref for Tx<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.inner
-    }
-}
-
-impl Tx<'_> {
-    /// The time of everything in this transaction, in nanoseconds since 1970.
-    pub(crate) fn now(&self) -> i64 {
-        self.now
-    }
-
-    /// Adds a line to `history.log`, should this transaction commit.
-    pub(crate) fn log_line(&self, line: String) {
-        self.lines.borrow_mut().push(line);
-    }
-
-    /// Tells of a change, should this transaction commit.
-    pub(crate) fn tell(&self, namespace: &str, change: Change) {
-        let (at, namespace) = (from_nanos(self.now), namespace.to_owned());
-        self.notices.borrow_mut().push(Notice { at, namespace, change });
-    }
-
-    /// A change in the history that is this transaction's.
-    pub(crate) fn made(&self, seq: i64) {
-        self.changes.borrow_mut().push(seq);
-    }
-}
-
 impl Db {
     /// Opens or creates `root/meta.db`. Without permission to write it is opened for reading; [`Db::write`] then says
     /// why it cannot.
@@ -120,14 +81,14 @@ impl Db {
             path,
             access,
             readers: Mutex::new(Vec::new()),
-            writer: Mutex::new(None),
+            writer: Writer::default(),
             watch: Mutex::new(None),
         };
         match db.access {
             Access::ReadWrite => {
                 let mut connection = db.connect_lending()?;
                 format::migrate(&mut connection, &db.path)?;
-                *lock(&db.writer) = Some(connection);
+                db.writer.put(Some(connection));
                 db.reserve.fill();
             }
             Access::ReadOnly { .. } => {
@@ -201,16 +162,34 @@ impl Db {
         operation: &'static str,
         f: impl FnOnce(&Tx<'_>) -> Result<T>,
     ) -> Result<T> {
-        if let Some(reason) = self.read_only_reason() {
-            let path = self.path.parent().unwrap_or(&self.path).to_owned();
-            return Err(Error::ReadOnly { path, reason: reason.to_owned() });
-        }
-        let mut writer = lock(&self.writer);
-        if writer.is_none() {
-            *writer = Some(self.connect()?);
-        }
-        let connection = writer.as_mut().expect("filled above");
-        self.transact(connection, at, f).map_err(|error| self.told(error, operation))
+        self.check_writable()?;
+        let check = || match at {
+            Some(at) if self.data_version()? != at => Err(Error::Moved),
+            _ => Ok(()),
+        };
+        self.with_tools(|tools| self.writer.alone(tools, check, f)).map_err(|error| self.told(error, operation))
+    }
+
+    /// Runs `f` in a write transaction that other callers' changes may be in, too: what each of them does stands or falls
+    /// by itself, and is committed when this returns. For what changes rows and nothing else; what deletes from the disk
+    /// on the word of rows, or has space lent for it, writes alone.
+    ///
+    /// # Durability
+    /// As [`Db::write`]. An error, too, comes when what it rests on is durable.
+    pub(crate) fn write_together<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.check_writable()?;
+        self.with_tools(|tools| self.writer.together(tools, f)).map_err(|error| self.told(error, operation))
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        let Some(reason) = self.read_only_reason() else { return Ok(()) };
+        let path = self.path.parent().unwrap_or(&self.path).to_owned();
+        Err(Error::ReadOnly { path, reason: reason.to_owned() })
+    }
+
+    fn with_tools<T>(&self, write: impl FnOnce(&Tools<'_>) -> T) -> T {
+        let (now, connect) = (|| self.now(), || self.connect());
+        write(&Tools { log: &self.log, watchers: &self.watchers, now: &now, connect: &connect })
     }
 
     /// Says what was tried; a full disk is a full disk, whoever meets it.
@@ -224,38 +203,10 @@ impl Db {
         }
     }
 
-    fn transact<T>(
-        &self,
-        connection: &mut Connection,
-        at: Option<i64>,
-        f: impl FnOnce(&Tx<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let inner = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if let Some(at) = at
-            && self.data_version()? != at
-        {
-            return Err(Error::Moved);
-        }
-        let tx = Tx {
-            inner,
-            now: self.now(),
-            lines: RefCell::default(),
-            notices: RefCell::default(),
-            changes: RefCell::default(),
-        };
-        let value = f(&tx)?;
-        let lines = tx.lines.take();
-        if !lines.is_empty() {
-            self.log.append(&lines)?;
-        }
-        let (notices, changes) = (tx.notices.take(), tx.changes.take());
-        self.watchers.claim(&changes);
-        if let Err(error) = tx.inner.commit() {
-            self.watchers.release(&changes);
-            return Err(error.into());
-        }
-        self.watchers.tell(&notices);
-        Ok(value)
+    /// Where writers meet.
+    #[cfg(test)]
+    pub(crate) fn writer(&self) -> &Writer {
+        &self.writer
     }
 
     /// Who listens.
@@ -294,7 +245,7 @@ impl Db {
 impl Drop for Db {
     fn drop(&mut self) {
         // The last connection gives back the log and its index: what was lent for them is returned.
-        *lock(&self.writer) = None;
+        self.writer.put(None);
         lock(&self.readers).clear();
         if matches!(self.access, Access::ReadWrite) {
             self.reserve.fill();
@@ -314,7 +265,7 @@ pub(crate) fn from_nanos(nanos: i64) -> Timestamp {
 }
 
 /// A panic while a lock is held leaves nothing half-done: transactions roll back when dropped.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

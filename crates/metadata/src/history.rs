@@ -16,7 +16,8 @@ use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 
 use crate::changes::Change;
-use crate::db::{Tx, from_nanos};
+use crate::db::from_nanos;
+use crate::transact::Tx;
 use crate::{Error, Image, Labels, ObjectKind, Result, Store};
 
 /// What happened to a record.

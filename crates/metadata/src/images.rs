@@ -1,13 +1,16 @@
 //! Image records.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use orlop_oci::{Descriptor, Digest};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::db::{Tx, from_nanos, to_nanos};
+use crate::db::{from_nanos, to_nanos};
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
 use crate::history::{self, State, digest_column};
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, namespaces};
 
 /// A name and what it points at.
@@ -83,10 +86,27 @@ impl Store {
         })
     }
 
+    /// All records that point at any of `targets`, ordered by name. Costs what they are, not what there is.
+    pub fn images_of(&self, namespace: &str, targets: &BTreeSet<Digest>) -> Result<Vec<Image>> {
+        let mut images = self.read(|conn| {
+            let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 AND digest = ?2");
+            let mut query = conn.prepare_cached(&sql)?;
+            let mut images = Vec::new();
+            for target in targets {
+                for found in query.query_map(params![namespace, target.as_str()], image)? {
+                    images.push(found?);
+                }
+            }
+            Ok(images)
+        })?;
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(images)
+    }
+
     /// Creates a record; its times are set here.
     pub fn create_image(&self, scope: &Scope, image: Image) -> Result<Image> {
         let image = prepared(image)?;
-        self.write("create image", |tx| {
+        self.write_together("create image", |tx| {
             if get(tx, &scope.namespace, &image.name)?.is_some() {
                 return Err(Error::AlreadyExists { kind: ObjectKind::Image, name: image.name.clone() });
             }
@@ -97,7 +117,7 @@ impl Store {
     /// Updates a record as containerd does: an empty mask replaces everything but the creation time; `labels`,
     /// `labels.<key>` and `annotations.<key>` (the key may have dots), `target`, `annotations` replace just that.
     pub fn update_image(&self, scope: &Scope, image: Image, mask: &[String]) -> Result<Image> {
-        self.write("update image", |tx| {
+        self.write_together("update image", |tx| {
             let old = get(tx, &scope.namespace, &image.name)?.ok_or_else(|| not_found(&image.name))?;
             let new = prepared(masked(&old, image, mask)?)?;
             put(tx, scope, Some(&old), new)
@@ -120,14 +140,16 @@ impl Store {
     /// Creates each record, or makes it this, labels and all; only the time of creation stays. It counts as a change even
     /// if nothing is different, as containerd's update without a mask does. One transaction.
     pub fn replace_images(&self, scope: &Scope, records: &[Replacement]) -> Result<()> {
-        self.write("replace images", |tx| records.iter().try_for_each(|record| replace(tx, scope, record)))
+        self.write_together("replace images", |tx| records.iter().try_for_each(|record| replace(tx, scope, record)))
     }
 
     /// Applies all changes in one transaction, or none.
     pub fn write_images(&self, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
-        let deletes = changes.iter().all(|change| matches!(change, ImageChange::Delete { .. }));
-        let _loan = deletes.then(|| self.lend());
-        self.write("write images", |tx| apply(tx, scope, changes))
+        if changes.iter().all(|change| matches!(change, ImageChange::Delete { .. })) {
+            let _loan = self.lend();
+            return self.write("write images", |tx| apply(tx, scope, changes));
+        }
+        self.write_together("write images", |tx| apply(tx, scope, changes))
     }
 }
 

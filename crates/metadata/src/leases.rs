@@ -10,8 +10,9 @@ use orlop_oci::Digest;
 use rand::RngExt;
 use rusqlite::{Connection, params};
 
-use crate::db::{Tx, from_nanos};
+use crate::db::from_nanos;
 use crate::filter::{Filter, in_map};
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, content, edges, labels, namespaces};
 
 /// A lease. `containerd.io/gc.expire` and `containerd.io/gc.flat` among its labels have containerd's meaning.
@@ -142,7 +143,7 @@ impl Store {
     /// Adds an object to a lease; it need not exist. An unknown lease is NotFound.
     pub fn add_resource(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<()> {
         check(resource)?;
-        self.write("add to lease", |tx| {
+        self.write_together("add to lease", |tx| {
             require(tx, namespace, lease)?;
             insert(tx, namespace, lease, &resource.kind.to_string(), &resource.name)
         })
@@ -151,7 +152,7 @@ impl Store {
     /// Takes an object out of a lease. One that was not in it is no error, an unknown lease is.
     pub fn delete_resource(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<()> {
         check(resource)?;
-        self.write("take from lease", |tx| {
+        self.write_together("take from lease", |tx| {
             require(tx, namespace, lease)?;
             drop_resource(tx, namespace, lease, &resource.kind.to_string(), &resource.name)
         })

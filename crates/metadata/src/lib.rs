@@ -17,7 +17,7 @@
 //!
 //! # Concurrency
 //! Any number of processes may open one root. Readers never block (WAL); writers queue on SQLite's write lock with a busy
-//! timeout; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
+//! timeout, and those of one process may share a transaction; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
 //! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
 
 mod changes;
@@ -42,6 +42,7 @@ mod reserve;
 mod snapshots;
 mod store;
 mod summary;
+mod transact;
 mod trash;
 mod watch;
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashSet};
 use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::db::Tx;
+use crate::transact::Tx;
 use crate::{Image, Labels, ManifestSummary, Result, Store, images, labels, summary};
 
 /// A point in the life of a root.

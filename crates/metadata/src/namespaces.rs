@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::changes::Change;
-use crate::db::Tx;
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Store, labels};
 
 /// Bytes in an identifier at most: containerd's bound.

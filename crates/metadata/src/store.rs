@@ -11,8 +11,9 @@ use orlop_snapshot::Driver;
 use rustix::fs::FlockOperation;
 
 use crate::changes::Watchers;
-use crate::db::{Clock, Db, Tx};
+use crate::db::{Clock, Db};
 use crate::reserve::Loan;
+use crate::transact::Tx;
 use crate::{Error, Result};
 
 /// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
@@ -195,7 +196,12 @@ impl Store {
         self.inner.db.write(operation, f)
     }
 
-    /// The same, but only if [`Store::version`] is still `at`: else [`Error::Moved`].
+    /// The same for what changes rows alone: callers that come at the same time share a transaction and its sync.
+    pub(crate) fn write_together<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.inner.db.write_together(operation, f)
+    }
+
+    /// As [`Store::write`], but only if [`Store::version`] is still `at`: else [`Error::Moved`].
     pub(crate) fn write_at<T>(
         &self,
         at: Option<i64>,

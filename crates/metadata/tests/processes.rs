@@ -1,9 +1,9 @@
 //! Several processes at once on one root, some of them killed: what was acknowledged is there, and the store agrees
 //! with itself.
 //!
-//! The processes are this test program, started with `ORLOP_TEST_ROOT` and running `child_works` alone. A child says
-//! on its standard output what has been acknowledged to it: `image <name> <digest>`, `gone <name>`, `blob <digest>`,
-//! `snapshot <name>`.
+//! The processes are this test program, started with `ORLOP_TEST_ROOT` and running `child_works` or `child_writes_at_once`
+//! alone. A child says on its standard output what has been acknowledged to it: `image <name> <digest>`, `gone <name>`,
+//! `blob <digest>`, `snapshot <name>`.
 
 mod support;
 
@@ -24,6 +24,9 @@ use rand::{RngExt, SeedableRng};
 use support::{PlainDriver, digest, labels, target};
 
 const STEPS: u32 = 60;
+
+/// Threads of a process that writes at once: enough that they share transactions.
+const THREADS: u32 = 8;
 
 fn open(root: &Path) -> (Store, Arc<PlainDriver>) {
     let content = Arc::new(LocalStore::open(root.join("content")).unwrap());
@@ -53,6 +56,14 @@ impl Worker {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let rng = StdRng::seed_from_u64(u64::from(crc32fast::hash(who.as_bytes())));
         Self { who: who.to_owned(), store, scope, runtime, rng, top: String::new() }
+    }
+
+    /// Another thread of the same process, with the same store and lease.
+    fn beside(&self, thread: u32) -> Self {
+        let who = format!("{}t{thread}", self.who);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let rng = StdRng::seed_from_u64(u64::from(crc32fast::hash(who.as_bytes())));
+        Self { who, store: self.store.clone(), scope: self.scope.clone(), runtime, rng, top: String::new() }
     }
 
     fn say(&self, line: &str) {
@@ -152,6 +163,27 @@ fn child_works() {
     worker.say("done");
 }
 
+/// Some of what the threads do fails, in the middle of what others do.
+#[test]
+fn child_writes_at_once() {
+    let (Some(root), Ok(who)) = (std::env::var_os("ORLOP_TEST_ROOT"), std::env::var("ORLOP_TEST_WHO")) else { return };
+    let worker = Worker::new(&PathBuf::from(root), &who);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let mut worker = worker.beside(thread);
+            scope.spawn(move || {
+                for number in 0..STEPS {
+                    worker.step(number).unwrap();
+                    let image = support::image(&format!("{who}:refused", who = worker.who), "x");
+                    let twice = [&image, &image].map(|image| worker.store.create_image(&worker.scope, image.clone()));
+                    assert!(matches!(twice[1], Err(Error::AlreadyExists { .. })), "{twice:?}");
+                }
+            });
+        }
+    });
+    worker.say("done");
+}
+
 /// What was acknowledged to one child.
 #[derive(Default, Debug)]
 struct Acknowledged {
@@ -164,8 +196,12 @@ struct Acknowledged {
 }
 
 fn start(root: &Path, who: &str, stop_after: Option<usize>) -> JoinHandle<Acknowledged> {
+    start_as("child_works", root, who, stop_after)
+}
+
+fn start_as(child: &str, root: &Path, who: &str, stop_after: Option<usize>) -> JoinHandle<Acknowledged> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_works", "--nocapture"])
+        .args(["--exact", child, "--nocapture"])
         .env("ORLOP_TEST_ROOT", root)
         .env("ORLOP_TEST_WHO", who)
         .stdout(Stdio::piped())
@@ -236,11 +272,23 @@ fn check(root: &Path, all: &[Acknowledged]) {
             assert!(full.content.is_empty() && full.snapshots.is_empty(), "collect had found all: {full:?}");
         }
     }
-    let raw = runtime.block_on(store.raw_content().list()).unwrap();
-    let rows = runtime.block_on(content.list()).unwrap();
-    assert_eq!(raw.len(), rows.len(), "no bytes without a row, no row without bytes");
+    let digests = |list: Vec<orlop_content::Info>| list.into_iter().map(|i| i.digest.to_string()).collect();
+    let raw: BTreeSet<String> = digests(runtime.block_on(store.raw_content().list()).unwrap());
+    let rows: BTreeSet<String> = digests(runtime.block_on(content.list()).unwrap());
+    let protected = protected(root);
+    assert!(raw.is_superset(&rows), "a row without bytes: {:?}", rows.difference(&raw));
+    let stray: Vec<_> = raw.difference(&rows).filter(|digest| !protected.contains(*digest)).collect();
+    assert!(stray.is_empty(), "bytes without a row: {stray:?}");
     assert!(!driver.list().unwrap().is_empty());
     assert_eq!(store.check_metadata().unwrap(), []);
+}
+
+/// What writes that were killed between rename and row still hold, under their leases.
+fn protected(root: &Path) -> BTreeSet<String> {
+    let database = rusqlite::Connection::open(root.join("meta.db")).unwrap();
+    let mut query = database.prepare("SELECT expected FROM ingest WHERE expected IS NOT NULL").unwrap();
+    let found = query.query_map([], |row| row.get(0)).unwrap();
+    found.collect::<rusqlite::Result<_>>().unwrap()
 }
 
 #[test]
@@ -260,6 +308,20 @@ fn killed_processes_leave_what_was_acknowledged() {
             .map(|i| start(directory.path(), &format!("r{round}w{i}"), (i > 0).then_some(3 + 9 * i + 7 * round)))
             .collect();
         let all: Vec<_> = started.into_iter().map(|child| child.join().unwrap()).collect();
+        check(directory.path(), &all);
+    }
+}
+
+#[test]
+fn processes_whose_threads_share_transactions_are_killed_and_leave_what_was_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..5_usize {
+        let kill = |i: usize| (round < 4).then_some(20 + 60 * i + 45 * round);
+        let started: Vec<_> = (0..2_usize)
+            .map(|i| start_as("child_writes_at_once", directory.path(), &format!("r{round}w{i}"), kill(i)))
+            .collect();
+        let all: Vec<_> = started.into_iter().map(|child| child.join().unwrap()).collect();
+        assert!(all.iter().all(|told| told.lines >= 20), "{all:?}");
         check(directory.path(), &all);
     }
 }

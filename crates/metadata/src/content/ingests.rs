@@ -6,9 +6,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{doom, get, insert};
 use crate::changes::Change;
-use crate::db::Tx;
 use crate::edges::{self, Edges};
 use crate::history::digest_column;
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, leases, namespaces};
 
 /// How long a write that no lease holds may rest: containerd's time.
@@ -75,15 +75,29 @@ pub(super) fn open(tx: &Tx<'_>, scope: &Scope, reference: &str, expected: Option
     Ok(Opened::Ready { backend })
 }
 
+/// Whether the write of `backend` protects `digest`, as most do since they were opened; `Some(false)` if the namespace has
+/// that blob already, `None` if a [`protect`] must make it so. Any committed state will do: what happens to the write after
+/// it, [`finish`] finds out.
+pub(super) fn protects(
+    conn: &Connection,
+    scope: &Scope,
+    reference: &str,
+    backend: &str,
+    digest: &Digest,
+) -> Result<Option<bool>> {
+    if get(conn, &scope.namespace, digest)?.is_some() {
+        return Ok(Some(false));
+    }
+    let named = expected(conn, &scope.namespace, reference, backend)?;
+    Ok((named.as_ref() == Some(digest)).then_some(true))
+}
+
 /// Makes `digest` what the write of `backend` protects. Says `false` if the namespace has that blob already.
 pub(super) fn protect(tx: &Tx<'_>, scope: &Scope, reference: &str, backend: &str, digest: &Digest) -> Result<bool> {
-    if get(tx, &scope.namespace, digest)?.is_some() {
-        return Ok(false);
+    if let Some(protected) = protects(tx, scope, reference, backend, digest)? {
+        return Ok(protected);
     }
-    let named = expected(tx, &scope.namespace, reference, backend)?;
-    if named.as_ref() != Some(digest) {
-        expect(tx, &scope.namespace, reference, digest)?;
-    }
+    expect(tx, &scope.namespace, reference, digest)?;
     Ok(true)
 }
 

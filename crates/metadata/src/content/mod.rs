@@ -5,7 +5,8 @@
 //!
 //! 1. The `ingest` row is committed, with the expected digest if that is known.
 //! 2. Bytes go to the raw store.
-//! 3. The row gets the digest under which the bytes will be visible; committed.
+//! 3. The row gets the digest under which the bytes will be visible; committed. Mostly it has it since step 1, and that is
+//!    only looked up.
 //! 4. The raw store verifies, syncs and renames.
 //! 5. One transaction: if the row still names that digest, the `blob` row takes its place. If another opener of the same
 //!    ref changed it meanwhile, back to 3, and the bytes are looked for again, since nothing protected them for a while.
@@ -23,11 +24,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 pub use writer::ScopedWriter;
 
 use crate::changes::Change;
-use crate::db::{Tx, from_nanos};
+use crate::db::from_nanos;
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
 use crate::history::digest_column;
 use crate::images::{size_column, size_from_column};
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, look, namespaces};
 
 /// A blob in a namespace.
@@ -103,7 +105,7 @@ impl ScopedContent {
 
     /// Replaces the labels, or with mask paths `labels.<key>` some of them. An empty value deletes. Blocks.
     pub fn update(&self, digest: &Digest, labels: Labels, mask: &[String]) -> Result<ContentInfo> {
-        self.store.write("label content", |tx| {
+        self.store.write_together("label content", |tx| {
             let old = get(tx, &self.scope.namespace, digest)?.ok_or_else(|| no_blob(digest))?;
             let labels = labels::masked(old.labels.clone(), labels, mask)?;
             look::content_changed(tx)?;
@@ -113,7 +115,7 @@ impl ScopedContent {
 
     /// Several blobs' labels merged in one transaction: pull's way of writing all `gc.ref` labels at once. Blocks.
     pub fn label_all(&self, labels: &[(Digest, Labels)]) -> Result<()> {
-        self.store.write("label content", |tx| {
+        self.store.write_together("label content", |tx| {
             for (digest, added) in labels {
                 let old = get(tx, &self.scope.namespace, digest)?.ok_or_else(|| no_blob(digest))?;
                 let mut merged = old.labels.clone();

@@ -62,7 +62,8 @@ impl ScopedContent {
         let (reference, expected) = (options.reference.clone(), options.expected.clone());
         let opened = self
             .blocking(move |this| {
-                this.store.write("open ingest", |tx| ingests::open(tx, &this.scope, &reference, expected.as_ref()))
+                this.store
+                    .write_together("open ingest", |tx| ingests::open(tx, &this.scope, &reference, expected.as_ref()))
             })
             .await?;
         let backend = match (opened, &options.expected) {
@@ -96,7 +97,7 @@ impl ScopedContent {
         }
         let reference = reference.to_owned();
         self.blocking(move |this| {
-            this.store.write("free ref", |tx| ingests::remove_if(tx, &this.scope, &reference, &backend))
+            this.store.write_together("free ref", |tx| ingests::remove_if(tx, &this.scope, &reference, &backend))
         })
         .await
     }
@@ -165,7 +166,9 @@ impl IngestManager for ScopedContent {
     async fn abort(&self, reference: &str) -> content::Result<()> {
         let name = reference.to_owned();
         let backend = self
-            .blocking(move |this| this.store.write("abort ingest", |tx| ingests::abort(tx, &this.scope, &name)))
+            .blocking(move |this| {
+                this.store.write_together("abort ingest", |tx| ingests::abort(tx, &this.scope, &name))
+            })
             .await?;
         match self.store.raw_content().abort(&backend).await {
             Err(content::Error::NotFound { .. }) => Ok(()),

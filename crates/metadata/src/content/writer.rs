@@ -115,7 +115,13 @@ impl ScopedWriter {
         let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
         self.content
             .blocking(move |this| {
-                this.store.write("commit ingest", |tx| ingests::protect(tx, &this.scope, &reference, &backend, &digest))
+                let (scope, reference, backend) = (&this.scope, &reference, &backend);
+                match this.store.read(|conn| ingests::protects(conn, scope, reference, backend, &digest))? {
+                    Some(protected) => Ok(protected),
+                    None => this
+                        .store
+                        .write_together("commit ingest", |tx| ingests::protect(tx, scope, reference, backend, &digest)),
+                }
             })
             .await
     }
@@ -125,7 +131,7 @@ impl ScopedWriter {
         let labels = self.labels.clone();
         self.content
             .blocking(move |this| {
-                this.store.write("commit content", |tx| {
+                this.store.write_together("commit content", |tx| {
                     ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels)
                 })
             })

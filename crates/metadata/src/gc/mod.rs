@@ -39,7 +39,7 @@ pub(crate) use removal::{BlobRow, ImageRow, Removal, SnapshotRow, children_first
 use rusqlite::Connection;
 use rustix::fs::FlockOperation;
 
-use crate::db::Tx;
+use crate::transact::Tx;
 use crate::{Error, Result, Store};
 
 /// Where what is collected goes.

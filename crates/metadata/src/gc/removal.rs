@@ -11,9 +11,9 @@ use super::bytes::INGEST;
 use super::graph::driver_of;
 use super::mark::Node;
 use crate::changes::Change;
-use crate::db::Tx;
 use crate::edges::{self, CONTENT, IMAGES, INGESTS};
 use crate::history::{self, State, digest_column};
+use crate::transact::Tx;
 use crate::{Result, labels, leases};
 
 /// Who the history says removed an expired record.

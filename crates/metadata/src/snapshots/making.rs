@@ -6,8 +6,8 @@ use rusqlite::params;
 use super::{Found, ScopedSnapshots, SnapshotKind, chain, exists, failed, id_column, not_found, number};
 use crate::changes::Change;
 use crate::content::doom;
-use crate::db::Tx;
 use crate::images::size_column;
+use crate::transact::Tx;
 use crate::{Error, Labels, Result, edges, labels, leases, namespaces};
 
 /// Label of a snapshot being made: the committed one that it is to become.
@@ -40,7 +40,7 @@ impl ScopedSnapshots {
         }
         labels::validate(&labels)?;
         let labels = labels::without_empty(labels);
-        let reserved = self.store.write("prepare snapshot", |tx| self.reserve(tx, key, parent, &labels))??;
+        let reserved = self.store.write_together("prepare snapshot", |tx| self.reserve(tx, key, parent, &labels))??;
         let driver = self.driver()?;
         let meta = self.meta(key, kind, reserved.parents.first().copied(), labels.clone());
         let mounts = driver
@@ -49,7 +49,7 @@ impl ScopedSnapshots {
         let made = match mounts {
             Ok(mounts) => self
                 .store
-                .write("prepare snapshot", |tx| self.publish(tx, &reserved, kind, key, parent, &labels))
+                .write_together("prepare snapshot", |tx| self.publish(tx, &reserved, kind, key, parent, &labels))
                 .and_then(|published| published)
                 .map(|()| mounts),
             Err(error) => Err(error.into()),
@@ -133,7 +133,7 @@ impl ScopedSnapshots {
 
     /// Leaves a tree that nobody will claim to the next collection. If even that fails, the mark's time does it.
     fn abandon(&self, id: SnapshotId) {
-        let marked = self.store.write("abandon snapshot", |tx| {
+        let marked = self.store.write_together("abandon snapshot", |tx| {
             tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?
                 .execute(params![self.kind(), id.0.to_string()])?;
             Ok(())
@@ -163,12 +163,12 @@ impl ScopedSnapshots {
             Ok(Some((found, parent, parents)))
         })?;
         let Some((found, parent, parents)) = planned else {
-            self.store.write("lease snapshot", |tx| leases::add(tx, &self.scope, &self.kind(), name))?;
+            self.store.write_together("lease snapshot", |tx| leases::add(tx, &self.scope, &self.kind(), name))?;
             return Err(exists(name));
         };
         let meta = self.meta(name, SnapshotKind::Committed, parents.first().copied(), labels.clone());
         let usage = self.driver()?.commit(found.id, &parents, &meta)?;
-        self.store.write("commit snapshot", |tx| {
+        self.store.write_together("commit snapshot", |tx| {
             leases::add(tx, &self.scope, &self.kind(), name)?;
             if self.find(tx, name)?.is_some() {
                 return Ok(Err(exists(name)));
@@ -218,7 +218,7 @@ impl ScopedSnapshots {
 
     /// Removes a snapshot without children; a parent is FailedPrecondition. The tree goes at the next collection.
     pub fn remove(&self, key: &str) -> Result<()> {
-        self.store.write("remove snapshot", |tx| {
+        self.store.write_together("remove snapshot", |tx| {
             let found = self.require(tx, key)?;
             let child = tx
                 .prepare_cached("SELECT name FROM snapshot WHERE parent = ?1 LIMIT 1")?

@@ -20,10 +20,11 @@ use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, Usage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 pub use totals::SnapshotTotals;
 
-use crate::db::{Tx, from_nanos};
+use crate::db::from_nanos;
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
 use crate::images::{size_column, size_from_column};
+use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels};
 
 /// What may be done with a snapshot.
@@ -133,7 +134,7 @@ impl ScopedSnapshots {
 
     /// Changes labels; mask as for content.
     pub fn update(&self, key: &str, labels: Labels, mask: &[String]) -> Result<SnapshotInfo> {
-        self.store.write("label snapshot", |tx| {
+        self.store.write_together("label snapshot", |tx| {
             let found = self.require(tx, key)?;
             let labels = labels::masked(found.info.labels.clone(), labels, mask)?;
             let root = labels.contains_key(edges::ROOT);

@@ -25,8 +25,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use undo::Undo;
 
-use crate::db::{Tx, from_nanos};
+use crate::db::from_nanos;
 use crate::gc::{self, Bin, BlobRow, Disposal, ImageRow, Marking, Removal, SnapshotRow};
+use crate::transact::Tx;
 use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, images};
 
 /// One deletion that can be undone.

@@ -7,10 +7,10 @@ use orlop_snapshot::SnapshotId;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{SavedRows, UndoReport};
-use crate::db::Tx;
 use crate::edges::{self, CONTENT, Edges, IMAGES};
 use crate::gc::{self, BlobRow, ImageRow, SnapshotRow};
 use crate::history::{self, State};
+use crate::transact::Tx;
 use crate::{Error, Labels, Result, Scope, Store, images, labels, namespaces};
 
 /// The transaction of an undo.
