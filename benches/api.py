@@ -172,6 +172,8 @@ def main():
 
 
 def report(case, rows, out):
+    if not all(rows.values()):
+        return
     medians = {who: [statistics.median(run[n] for run in runs) for n in range(3)] for who, runs in rows.items()}
     for who, (wall, seconds, memory) in medians.items():
         walls = " ".join(f"{run[0]:.3f}" for run in rows[who])

@@ -248,11 +248,7 @@ impl Images {
                     Err(error) => return Err(error.into()),
                 }
                 targets.extend(store.history(&namespace, Some(&name), 1)?.into_iter().filter_map(|entry| entry.old));
-                if targets.is_empty() {
-                    return Ok(Vec::new());
-                }
-                let filters: Vec<String> = targets.iter().map(|d| format!("target.digest=={d}")).collect();
-                Ok(store.images(&namespace, &filters)?)
+                Ok(store.images_of(&namespace, &targets)?)
             })
             .await?;
         self.partial_catalog(scope, records).await

@@ -313,3 +313,18 @@ fn summaries_are_remembered() {
     assert_eq!(store.summary(&digest("c")).unwrap(), None);
     assert_eq!(store.summaries().unwrap().len(), 2);
 }
+
+#[test]
+fn records_of_a_target_are_found_by_it() {
+    let root = Root::new();
+    for (name, text) in [("b", "one"), ("a", "one"), ("c", "two"), ("d", "three")] {
+        root.store.create_image(&scope(), image(name, text)).unwrap();
+    }
+    root.store.create_image(&Scope::new("other", "tests"), image("e", "one")).unwrap();
+    let found = |texts: &[&str]| {
+        let targets = texts.iter().map(|text| digest(text)).collect();
+        root.store.images_of("test", &targets).unwrap().into_iter().map(|image| image.name).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&["two", "one", "none"]), ["a", "b", "c"]);
+    assert!(found(&[]).is_empty());
+}

@@ -20,7 +20,7 @@ use crate::status::ToStatus;
 const ACTOR: &str = "reconciler";
 
 /// Names looked at one by one; for more at once it is cheaper to look through the namespace.
-const FEW: usize = 16;
+const FEW: usize = 256;
 
 /// How long a failed pass waits before it is tried again, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
