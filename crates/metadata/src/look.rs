@@ -60,6 +60,11 @@ impl Store {
     pub fn look<T>(&self, namespace: &str, ask: impl FnOnce(&Look<'_>) -> Result<T>) -> Result<T> {
         self.read(|conn| ask(&Look { conn, namespace }))
     }
+
+    /// The same for who asks about most of what there is.
+    pub fn look_through<T>(&self, namespace: &str, ask: impl FnOnce(&Look<'_>) -> Result<T>) -> Result<T> {
+        self.scan(|conn| ask(&Look { conn, namespace }))
+    }
 }
 
 impl Look<'_> {

@@ -43,6 +43,8 @@ async fn follow(
 ) -> Result<std::convert::Infallible, Status> {
     // First the place in the history, then everything: no change falls between.
     let mut changes = Changes::from_now(server.store().clone()).await?;
+    // Who starts with the daemon asks for its images: looking through everything for another reason comes after that.
+    server.cri().prepare().await;
     everything(server).await?;
     let mut next_full = Instant::now() + full_every;
     loop {

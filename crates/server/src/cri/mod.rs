@@ -82,6 +82,13 @@ impl Cri {
         Self { inner: Arc::new(Inner { settings, catalog, listing, filesystems, pulls }) }
     }
 
+    /// Has the first answer about images made, so that it is there, or on its way, when it is asked for.
+    pub(crate) async fn prepare(&self) {
+        if let Err(error) = self.catalog().view().await {
+            tracing::debug!(%error, "the images could not be looked through; whoever asks for them tries again");
+        }
+    }
+
     fn catalog(&self) -> &CriCatalog {
         &self.inner.catalog
     }
