@@ -75,6 +75,7 @@ fn edge_problems(conn: &Connection) -> Result<Vec<MetadataProblem>> {
          UNION ALL SELECT namespace, 'ingests', ref, '{}', 'content', expected FROM ingest
          UNION ALL SELECT namespace, 'containers', id, labels, 'snapshots/' || snapshotter,
                    CASE WHEN snapshotter <> '' AND snapshot_key <> '' THEN snapshot_key END FROM container
+         UNION ALL SELECT namespace, 'mounts', name, labels, NULL, NULL FROM mount
          UNION ALL SELECT s.namespace, 'snapshots/' || s.driver, s.name, s.labels, 'snapshots/' || s.driver, p.name
                    FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent",
     )?;

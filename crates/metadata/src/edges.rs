@@ -20,7 +20,7 @@ use rusqlite::{Connection, params};
 
 use crate::conditions::{self, Condition};
 use crate::gc::Node;
-use crate::{Labels, Result};
+use crate::{Labels, Result, labels};
 
 /// Kind of blobs; the name is the digest.
 pub(crate) const CONTENT: &str = "content";
@@ -30,6 +30,8 @@ pub(crate) const IMAGES: &str = "images";
 pub(crate) const CONTAINERS: &str = "containers";
 /// Kind of ingests; the name is the client's ref.
 pub(crate) const INGESTS: &str = "ingests";
+/// Kind of activations; the name is what the client chose.
+pub(crate) const MOUNTS: &str = "mounts";
 
 const REF: &str = "containerd.io/gc.ref.";
 const BACK_REF: &str = "containerd.io/gc.bref.";
@@ -75,6 +77,8 @@ impl Edges {
         let mut stated = Self { edges, ..Self::default() };
         match kind {
             CONTENT | IMAGES => stated.conditions = conditions::of_labels(labels),
+            // It keeps nothing: what is mounted is in use, and that is enough.
+            MOUNTS => stated.edges.retain(|edge| edge.back),
             _ if kind.starts_with(SNAPSHOTS) => stated.uses = conditions::uses(labels),
             _ => {}
         }
@@ -111,6 +115,8 @@ fn label_edge(key: &str, value: &str) -> Option<Edge> {
         CONTENT.to_owned()
     } else if is_named(rest, "image") {
         IMAGES.to_owned()
+    } else if !back && is_named(rest, "mount") {
+        MOUNTS.to_owned()
     } else if back && is_named(rest, "container") {
         CONTAINERS.to_owned()
     } else {
@@ -157,6 +163,31 @@ pub(crate) fn remove(tx: &Connection, namespace: &str, kind: &str, name: &str) -
         .execute(params![namespace, kind, name])?;
     tx.prepare_cached("DELETE FROM edge WHERE namespace = ?1 AND to_kind = ?2 AND to_name = ?3 AND back = 1")?
         .execute(params![namespace, kind, name])?;
+    Ok(())
+}
+
+/// Writes the edges to activations that labels state, where the table has none of them.
+pub(crate) fn fill_mounts(conn: &Connection) -> Result<()> {
+    let mut query = conn.prepare(
+        "SELECT namespace, ?1, name, labels FROM image WHERE instr(labels, ?4)
+         UNION ALL SELECT namespace, ?2, digest, labels FROM blob WHERE instr(labels, ?4)
+         UNION ALL SELECT namespace, ?3, id, labels FROM container WHERE instr(labels, ?4)
+         UNION ALL SELECT namespace, 'snapshots/' || driver, name, labels FROM snapshot WHERE instr(labels, ?4)",
+    )?;
+    let mut rows = query.query([IMAGES, CONTENT, CONTAINERS, "containerd.io/gc.ref.mount"])?;
+    while let Some(row) = rows.next()? {
+        let near = Node { namespace: row.get(0)?, kind: row.get(1)?, name: row.get(2)? };
+        let stated = Edges::of_labels(&near.kind, &labels::column(row, 3)?);
+        for (from, to) in stated.ends(&near).filter(|(_, to)| to.kind == MOUNTS) {
+            conn.prepare_cached("INSERT OR IGNORE INTO edge VALUES (?1, ?2, ?3, ?4, ?5, 0, 1)")?.execute(params![
+                from.namespace,
+                from.kind,
+                from.name,
+                to.kind,
+                to.name
+            ])?;
+        }
+    }
     Ok(())
 }
 

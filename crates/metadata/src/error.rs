@@ -26,6 +26,8 @@ pub enum ObjectKind {
     Container,
     /// A lease.
     Lease,
+    /// Mounts made for a client.
+    Mount,
     /// A namespace.
     Namespace,
     /// A snapshot.
@@ -44,6 +46,7 @@ impl fmt::Display for ObjectKind {
             Self::Ingest => "ingest",
             Self::Container => "container",
             Self::Lease => "lease",
+            Self::Mount => "mount",
             Self::Namespace => "namespace",
             Self::Snapshot => "snapshot",
             Self::Snapshotter => "snapshotter",

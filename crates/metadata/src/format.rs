@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use crate::history::digest_column;
 use crate::summary::{self, ManifestSummary};
-use crate::{Error, Result, conditions};
+use crate::{Error, Result, conditions, edges};
 
 /// The format this program writes and the newest it reads.
-const FORMAT: i64 = 4;
+const FORMAT: i64 = 5;
 
 /// The oldest format whose tables this program can read as they are.
 const OLDEST_READ: i64 = 1;
@@ -23,13 +23,17 @@ const OLDEST_READ: i64 = 1;
 const APPLICATION_ID: i64 = 0x6f72_6c70;
 
 /// From each format to the next one, from 1 on.
-const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] = [to_format_2, to_format_3, to_format_4];
+const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] =
+    [to_format_2, to_format_3, to_format_4, to_format_5];
 
 /// What format 3 brought: tables alone.
 const CONTAINERS: &str = include_str!("format-3.sql");
 
 /// What format 4 brought: tables alone, filled from labels.
 const CONDITIONS: &str = include_str!("format-4.sql");
+
+/// What format 5 brought: a table alone, and edges from labels.
+const MOUNTS: &str = include_str!("format-5.sql");
 
 /// Refuses a format that cannot be read.
 pub(crate) fn check(connection: &Connection, path: &Path) -> Result<()> {
@@ -54,6 +58,9 @@ pub(crate) fn complete(connection: &Connection, path: &Path) -> Result<()> {
     if (OLDEST_READ..4).contains(&found) {
         connection.execute_batch(&own(CONDITIONS))?;
         conditions::fill(connection)?;
+    }
+    if (OLDEST_READ..5).contains(&found) {
+        connection.execute_batch(&own(MOUNTS))?;
     }
     Ok(())
 }
@@ -110,6 +117,12 @@ fn to_format_3(tx: &Connection) -> Result<()> {
 fn to_format_4(tx: &Connection) -> Result<()> {
     tx.execute_batch(CONDITIONS)?;
     conditions::fill(tx)
+}
+
+/// Activations.
+fn to_format_5(tx: &Connection) -> Result<()> {
+    tx.execute_batch(MOUNTS)?;
+    edges::fill_mounts(tx)
 }
 
 /// A summary as format 1 had it, in JSON.

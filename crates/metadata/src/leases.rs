@@ -158,12 +158,13 @@ impl Store {
         })
     }
 
-    /// What a lease holds, by kind and name.
+    /// What a lease holds, by kind and name; not the activations among it, of which containerd's leases tell nothing either.
     pub fn resources(&self, namespace: &str, lease: &str) -> Result<Vec<Resource>> {
         self.read(|conn| {
             require(conn, namespace, lease)?;
             let mut query = conn.prepare_cached(
-                "SELECT kind, name FROM lease_resource WHERE namespace = ?1 AND lease = ?2 ORDER BY kind, name",
+                "SELECT kind, name FROM lease_resource WHERE namespace = ?1 AND lease = ?2
+                 AND kind <> 'mounts' ORDER BY kind, name",
             )?;
             let mut rows = query.query(params![namespace, lease])?;
             let mut resources = Vec::new();

@@ -81,7 +81,11 @@ impl Store {
                 "INSERT OR IGNORE INTO doomed (kind, name) SELECT 'ingest', backend FROM ingest WHERE namespace = ?1",
                 [name],
             )?;
-            for table in ["ingest", "lease_resource", "lease", "edge", "condition", "used", "suspect"] {
+            tx.execute(
+                "INSERT OR IGNORE INTO doomed (kind, name) SELECT ?2, id FROM mount WHERE namespace = ?1",
+                [name, crate::mounts::DOOMED],
+            )?;
+            for table in ["mount", "ingest", "lease_resource", "lease", "edge", "condition", "used", "suspect"] {
                 tx.execute(&format!("DELETE FROM {table} WHERE namespace = ?1"), [name])?;
             }
             tx.execute("DELETE FROM namespace WHERE name = ?1", [name])?;

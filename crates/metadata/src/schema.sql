@@ -1,4 +1,4 @@
--- Format 4 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
+-- Format 5 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
 
 CREATE TABLE namespace (
   name    TEXT PRIMARY KEY,
@@ -108,6 +108,17 @@ CREATE TABLE container_message (         -- what only clients understand
   PRIMARY KEY (namespace, container, field)
 );
 
+CREATE TABLE mount (                     -- mounts made for a client: an activation
+  namespace TEXT NOT NULL,
+  name      TEXT NOT NULL,
+  id        INTEGER NOT NULL UNIQUE,     -- its directory below ROOT/mounts, from sequence 'mount'
+  labels    TEXT NOT NULL,
+  active    TEXT NOT NULL,               -- JSON: what was mounted, and where
+  system    TEXT NOT NULL,               -- JSON: what is left to the client
+  created   INTEGER NOT NULL,
+  PRIMARY KEY (namespace, name)
+) WITHOUT ROWID;
+
 CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be; as `condition` the
                                          -- time of the last collection, from which on conditions may have turned
   name  TEXT PRIMARY KEY,
@@ -116,7 +127,7 @@ CREATE TABLE sequence (                  -- numbers given out, whether or not wh
 INSERT INTO sequence VALUES ('snapshot', 0);
 
 -- What garbage collection knows of. An object is (namespace, kind, name); kind is content, images, leases, ingests,
--- containers or snapshots/<driver>. Edges follow from labels, image targets, snapshot parents, containers' snapshots and an ingest's expected digest, and are
+-- containers, mounts or snapshots/<driver>. Edges follow from labels, image targets, snapshot parents, containers' snapshots and an ingest's expected digest, and are
 -- rewritten in the transaction that changes those. What a lease holds is in lease_resource alone. Either end of an edge
 -- may not exist (yet): `from` too, where the edge is stated by a back reference.
 CREATE TABLE edge (
@@ -161,7 +172,7 @@ CREATE TABLE suspect (                   -- perhaps kept by nothing any more
 ) WITHOUT ROWID;
 
 CREATE TABLE doomed (                    -- bytes without a row: finished by the next collection after `after`
-  kind      TEXT NOT NULL,               -- content, ingest, snapshots/<driver>
+  kind      TEXT NOT NULL,               -- content, ingest, mount, snapshots/<driver>
   name      TEXT NOT NULL,               -- digest, backend ref, id
   trash     TEXT,                        -- into this trash entry; NULL: for good
   after     INTEGER NOT NULL DEFAULT 0,  -- a snapshot being made has such a row until its own replaces it; before this

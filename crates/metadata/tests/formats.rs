@@ -24,6 +24,7 @@ fn root_of(format: &str) -> tempfile::TempDir {
 
 const FORMAT_2: &str = include_str!("data/format-2.sql");
 const FORMAT_3: &str = include_str!("data/format-3.sql");
+const FORMAT_4: &str = include_str!("data/format-4.sql");
 
 fn root_of_format_1() -> tempfile::TempDir {
     root_of(include_str!("data/format-1.sql"))
@@ -109,7 +110,7 @@ fn a_database_that_was_brought_up_is_as_a_new_one() {
     let Root { store, directory: new, .. } = Root::new();
     drop(store);
     let new = schema(new.path());
-    for directory in [root_of_format_1(), root_of(FORMAT_2), root_of(FORMAT_3)] {
+    for directory in [root_of_format_1(), root_of(FORMAT_2), root_of(FORMAT_3), root_of(FORMAT_4)] {
         drop(open(directory.path(), false));
         let old = schema(directory.path());
         assert!(old.len() > 100, "{old:?}");
@@ -242,4 +243,20 @@ fn format_3_can_be_read_with_its_conditions_where_it_may_not_be_written() {
     keeps_by_condition(&store);
     drop(store);
     assert_eq!(fs::read(directory.path().join("meta.db")).unwrap(), before);
+}
+
+/// Formats before 5 knew no activation: labels that name one stated nothing.
+#[test]
+fn format_4_is_brought_up_with_what_labels_say_of_mounts() {
+    let directory = root_of(FORMAT_4);
+    let before = fs::read(directory.path().join("meta.db")).unwrap();
+    let store = open(directory.path(), true);
+    is_all_there(&store);
+    assert!(store.activations("test").unwrap().is_empty());
+    store.plan_collection(&[]).unwrap();
+    drop(store);
+    assert_eq!(fs::read(directory.path().join("meta.db")).unwrap(), before);
+    let store = open(directory.path(), false);
+    keeps_by_condition(&store);
+    assert!(store.activations("test").unwrap().is_empty());
 }

@@ -24,16 +24,18 @@ const LEASE: &str = "io.containerd.lease.v1";
 const STREAMING: &str = "io.containerd.streaming.v1";
 const TRANSFER: &str = "io.containerd.transfer.v1";
 const VERIFIER: &str = "io.containerd.image-verifier.v1";
+const MOUNTS: &str = "io.containerd.mount-manager.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 
 /// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. What is not
 /// served is not listed: tasks, sandboxes.
-const PLUGINS: [(&str, &str, &[&str]); 25] = [
+const PLUGINS: [(&str, &str, &[&str]); 26] = [
     (CONTENT, "content", &[]),
     (VERIFIER, "bindir", &[]),
     (EVENT, "exchange", &[]),
     (METADATA, "bolt", &[CONTENT, EVENT, SNAPSHOTTER]),
     (GC, "scheduler", &[METADATA]),
+    (MOUNTS, "bolt", &[METADATA]),
     (DIFFER, "walking", &[METADATA]),
     (LEASE, "manager", &[METADATA, GC]),
     (TRANSFER, "local", &[LEASE, METADATA, DIFFER, VERIFIER, SNAPSHOTTER]),
@@ -48,7 +50,7 @@ const PLUGINS: [(&str, &str, &[&str]); 25] = [
     (GRPC, "images", &[METADATA]),
     (GRPC, "introspection", &[]),
     (GRPC, "leases", &[LEASE]),
-    (GRPC, "mounts", &[]),
+    (GRPC, "mounts", &[MOUNTS]),
     (GRPC, "namespaces", &[METADATA]),
     (GRPC, "snapshots", &[SNAPSHOTTER]),
     (GRPC, "streaming", &[STREAMING]),

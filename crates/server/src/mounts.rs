@@ -1,36 +1,42 @@
 //! containerd.services.mounts.v1. A client asks before it mounts whether the server has to mount something first.
 //!
 //! For what Orlop's snapshotters give, overlay and bind mounts that any system makes, the answer is containerd's:
-//! `UNIMPLEMENTED`, upon which clients mount by themselves. Nothing is ever activated here, so there is nothing to find,
-//! list or deactivate; what would have to be mounted by the server is refused by its type.
+//! `UNIMPLEMENTED`, upon which clients mount by themselves. What has to be prepared, and what is asked for as temporary, is
+//! mounted by this process and kept until it is deactivated or nothing keeps it. What this server does not know how to mount
+//! is refused by its type, with the same code.
 
 use orlop_api::containerd::services::mounts::v1 as pb;
 use orlop_api::containerd::services::mounts::v1::mounts_server::Mounts;
-use orlop_api::containerd::types::Mount;
+use orlop_api::containerd::types;
+use orlop_metadata::Activation;
+use orlop_snapshot::activate::Wanted;
 use tonic::{Request, Response, Status};
 
+use crate::blocking::blocking;
+use crate::convert::timestamp;
 use crate::{Answer, AnswerStream, Server, call};
-
-/// What containerd's mount manager makes of a mount before it is one, each before a `/` in its type.
-const TRANSFORMS: [&str; 3] = ["format", "mkfs", "mkdir"];
-/// The type that containerd's mount manager mounts by a handler of its own.
-const HANDLED: &str = "erofs";
 
 #[tonic::async_trait]
 impl Mounts for Server {
     async fn activate(&self, request: Request<pb::ActivateRequest>) -> Answer<pb::ActivateResponse> {
-        call::scope(&request)?;
-        Err(refusal(&request.into_inner()))
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        let request = request.into_inner();
+        let mounts: Vec<Wanted> = request.mounts.into_iter().map(wanted).collect();
+        let made =
+            blocking(move || store.activate(&scope, &request.name, &mounts, request.labels, request.temporary)).await?;
+        Ok(Response::new(pb::ActivateResponse { info: Some(to_wire(made)) }))
     }
 
     async fn deactivate(&self, request: Request<pb::DeactivateRequest>) -> Answer<()> {
-        call::scope(&request)?;
-        Err(not_found(&request.into_inner().name))
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        blocking(move || store.deactivate(&scope, &request.into_inner().name)).await?;
+        Ok(Response::new(()))
     }
 
     async fn info(&self, request: Request<pb::InfoRequest>) -> Answer<pb::InfoResponse> {
-        call::scope(&request)?;
-        Err(not_found(&request.into_inner().name))
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        let found = blocking(move || store.activation(&scope.namespace, &request.into_inner().name)).await?;
+        Ok(Response::new(pb::InfoResponse { info: Some(to_wire(found)) }))
     }
 
     /// containerd has no update either.
@@ -42,32 +48,33 @@ impl Mounts for Server {
 
     /// containerd defines filters and does not look at them.
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<Self::ListStream> {
-        call::scope(&request)?;
-        Ok(Response::new(Box::pin(futures::stream::empty())))
+        let (scope, store) = (call::scope(&request)?, self.store().clone());
+        let found = blocking(move || store.activations(&scope.namespace)).await?;
+        let messages = found.into_iter().map(|found| Ok(pb::ListMessage { info: Some(to_wire(found)) }));
+        Ok(Response::new(Box::pin(futures::stream::iter(messages))))
     }
 }
 
-fn refusal(request: &pb::ActivateRequest) -> Status {
-    let name = &request.name;
-    Status::unimplemented(match request.mounts.iter().find(|mount| is_special(mount)) {
-        Some(mount) => {
-            format!(
-                "mount {name:?}: type {:?} is not mounted by this server: mount it on the client's side",
-                mount.r#type
-            )
-        }
-        None if request.temporary => {
-            format!("mount {name:?}: temporary mounts are not made by this server: mount on the client's side")
-        }
-        None => format!("mount {name:?}: nothing has to be activated, the system can mount it as it is"),
-    })
+fn wanted(mount: types::Mount) -> Wanted {
+    Wanted { kind: mount.r#type, source: mount.source, target: mount.target, options: mount.options }
 }
 
-fn is_special(mount: &Mount) -> bool {
-    let kind = mount.r#type.as_str();
-    kind == HANDLED || kind.split_once('/').is_some_and(|(first, _)| TRANSFORMS.contains(&first))
+fn mount(wanted: Wanted) -> types::Mount {
+    types::Mount { r#type: wanted.kind, source: wanted.source, target: wanted.target, options: wanted.options }
 }
 
-fn not_found(name: &str) -> Status {
-    Status::not_found(format!("mount {name:?}: not found"))
+fn to_wire(found: Activation) -> types::ActivationInfo {
+    let mounted_at = timestamp(found.created_at);
+    let active = found.active.into_iter().map(|active| types::ActiveMount {
+        mount: Some(mount(active.mount)),
+        mounted_at: Some(mounted_at),
+        mount_point: active.point.display().to_string(),
+        ..Default::default()
+    });
+    types::ActivationInfo {
+        active: active.collect(),
+        system: found.system.into_iter().map(mount).collect(),
+        name: found.name,
+        labels: found.labels,
+    }
 }

@@ -102,6 +102,8 @@ impl ToStatus for snapshot::Error {
                 (Code::FailedPrecondition, Class::Verification)
             }
             E::Unsupported { .. } => (Code::FailedPrecondition, Class::Failed),
+            E::BadMount { .. } => (Code::InvalidArgument, Class::Usage),
+            E::NotMountedHere { .. } => (Code::Unimplemented, Class::Usage),
             E::Io { source, .. } | E::Source { source } => io_kind(source),
             _ => (Code::Internal, Class::Failed),
         };

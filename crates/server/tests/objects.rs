@@ -217,7 +217,9 @@ async fn plugins_are_those_that_are_served() {
     for id in services.into_iter().chain(["mounts", "namespaces", "snapshots", "streaming", "transfer", "version"]) {
         assert!(named("grpc.v1", id).is_some(), "{id}");
     }
-    for (kind, id) in [("transfer.v1", "local"), ("streaming.v1", "manager"), ("lease.v1", "manager")] {
+    for (kind, id) in
+        [("transfer.v1", "local"), ("streaming.v1", "manager"), ("lease.v1", "manager"), ("mount-manager.v1", "bolt")]
+    {
         assert!(named(kind, id).is_some_and(|p| p.init_err.is_none()), "{kind}");
     }
     assert!(["tasks", "sandboxes"].iter().all(|id| named("grpc.v1", id).is_none()));

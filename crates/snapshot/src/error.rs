@@ -54,6 +54,18 @@ pub enum Error {
         /// Why not, and what to do.
         reason: String,
     },
+    /// A mount that nothing can be made of.
+    #[error("cannot be mounted: {reason}")]
+    BadMount {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A mount that somebody else has to make.
+    #[error("{reason}")]
+    NotMountedHere {
+        /// Why, and who.
+        reason: String,
+    },
     /// The operating system said no.
     #[error("{operation} {}: {source}", path.display())]
     Io {

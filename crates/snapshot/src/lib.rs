@@ -22,6 +22,7 @@
 //! # Concurrency
 //! All calls block; callers on an async runtime use its blocking pool. Different ids never contend.
 
+pub mod activate;
 pub mod apply;
 mod copy;
 pub mod diff;

@@ -22,7 +22,7 @@ use rusqlite::{Connection, params};
 use super::graph::{Need, blob_needed, driver_of, snapshot_row};
 use super::removal::SnapshotRow;
 use crate::edges::CONTENT;
-use crate::{Error, Result, Store};
+use crate::{Error, Result, Store, mounts};
 
 /// Files removed in one write transaction; other writers wait that long.
 const BATCH: usize = 16;
@@ -42,7 +42,10 @@ struct Doomed {
 
 /// Does what is due, trees of `known` in their order first. Returns the bytes of those of them whose row knew no size.
 pub(crate) fn finish(store: &Store, known: &[SnapshotRow]) -> Result<u64> {
-    let mut due = store.read(|conn| due(conn, store.now()))?;
+    let due = store.read(|conn| due(conn, store.now()))?;
+    let (mounts, mut due): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| d.kind == mounts::DOOMED);
+    // Before the trees that they show.
+    unmount(store, &mounts)?;
     let places: HashMap<i64, usize> = known.iter().enumerate().map(|(place, s)| (s.id, place)).collect();
     due.sort_by_cached_key(|d| {
         let id: i64 = d.name.parse().unwrap_or(0);
@@ -62,6 +65,20 @@ pub(crate) fn finish(store: &Store, known: &[SnapshotRow]) -> Result<u64> {
         store.write("reclaim trash", |tx| done(tx, bin))?;
     }
     Ok(measured)
+}
+
+/// Ends activations that have no row any more. What is still in use stays doomed, and keeps nothing else from going.
+fn unmount(store: &Store, mounts: &[Doomed]) -> Result<()> {
+    for doomed in mounts {
+        let Ok(id) = doomed.name.parse::<i64>() else { continue };
+        match orlop_snapshot::activate::deactivate(&store.mount_directory(id)) {
+            Ok(()) => store.write("unmount", |tx| done(tx, doomed))?,
+            Err(error) => {
+                tracing::warn!(%error, "an activation that nothing keeps cannot be unmounted; it is tried again")
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where a trash entry's bytes are.

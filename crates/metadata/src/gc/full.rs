@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row};
 use super::graph::hold;
 use super::mark::{Found, Hold, Link, Node};
 use crate::conditions::Condition;
-use crate::edges::{self, CONTAINERS, CONTENT, Edges, IMAGES, INGESTS};
+use crate::edges::{self, CONTAINERS, CONTENT, Edges, IMAGES, INGESTS, MOUNTS};
 use crate::{Labels, Result, labels};
 
 #[derive(Default)]
@@ -32,6 +32,7 @@ pub(super) fn garbage(conn: &Connection, now: i64) -> Result<Found> {
     world.ingests(conn, now)?;
     world.snapshots(conn)?;
     world.containers(conn)?;
+    world.mounts(conn)?;
     world.leases(conn, now)?;
     world.judge_conditions(now);
     let visited = world.objects.len() as u64 + world.links.values().map(|l| l.len() as u64).sum::<u64>();
@@ -125,6 +126,13 @@ impl World {
                 self.link(&container, Node::new(&container.namespace, &edges::snapshots(snapshotter), key));
             }
             self.object(container, true, &labels);
+            Ok(())
+        })
+    }
+
+    fn mounts(&mut self, conn: &Connection) -> Result<()> {
+        each(conn, "SELECT namespace, name, labels FROM mount", |row| {
+            self.object(node(row, MOUNTS)?, false, &labels::column(row, 2)?);
             Ok(())
         })
     }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::mark::{Graph, Hold, Link, Node};
 use crate::conditions;
-use crate::edges::{CONTAINERS, CONTENT, IMAGES, INGESTS};
+use crate::edges::{CONTAINERS, CONTENT, IMAGES, INGESTS, MOUNTS};
 use crate::{Error, Result};
 
 /// A container is a root as long as it exists.
@@ -62,6 +62,7 @@ impl Rows<'_> {
             IMAGES => "SELECT 1 FROM image WHERE namespace = ?1 AND name = ?2 AND (expires IS NULL OR expires >= ?3)",
             INGESTS => "SELECT 1 FROM ingest WHERE namespace = ?1 AND ref = ?2 AND expires >= ?3",
             CONTAINERS => CONTAINER,
+            MOUNTS => return Ok(false),
             _ => "SELECT 1 FROM snapshot WHERE namespace = ?1 AND name = ?2 AND driver = ?3 AND root = 1",
         };
         let mut query = self.conn.prepare_cached(sql)?;
@@ -130,6 +131,7 @@ impl Graph for Rows<'_> {
             IMAGES => of_kind("SELECT 1 FROM image WHERE namespace = ?1 AND name = ?2"),
             INGESTS => of_kind("SELECT 1 FROM ingest WHERE namespace = ?1 AND ref = ?2"),
             CONTAINERS => of_kind(CONTAINER),
+            MOUNTS => of_kind("SELECT 1 FROM mount WHERE namespace = ?1 AND name = ?2"),
             kind => match driver_of(kind) {
                 Some(driver) => Ok(self
                     .conn

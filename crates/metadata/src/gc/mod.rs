@@ -67,6 +67,8 @@ pub struct Report {
     pub ingests: BTreeSet<(String, String)>,
     /// (namespace, name) of image records that had expired.
     pub images: BTreeSet<(String, String)>,
+    /// (namespace, name) of activations that nothing kept.
+    pub mounts: BTreeSet<(String, String)>,
     /// Bytes of blobs that no namespace has any more.
     pub blob_bytes: u64,
     /// Bytes of snapshot trees removed.

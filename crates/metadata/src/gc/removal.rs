@@ -11,7 +11,7 @@ use super::bytes::INGEST;
 use super::graph::driver_of;
 use super::mark::Node;
 use crate::changes::Change;
-use crate::edges::{self, CONTENT, IMAGES, INGESTS};
+use crate::edges::{self, CONTENT, IMAGES, INGESTS, MOUNTS};
 use crate::history::{self, State, digest_column};
 use crate::transact::Tx;
 use crate::{Result, labels, leases};
@@ -75,6 +75,8 @@ pub(crate) struct Removal {
     /// Children before their parents.
     pub(crate) snapshots: Vec<SnapshotRow>,
     ingests: Vec<IngestRow>,
+    /// Activations: namespace, name, number.
+    mounts: Vec<(String, String, i64)>,
     leases: BTreeSet<(String, String)>,
     visited: u64,
 }
@@ -94,6 +96,7 @@ impl Removal {
                 IMAGES => removal.images.extend(image(conn, &node.namespace, &node.name)?),
                 CONTENT => removal.blobs.extend(blob(conn, node)?),
                 INGESTS => removal.ingests.extend(ingest(conn, node)?),
+                MOUNTS => removal.mounts.extend(mount(conn, node)?),
                 _ => removal.snapshots.extend(snapshot(conn, node)?),
             }
         }
@@ -110,6 +113,7 @@ impl Removal {
             leases: self.leases.clone(),
             ingests: self.ingests.iter().map(|i| pairs(&i.namespace, &i.reference)).collect(),
             images: self.images.iter().map(|i| pairs(&i.namespace, &i.name)).collect(),
+            mounts: self.mounts.iter().map(|(namespace, name, _)| pairs(namespace, name)).collect(),
             blob_bytes: self.last_blobs(conn)?.values().map(|&size| bytes(size)).sum(),
             snapshot_bytes: self.snapshots.iter().filter_map(|s| s.bytes).map(bytes).sum(),
             visited: self.visited,
@@ -153,6 +157,9 @@ impl Removal {
             edges::remove(tx, &snapshot.namespace, &kind, &snapshot.name)?;
             let (driver, key) = (snapshot.driver.clone(), snapshot.name.clone());
             tx.tell(&snapshot.namespace, Change::SnapshotRemove { driver, key });
+        }
+        for (namespace, name, id) in &self.mounts {
+            crate::mounts::remove(tx, namespace, name, *id)?;
         }
         for ingest in &self.ingests {
             doom(tx, INGEST, &ingest.backend, None)?;
@@ -253,6 +260,11 @@ fn ingest(conn: &Connection, node: &Node) -> Result<Option<IngestRow>> {
     one(conn, sql, &[&node.namespace, &node.name], |row| {
         Ok(IngestRow { namespace: row.get(0)?, reference: row.get(1)?, backend: row.get(2)?, expected: row.get(3)? })
     })
+}
+
+fn mount(conn: &Connection, node: &Node) -> Result<Option<(String, String, i64)>> {
+    let sql = "SELECT namespace, name, id FROM mount WHERE namespace = ?1 AND name = ?2";
+    one(conn, sql, &[&node.namespace, &node.name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
 }
 
 fn snapshot(conn: &Connection, node: &Node) -> Result<Option<SnapshotRow>> {

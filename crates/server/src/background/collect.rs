@@ -66,8 +66,12 @@ impl Collector {
     }
 }
 
-/// What an earlier process left: its leases, what it had not finished collecting.
+/// What an earlier process left: its leases, what is no longer mounted of its activations, what it had not finished collecting.
 async fn start(server: &Server) {
+    let store = server.store().clone();
+    if let Err(status) = blocking(move || store.settle_mounts()).await {
+        tracing::warn!(error = status.message(), "cannot tell which activations are still mounted");
+    }
     let request = orlop_image::GcRequest { full: false, trash: false, dry_run: false };
     match server.images().gc(&Scope::new("", "daemon"), request).instrument(span("start")).await {
         Ok(outcome) => server.metrics().collection("start", outcome.blob_bytes + outcome.snapshot_bytes),
@@ -121,6 +125,7 @@ fn told(server: &Server, kind: &'static str, report: &Report) {
         leases = report.leases.len(),
         ingests = report.ingests.len(),
         images = report.images.len(),
+        mounts = report.mounts.len(),
         orphans = report.orphans.len(),
         bytes = report.blob_bytes + report.snapshot_bytes,
         "collected"

@@ -1,0 +1,362 @@
+//! Mounts that the server makes, beside a real containerd: the same calls on both, what they answer and what is mounted then.
+//! Needs root.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::{Node, labels, leased, request};
+use orlop_api::containerd::services::containers::v1 as containers;
+use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
+use orlop_api::containerd::services::images::v1 as images;
+use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
+use orlop_api::containerd::services::leases::v1 as leases;
+use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
+use orlop_api::containerd::services::mounts::v1 as pb;
+use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
+use orlop_api::containerd::types::{ActivationInfo, Descriptor, Mount};
+use orlop_metadata::gc::Disposal;
+use orlop_testkit::containerd::{Containerd, Options, Programs};
+use orlop_testkit::process::need_root;
+use rustix::mount::UnmountFlags;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+type Map = BTreeMap<String, String>;
+
+fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+    let options = options.iter().map(|option| (*option).to_owned()).collect();
+    Mount { r#type: kind.into(), source: source.into(), options, ..Mount::default() }
+}
+
+/// Mount points below a directory, in the order in which they were made, each with the type of its file system.
+fn mounted(below: &Path) -> Vec<(PathBuf, String)> {
+    let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = |line: &str| {
+        let (point, kind) = (line.split(' ').nth(4)?, line.split(" - ").nth(1)?.split(' ').next()?);
+        Path::new(point).starts_with(below).then(|| (point.into(), kind.to_owned()))
+    };
+    info.lines().filter_map(line).collect()
+}
+
+/// Unmounts what a test that fails leaves, before its directory goes.
+struct Cleaned(PathBuf);
+
+impl Drop for Cleaned {
+    fn drop(&mut self) {
+        for (point, _) in mounted(&self.0).into_iter().rev() {
+            // What cannot be unmounted stays to be seen.
+            let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// One side, and a directory in which it may make directories: `a` with `sub/file`, `b` with `other`.
+struct Side {
+    channel: Channel,
+    client: MountsClient<Channel>,
+    work: PathBuf,
+}
+
+impl Side {
+    fn new(channel: &Channel, root: &Path) -> Self {
+        let work = root.join("snapshots/work");
+        std::fs::create_dir_all(work.join("a/sub")).unwrap();
+        std::fs::create_dir_all(work.join("b")).unwrap();
+        std::fs::write(work.join("a/sub/file"), "a").unwrap();
+        std::fs::write(work.join("b/other"), "b").unwrap();
+        Self { channel: channel.clone(), client: MountsClient::new(channel.clone()), work }
+    }
+
+    fn at(&self, path: &str) -> String {
+        self.work.join(path).display().to_string()
+    }
+
+    async fn activate(
+        &mut self,
+        name: &str,
+        mounts: Vec<Mount>,
+        labels: Map,
+        temporary: bool,
+        lease: Option<&str>,
+    ) -> Result<ActivationInfo, Status> {
+        let wanted = pb::ActivateRequest { name: name.into(), mounts, labels, temporary };
+        let wanted = lease.map_or_else(|| request(wanted.clone()), |lease| leased(lease, wanted.clone()));
+        Ok(self.client.activate(wanted).await?.into_inner().info.unwrap())
+    }
+
+    async fn info(&mut self, name: &str) -> Result<ActivationInfo, Status> {
+        Ok(self.client.info(request(pb::InfoRequest { name: name.into() })).await?.into_inner().info.unwrap())
+    }
+
+    async fn deactivate(&mut self, name: &str) -> Result<(), Status> {
+        self.client.deactivate(request(pb::DeactivateRequest { name: name.into() })).await.map(drop)
+    }
+
+    async fn names(&mut self) -> Vec<String> {
+        let mut listed = self.client.list(request(pb::ListRequest::default())).await.unwrap().into_inner();
+        let mut names = Vec::new();
+        while let Some(message) = listed.message().await.unwrap() {
+            names.extend(message.info.map(|info| info.name));
+        }
+        names.sort();
+        names
+    }
+
+    /// What a client sees, without what differs: of the mounts made, containerd keeps type and place alone.
+    fn shown(&self, answer: Result<ActivationInfo, Status>) -> String {
+        let info = match answer {
+            Ok(info) => info,
+            Err(status) => return format!("{:?}", status.code()),
+        };
+        let kinds: Vec<String> = info.active.iter().map(|a| a.mount.clone().unwrap().r#type).collect();
+        let mut text = format!("{} {kinds:?} {:?} {:?}", info.name, info.system, info.labels);
+        for (at, active) in info.active.iter().enumerate() {
+            assert!(active.mounted_at.as_ref().is_some_and(|at| at.seconds > 1_700_000_000));
+            assert!(mounted(Path::new("/")).iter().any(|(point, _)| *point == Path::new(&active.mount_point)));
+            text = text.replace(&active.mount_point, &format!("@{at}"));
+        }
+        text.replace(&self.work.display().to_string(), "@work")
+    }
+}
+
+/// What is tried: a name, mounts, whether temporary.
+fn tries(side: &Side) -> Vec<(&'static str, Vec<Mount>, bool)> {
+    let bind = |path: &str| mount("bind", &side.at(path), &["rbind", "ro"]);
+    let (writable, outside) = (mount("bind", &side.at("b"), &["rbind"]), "X-containerd.mkdir.path=/orlop-nowhere/x");
+    let made = format!("X-containerd.mkdir.path={}:750", side.at("made"));
+    let other_mode = format!("X-containerd.mkdir.path={}:700", side.at("made"));
+    let lower = format!("lowerdir={}:{}", side.at("a"), side.at("b"));
+    vec![
+        ("plain", vec![bind("a")], false),
+        ("format", vec![bind("a"), mount("format/bind", "{{ mount 0 }}/sub", &["rbind", "x={{ source 0 }}"])], false),
+        (
+            "layers",
+            vec![bind("a"), bind("b"), mount("format/overlay", "overlay", &["lowerdir={{ overlay 1 0 }}"])],
+            false,
+        ),
+        (
+            "upwards",
+            vec![bind("a"), bind("b"), mount("format/overlay", "overlay", &["lowerdir={{ overlay 0 1 }}"])],
+            false,
+        ),
+        ("rest", vec![mount("format/bind", "x", &[]), mount("bind", "{{ mount 0 }}", &[])], false),
+        ("made", vec![mount("mkdir/bind", &side.at("made"), &[&made, "rbind"])], false),
+        ("again", vec![mount("mkdir/bind", &side.at("made"), &[&made, "rbind"])], false),
+        ("other-mode", vec![mount("mkdir/bind", "x", &[&other_mode])], false),
+        ("outside", vec![mount("mkdir/bind", "x", &[outside])], false),
+        ("bad-mkdir", vec![mount("mkdir/bind", "x", &["X-containerd.mkdir.x=y"])], false),
+        (
+            "both",
+            vec![
+                writable,
+                mount(
+                    "format/mkdir/bind",
+                    "{{ mount 0 }}/new",
+                    &["X-containerd.mkdir.path={{ mount 0 }}/new", "rbind"],
+                ),
+            ],
+            false,
+        ),
+        ("odd", vec![bind("a"), mount("odd/bind", "x", &[])], false),
+        ("format", vec![bind("a"), mount("format/bind", "x", &[])], false),
+        ("temporary", vec![bind("a")], true),
+        ("temporary-overlay", vec![bind("a"), mount("overlay", "overlay", &[&lower])], true),
+        ("temporary-format", vec![bind("a"), mount("format/bind", "{{ mount 0 }}/sub", &["rbind"])], true),
+        ("temporary-tmpfs", vec![mount("tmpfs", "tmpfs", &["nosuid", "size=64k", "mode=700"])], true),
+        ("temporary-none", vec![], true),
+    ]
+}
+
+async fn transcript(side: &mut Side, points: &Path) -> Vec<String> {
+    let mut told = Vec::new();
+    let before = mounted(points).len();
+    // Without a lease, what is activated may go at any time.
+    let created = leases::CreateRequest { id: "transcript".into(), ..Default::default() };
+    LeasesClient::new(side.channel.clone()).create(request(created)).await.unwrap();
+    for (name, mounts, temporary) in tries(side) {
+        let label = labels(&[("k", name)]);
+        let answer = side.activate(name, mounts, label, temporary, Some("transcript")).await;
+        told.push(format!("activate {}", side.shown(answer)));
+        let answer = side.info(name).await;
+        told.push(format!("info {}", side.shown(answer)));
+    }
+    let kinds: Vec<String> = mounted(points).into_iter().skip(before).map(|(_, kind)| kind).collect();
+    told.push(format!("mounted {} of them overlay {}", kinds.len(), kinds.iter().filter(|k| *k == "overlay").count()));
+    told.push(format!("list {:?}", side.names().await));
+    for name in side.names().await {
+        told.push(format!("deactivate {name} {:?}", side.deactivate(&name).await.map_err(|s| s.code())));
+        told.push(format!("again {:?}", side.deactivate(&name).await.map_err(|s| s.code())));
+    }
+    told.push(format!("left {:?} {}", side.names().await, mounted(points).len() - before));
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_and_mounts_are_containerds() {
+    if !need_root() {
+        return;
+    }
+    let node = Node::new();
+    let root = node.store.root().to_owned();
+    let _cleaned = Cleaned(root.clone());
+    let ours = transcript(&mut Side::new(&node.channel, &root), &root.join("mounts")).await;
+    assert!(ours.iter().any(|line| line.contains("lowerdir=@1:@0")), "{ours:#?}");
+    assert_eq!(ours.last().unwrap(), "left [] 0", "{ours:#?}");
+    assert_eq!(std::fs::read_dir(root.join("mounts")).unwrap().count(), 0, "directories are left");
+    let Some(programs) = Programs::current() else { return };
+    let containerd = Containerd::start(&programs, &Options::default());
+    let channel = orlop_api::channel::unix(&containerd.socket()).await.unwrap();
+    let state = containerd.root().with_file_name("state");
+    assert_eq!(ours, transcript(&mut Side::new(&channel, &containerd.root()), &state).await);
+}
+
+/// The activations that are left after a collection, which the deletion of a lease waits for; and how many mounts.
+async fn left(side: &mut Side, points: &Path) -> (Vec<String>, usize) {
+    let mut client = LeasesClient::new(side.channel.clone());
+    client.create(request(leases::CreateRequest { id: "forced".into(), ..Default::default() })).await.unwrap();
+    client.delete(request(leases::DeleteRequest { id: "forced".into(), sync: true })).await.unwrap();
+    (side.names().await, mounted(points).len())
+}
+
+async fn collected(side: &mut Side, points: &Path) -> Vec<(Vec<String>, usize)> {
+    let mut client = LeasesClient::new(side.channel.clone());
+    for (id, flat) in [("lease", None), ("flat", Some(("containerd.io/gc.flat", "1")))] {
+        let labels = labels(&flat.into_iter().collect::<Vec<_>>());
+        client.create(request(leases::CreateRequest { id: id.into(), labels })).await.unwrap();
+    }
+    let target = Descriptor {
+        media_type: "x".into(),
+        digest: format!("sha256:{}", "0".repeat(64)),
+        size: 1,
+        ..Default::default()
+    };
+    for (name, label) in [("holds", "containerd.io/gc.ref.mount/any"), ("holds-not", "containerd.io/gc.ref.mounts")] {
+        let labels = labels(&[(label, if name == "holds" { "named" } else { "misnamed" })]);
+        let image =
+            Some(images::Image { name: name.into(), labels, target: Some(target.clone()), ..Default::default() });
+        let wanted = images::CreateImageRequest { image, ..Default::default() };
+        ImagesClient::new(side.channel.clone()).create(request(wanted)).await.unwrap();
+    }
+    let runtime = Some(containers::container::Runtime { name: "r".into(), options: None });
+    let spec = Some(prost_types::Any::default());
+    let container = Some(containers::Container { id: "c".into(), runtime, spec, ..Default::default() });
+    let wanted = containers::CreateContainerRequest { container };
+    ContainersClient::new(side.channel.clone()).create(request(wanted)).await.unwrap();
+
+    let source = side.at("a");
+    for (name, label, lease) in [
+        ("alone", None, None),
+        ("leased", None, Some("lease")),
+        ("flat", None, Some("flat")),
+        ("named", None, None),
+        ("misnamed", None, None),
+        ("of-container", Some(("containerd.io/gc.bref.container", "c")), None),
+        ("of-nobody", Some(("containerd.io/gc.bref.container", "d")), None),
+        ("of-image", Some(("containerd.io/gc.bref.image.x", "holds")), None),
+        ("root", Some(("containerd.io/gc.root", "1")), None),
+    ] {
+        let labels = labels(&label.into_iter().collect::<Vec<_>>());
+        side.activate(name, vec![mount("bind", &source, &["rbind"])], labels, true, lease).await.unwrap();
+    }
+    let mut told = vec![left(side, points).await];
+    let deleted = leases::DeleteRequest { id: "lease".into(), sync: true };
+    client.delete(request(deleted)).await.unwrap();
+    told.push(left(side, points).await);
+    let wanted = containers::DeleteContainerRequest { id: "c".into() };
+    ContainersClient::new(side.channel.clone()).delete(request(wanted)).await.unwrap();
+    let wanted = images::DeleteImageRequest { name: "holds".into(), sync: true, ..Default::default() };
+    ImagesClient::new(side.channel.clone()).delete(request(wanted)).await.unwrap();
+    told.push(left(side, points).await);
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_an_activation_is_what_keeps_it_in_containerd() {
+    if !need_root() {
+        return;
+    }
+    let node = Node::new();
+    let root = node.store.root().to_owned();
+    let _cleaned = Cleaned(root.clone());
+    let ours = collected(&mut Side::new(&node.channel, &root), &root.join("mounts")).await;
+    assert_eq!(ours[0].0, ["flat", "leased", "named", "of-container", "of-image"]);
+    assert_eq!(ours[2], (vec!["flat".to_owned()], 1));
+    let full = node.store.collect_full(Disposal::Reclaim).unwrap();
+    assert!(full.missed.is_empty() && full.mounts.is_empty(), "{full:?}");
+    assert_eq!(node.store.check_metadata().unwrap(), []);
+    let held = leases::ListResourcesRequest { id: "flat".into() };
+    let held = LeasesClient::new(node.channel.clone()).list_resources(request(held)).await.unwrap().into_inner();
+    assert!(held.resources.is_empty(), "as in containerd");
+    let Some(programs) = Programs::current() else { return };
+    let containerd = Containerd::start(&programs, &Options::default());
+    let channel = orlop_api::channel::unix(&containerd.socket()).await.unwrap();
+    let state = containerd.root().with_file_name("state");
+    assert_eq!(ours, collected(&mut Side::new(&channel, &containerd.root()), &state).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_still_mounted_is_known_after_a_restart_and_what_is_not_goes() {
+    if !need_root() {
+        return;
+    }
+    let node = Node::new();
+    let root = node.store.root().to_owned();
+    let _cleaned = Cleaned(root.clone());
+    let mut side = Side::new(&node.channel, &root);
+    node.store.create_lease("test", "l", Map::new()).unwrap();
+    let mut points = Vec::new();
+    for name in ["stays", "lost"] {
+        let source = mount("bind", &side.at("a"), &["rbind"]);
+        let made = side.activate(name, vec![source], Map::new(), true, Some("l")).await.unwrap();
+        points.push(made.active[0].mount_point.clone());
+    }
+    // As the machine's restart does, or a person.
+    rustix::mount::unmount(points[1].as_str(), UnmountFlags::empty()).unwrap();
+    let other = common::open(&root);
+    other.settle_mounts().unwrap();
+    other.collect(Disposal::Reclaim).unwrap();
+    let names: Vec<String> = other.activations("test").unwrap().into_iter().map(|a| a.name).collect();
+    assert_eq!(names, ["stays"]);
+    assert_eq!(mounted(&root).len(), 1);
+    assert!(Path::new(&points[0]).join("sub/file").exists() && !Path::new(&points[1]).exists());
+    assert_eq!(other.check_metadata().unwrap(), []);
+    side.deactivate("stays").await.unwrap();
+    assert!(mounted(&root).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_use_is_unmounted_later_and_a_failure_leaves_nothing() {
+    if !need_root() {
+        return;
+    }
+    let node = Node::new();
+    let root = node.store.root().to_owned();
+    let _cleaned = Cleaned(root.clone());
+    let mut side = Side::new(&node.channel, &root);
+    let source = || mount("bind", &side.work.join("a").display().to_string(), &["rbind"]);
+    let (first, second) = (source(), source());
+    for broken in [
+        mount("bind", "/orlop-nowhere", &["rbind"]),
+        mount("format/bind", "{{ mount 7 }}", &[]),
+        mount("no-such-file-system", "x", &[]),
+        mount("overlay", "overlay", &["lowerdir=/orlop-nowhere"]),
+    ] {
+        side.activate("broken", vec![first.clone(), broken], Map::new(), true, None).await.unwrap_err();
+        assert_eq!((mounted(&root).len(), std::fs::read_dir(root.join("mounts")).unwrap().count()), (0, 0));
+    }
+    let told = side.activate("t", vec![mount("format/bind", "{{ mount 7 }}", &[])], Map::new(), false, None).await;
+    assert_eq!(told.unwrap_err().code(), Code::InvalidArgument);
+
+    let made = side.activate("used", vec![second], Map::new(), true, None).await.unwrap();
+    let open = std::fs::File::open(Path::new(&made.active[0].mount_point).join("sub/file")).unwrap();
+    let told = side.deactivate("used").await.unwrap_err();
+    assert_eq!(told.code(), Code::FailedPrecondition, "{told:?}");
+    assert!(told.message().contains("still uses it"), "{}", told.message());
+    node.store.collect(Disposal::Reclaim).unwrap();
+    assert_eq!((side.names().await.len(), mounted(&root).len()), (0, 1));
+    drop(open);
+    node.store.collect(Disposal::Reclaim).unwrap();
+    assert_eq!((mounted(&root).len(), std::fs::read_dir(root.join("mounts")).unwrap().count()), (0, 0));
+}

@@ -1,0 +1,258 @@
+//! Mounts that a server makes for a client: what must be prepared before any system can mount it, as containerd's mount
+//! manager does.
+//!
+//! A type may have transforms before it, each ended by `/`: `format` fills in templates over the mounts before it, `mkdir`
+//! makes directories. Whatever comes before the last mount with a transform is mounted here, each on a directory of its
+//! own; the rest is left to the client. A temporary activation is mounted here whole, and the client gets a bind mount.
+//!
+//! ```text
+//! <directory>/0, 1, …    mount points, unmounted from the last to the first
+//! ```
+//!
+//! # Invariants
+//! - Whoever activates has chosen a new directory, and calls [`deactivate`] when it fails or ends.
+//! - Nothing is ever removed but empty directories: what is still mounted is somebody's tree.
+
+mod mkdir;
+mod template;
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::error::At as _;
+use crate::{Error, Mount, Result};
+
+/// A transform, and whether it is made here.
+const TRANSFORMS: [(&str, bool); 3] = [("format", true), ("mkdir", true), ("mkfs", false)];
+
+/// What containerd mounts by a handler of its own, and this program does not.
+const HANDLED: &str = "erofs";
+
+/// Options of mount(8) that are flags of mount(2).
+const FLAGS: [(&str, MountFlags); 9] = [
+    ("ro", MountFlags::RDONLY),
+    ("nosuid", MountFlags::NOSUID),
+    ("nodev", MountFlags::NODEV),
+    ("noexec", MountFlags::NOEXEC),
+    ("noatime", MountFlags::NOATIME),
+    ("nodiratime", MountFlags::NODIRATIME),
+    ("relatime", MountFlags::RELATIME),
+    ("strictatime", MountFlags::STRICTATIME),
+    ("sync", MountFlags::SYNCHRONOUS),
+];
+
+/// Options that say what is so anyway.
+const DEFAULTS: [&str; 7] = ["rw", "suid", "dev", "exec", "defaults", "bind", "rbind"];
+
+/// A mount as a client describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The type, perhaps with transforms before it.
+    pub kind: String,
+    /// The device or directory.
+    pub source: String,
+    /// Where below the mount point.
+    pub target: String,
+    /// Options as mount(8) takes them.
+    pub options: Vec<String>,
+}
+
+/// A mount that was made here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Active {
+    /// What it is, with all transforms made.
+    pub mount: Wanted,
+    /// Where.
+    pub point: PathBuf,
+}
+
+/// What an activation made, and what it leaves to the client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Activated {
+    /// In the order in which they were made.
+    pub active: Vec<Active>,
+    /// In the order in which they are to be made.
+    pub system: Vec<Wanted>,
+}
+
+/// How many of `mounts`, from the first, have to be made by a server.
+///
+/// # Errors
+/// [`Error::NotMountedHere`] if none has to: the client mounts them by itself; and if one is of a type, or with a transform,
+/// that this program does not know.
+pub fn needed(mounts: &[Wanted], temporary: bool) -> Result<usize> {
+    let mut needed = None;
+    for (at, mount) in mounts.iter().enumerate() {
+        let (transforms, kind) = transforms(&mount.kind);
+        if kind == HANDLED || transforms.iter().any(|name| !made_here(name)) {
+            return Err(not_here(format!(
+                "type {:?} is not mounted by this server: mount it on the client's side",
+                mount.kind
+            )));
+        }
+        if !transforms.is_empty() {
+            needed = Some(at);
+        }
+        if temporary {
+            needed = Some(at + 1);
+        }
+    }
+    needed.ok_or_else(|| not_here("nothing has to be activated, the system can mount it as it is".into()))
+}
+
+fn made_here(transform: &str) -> bool {
+    TRANSFORMS.contains(&(transform, true))
+}
+
+/// The transforms at the beginning of a type, and what they lead to.
+fn transforms(kind: &str) -> (Vec<&str>, &str) {
+    let (mut found, mut rest) = (Vec::new(), kind);
+    while let Some((first, after)) = rest.split_once('/')
+        && TRANSFORMS.iter().any(|(name, _)| *name == first)
+    {
+        found.push(first);
+        rest = after;
+    }
+    (found, rest)
+}
+
+/// Makes the first of `mounts` that have to be, in `directory`, which is new. Directories are made below `roots` alone.
+///
+/// # Errors
+/// What was mounted until then stays for [`deactivate`].
+pub fn activate(mounts: &[Wanted], temporary: bool, directory: &Path, roots: &[&Path]) -> Result<Activated> {
+    let needed = needed(mounts, temporary)?;
+    let mut made = Activated::default();
+    for (at, mount) in mounts[..needed].iter().enumerate() {
+        let mount = transformed(mount, &made.active, roots)?;
+        let point = directory.join(at.to_string());
+        std::fs::create_dir(&point).at("make the directory", &point)?;
+        mount_on(&mount, &point)?;
+        made.active.push(Active { mount, point });
+    }
+    if let Some((first, rest)) = mounts[needed..].split_first() {
+        made.system.push(transformed(first, &made.active, roots)?);
+        made.system.extend(rest.iter().cloned());
+    }
+    if let Some(last) = made.active.last().filter(|_| temporary) {
+        let source = last.point.display().to_string();
+        made.system.push(Wanted { kind: "bind".into(), source, options: vec!["rbind".into()], ..Wanted::default() });
+    }
+    Ok(made)
+}
+
+fn transformed(mount: &Wanted, before: &[Active], roots: &[&Path]) -> Result<Wanted> {
+    let (transforms, kind) = transforms(&mount.kind);
+    let mut result = Wanted { kind: kind.to_owned(), ..mount.clone() };
+    for transform in transforms {
+        match transform {
+            "format" => template::format(&mut result, before)?,
+            _ => mkdir::make(&mut result, roots)?,
+        }
+    }
+    Ok(result)
+}
+
+fn mount_on(mount: &Wanted, point: &Path) -> Result<()> {
+    if !mount.target.is_empty() {
+        return Err(not_here(format!(
+            "a mount below the mount point, at {:?}, is not made by this server",
+            mount.target
+        )));
+    }
+    match mount.kind.as_str() {
+        "overlay" => {
+            let (kind, source, options) = (mount.kind.clone(), mount.source.clone(), mount.options.clone());
+            crate::mount_all(&[Mount { kind, source, options }], point)
+        }
+        "bind" => bind_on(mount, point),
+        kind => {
+            let (flags, data) = flags(&mount.options)?;
+            let data = std::ffi::CString::new(data).map_err(|_| bad("an option has a zero byte".into()))?;
+            rustix::mount::mount(mount.source.as_str(), point, kind, flags, data.as_c_str()).at("mount on", point)
+        }
+    }
+}
+
+fn bind_on(mount: &Wanted, point: &Path) -> Result<()> {
+    let (flags, rest) = flags(&mount.options)?;
+    if !rest.is_empty() {
+        return Err(bad(format!("a bind mount takes no option {rest:?}")));
+    }
+    let recursive = mount.options.iter().any(|option| option == "rbind");
+    let bind = if recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
+    rustix::mount::mount(mount.source.as_str(), point, "", bind, None).at("bind-mount on", point)?;
+    if !flags.is_empty() {
+        rustix::mount::mount_remount(point, MountFlags::BIND | flags, c"").at("change the flags of", point)?;
+    }
+    Ok(())
+}
+
+/// The flags among the options, and what else there is.
+fn flags(options: &[String]) -> Result<(MountFlags, String)> {
+    let (mut flags, mut rest) = (MountFlags::empty(), Vec::new());
+    for option in options.iter().map(String::as_str).filter(|option| !DEFAULTS.contains(option)) {
+        match FLAGS.iter().find(|(name, _)| *name == option) {
+            Some((_, flag)) => flags |= *flag,
+            None if option == "loop" => {
+                return Err(not_here("loop devices are not made by this server: mount it on the client's side".into()));
+            }
+            None => rest.push(option),
+        }
+    }
+    Ok((flags, rest.join(",")))
+}
+
+/// Unmounts what an activation mounted in `directory`, the last one first, and removes it. That it is gone is fine.
+///
+/// # Errors
+/// If something is still in use, that and what was mounted before it stay; it can be tried again.
+pub fn deactivate(directory: &Path) -> Result<()> {
+    let mut points = Vec::new();
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.at("list", directory)?,
+    };
+    for entry in entries {
+        let name = entry.at("list", directory)?.file_name();
+        points.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    points.sort_unstable();
+    for point in points.into_iter().rev().map(|number| directory.join(number.to_string())) {
+        while is_mounted(&point) {
+            match rustix::mount::unmount(&point, UnmountFlags::NOFOLLOW) {
+                // Somebody else was faster.
+                Ok(()) | Err(Errno::INVAL) => {}
+                other => other.at("unmount", &point)?,
+            }
+        }
+        removed(&point)?;
+    }
+    removed(directory)
+}
+
+fn removed(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove", directory),
+    }
+}
+
+/// Whether something is mounted there.
+pub fn is_mounted(point: &Path) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(CWD, point, flags, StatxFlags::empty());
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+fn bad(reason: String) -> Error {
+    Error::BadMount { reason }
+}
+
+fn not_here(reason: String) -> Error {
+    Error::NotMountedHere { reason }
+}
