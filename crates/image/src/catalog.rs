@@ -15,6 +15,8 @@ use crate::{Images, Result};
 /// Records of one namespace with what is known of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Catalog {
+    /// A change of the history before which nothing happened that the records do not show.
+    pub(crate) seen: i64,
     pub(crate) records: Vec<Image>,
     pub(crate) summaries: HashMap<Digest, ManifestSummary>,
     /// Blobs that are there, with their sizes; of a partial catalog: those that its records need.
@@ -76,6 +78,11 @@ impl Catalog {
         leaf.summary?.image_id.clone()
     }
 
+    /// Whether a target has documents here that nobody has read yet.
+    pub(crate) fn has_unread(&self, target: &Digest) -> bool {
+        self.leaves(target).iter().any(|leaf| leaf.summary.is_none() && self.content.contains_key(leaf.digest))
+    }
+
     /// What people call the image of a target: its image ID for the platform, else that of the first image known.
     pub(crate) fn image_id(&self, target: &Digest, platform: &Platform) -> Option<ImageId> {
         let best = self.best(target, platform).and_then(|l| l.summary?.image_id.clone());
@@ -111,6 +118,7 @@ impl Images {
         let mut catalog = self
             .blocking(move |store| {
                 Ok(Catalog {
+                    seen: store.last_change()?,
                     records: store.images(&owned.namespace, &[])?,
                     summaries: store.summaries()?,
                     content: store.content(&owned).sizes()?,
@@ -155,8 +163,7 @@ impl Images {
     async fn complete(&self, scope: &Scope, catalog: &mut Catalog) -> Result<bool> {
         let mut unknown: HashMap<Digest, Descriptor> = HashMap::new();
         for record in &catalog.records {
-            let known = |leaf: &Leaf<'_>| leaf.summary.is_some() || !catalog.content.contains_key(leaf.digest);
-            if !catalog.leaves(&record.target.digest).iter().all(known) {
+            if catalog.has_unread(&record.target.digest) {
                 unknown.insert(record.target.digest.clone(), record.target.clone());
             }
         }
@@ -187,9 +194,20 @@ impl Images {
 }
 
 impl Catalog {
+    /// What is known of a target, without reading documents. Blocks.
+    pub(crate) fn of_target(store: &metadata::Store, scope: &Scope, target: &Digest) -> Result<Self> {
+        let mut catalog = Self::default();
+        catalog.look_up(vec![target.clone()], store, scope)?;
+        Ok(catalog)
+    }
+
     /// Looks up the summaries and blobs that the records need.
     fn fill(&mut self, store: &metadata::Store, scope: &Scope) -> Result<()> {
-        let mut open: Vec<Digest> = self.records.iter().map(|r| r.target.digest.clone()).collect();
+        let targets = self.records.iter().map(|r| r.target.digest.clone()).collect();
+        self.look_up(targets, store, scope)
+    }
+
+    fn look_up(&mut self, mut open: Vec<Digest>, store: &metadata::Store, scope: &Scope) -> Result<()> {
         let mut visited = BTreeSet::new();
         let mut needed: BTreeSet<Digest> = BTreeSet::new();
         while let Some(digest) = open.pop() {

@@ -7,11 +7,16 @@
 //! container stands on its image.
 //!
 //! [`changes`] decides, without I/O; it is idempotent: applied to its own result it changes nothing.
+//!
+//! # Concurrency
+//! Records are read, then changes are decided, then written; others go on meanwhile. So a change is written only if
+//! nothing has happened since to the record itself or to a record of the same image ([`Since`]); else it is decided
+//! anew. A name that was deleted does not come back, nor does one that was moved go back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
-use orlop_metadata::{self as metadata, HistoryAction, Image, ImageChange, Labels, Scope};
+use orlop_metadata::{self as metadata, HistoryAction, HistoryEntry, Image, ImageChange, Labels, Scope};
 use orlop_oci::{Descriptor, Digest, ImageId, Kind, Reference, classify};
 use tracing::field::Empty;
 use tracing::info_span;
@@ -203,7 +208,7 @@ impl Images {
             if changes.is_empty() {
                 break;
             }
-            self.carry_out(&scope, &catalog, changes, &mut done).await?;
+            self.carry_out(&scope, catalog, changes, &mut done).await?;
         }
         Ok(done)
     }
@@ -219,19 +224,21 @@ impl Images {
 
     async fn reconcile_near(&self, namespace: &str, name: &str) -> Result<Reconciled> {
         let scope = Scope::new(namespace, "reconciler");
-        let catalog = self.neighbours(&scope, name).await?;
-        let changes = self.wanted_changes(namespace, &catalog).await?;
-        // Whether a hash reference is stranded, only all records can tell.
-        let strands = changes.iter().any(|c| match c {
-            ImageChange::Delete { .. } => true,
-            ImageChange::Upsert { labels, .. } => labels.get(labels::STRANDED).is_some_and(|v| !v.is_empty()),
-        });
-        if strands {
-            return self.reconcile(namespace).await;
-        }
         let mut done = Reconciled::default();
-        if !changes.is_empty() {
-            self.carry_out(&scope, &catalog, changes, &mut done).await?;
+        for _ in 0..ROUNDS {
+            let catalog = self.neighbours(&scope, name).await?;
+            let changes = self.wanted_changes(namespace, &catalog).await?;
+            // Whether a hash reference is stranded, only all records can tell.
+            if changes.iter().any(strands) {
+                let all = self.reconcile(namespace).await?;
+                done.created.extend(all.created);
+                done.updated.extend(all.updated);
+                done.removed.extend(all.removed);
+                break;
+            }
+            if changes.is_empty() || self.carry_out(&scope, catalog, changes, &mut done).await? {
+                break;
+            }
         }
         Ok(done)
     }
@@ -239,8 +246,9 @@ impl Images {
     /// The records that share a target with `name`, or shared one before its last change.
     async fn neighbours(&self, scope: &Scope, name: &str) -> Result<Catalog> {
         let (namespace, name) = (scope.namespace.clone(), name.to_owned());
-        let records = self
+        let (seen, records) = self
             .blocking(move |store| {
+                let seen = store.last_change()?;
                 let mut targets = BTreeSet::new();
                 match store.image(&namespace, &name) {
                     Ok(image) => drop(targets.insert(image.target.digest)),
@@ -248,10 +256,10 @@ impl Images {
                     Err(error) => return Err(error.into()),
                 }
                 targets.extend(store.history(&namespace, Some(&name), 1)?.into_iter().filter_map(|entry| entry.old));
-                Ok(store.images_of(&namespace, &targets)?)
+                Ok((seen, store.images_of(&namespace, &targets)?))
             })
             .await?;
-        self.partial_catalog(scope, records).await
+        Ok(Catalog { seen, ..self.partial_catalog(scope, records).await? })
     }
 
     pub(crate) async fn wanted_changes(&self, namespace: &str, catalog: &Catalog) -> Result<Vec<ImageChange>> {
@@ -269,11 +277,7 @@ impl Images {
             grace_seconds: self.settings().grace_seconds,
         };
         let first = changes(&catalog.records, &facts);
-        let strands = |change: &ImageChange| match change {
-            ImageChange::Upsert { labels, .. } => labels.get(labels::STRANDED).is_some_and(|v| !v.is_empty()),
-            ImageChange::Delete { .. } => false,
-        };
-        if !first.iter().any(strands) {
+        if !first.iter().any(marks_stranded) {
             return Ok(first);
         }
         let ends = self.last_ends(namespace).await?;
@@ -297,23 +301,79 @@ impl Images {
         Ok(ends)
     }
 
+    /// Writes those changes that still hold; says whether all did.
     async fn carry_out(
         &self,
         scope: &Scope,
-        catalog: &Catalog,
+        catalog: Catalog,
         changes: Vec<ImageChange>,
         done: &mut Reconciled,
-    ) -> Result<()> {
-        let existing: BTreeSet<&str> = catalog.records.iter().map(|r| r.name.as_str()).collect();
-        for change in &changes {
+    ) -> Result<bool> {
+        let existing: BTreeSet<String> = catalog.records.iter().map(|r| r.name.clone()).collect();
+        let (scope, platform, decided) = (scope.clone(), self.settings().platform.clone(), changes.clone());
+        let left = self
+            .blocking(move |store| {
+                let known: BTreeSet<&Digest> = catalog.records.iter().map(|r| &r.target.digest).collect();
+                let learnt = |target: &Digest| match known.contains(target) {
+                    true => None,
+                    false => Catalog::of_target(store, &scope, target).ok(),
+                };
+                let image =
+                    |target: &Digest| learnt(target).as_ref().unwrap_or(&catalog).complete_image(target, &platform);
+                let unread = |target: &Digest| learnt(target).as_ref().unwrap_or(&catalog).has_unread(target);
+                let since = Since { records: &catalog.records, image: &image, unread: &unread };
+                let outdated = |change: &ImageChange, entry: &HistoryEntry| since.outdates(change, entry);
+                Ok(store.write_images_decided_at(&scope, catalog.seen, decided, outdated)?)
+            })
+            .await?;
+        for change in changes.iter().filter(|change| !left.contains(change)) {
+            let name = change.name().to_owned();
             match change {
-                ImageChange::Delete { name } => done.removed.push(name.clone()),
-                ImageChange::Upsert { name, .. } if existing.contains(name.as_str()) => done.updated.push(name.clone()),
-                ImageChange::Upsert { name, .. } => done.created.push(name.clone()),
+                ImageChange::Delete { .. } => done.removed.push(name),
+                ImageChange::Upsert { .. } if existing.contains(&name) => done.updated.push(name),
+                ImageChange::Upsert { .. } => done.created.push(name),
             }
         }
-        let scope = scope.clone();
-        self.blocking(move |store| Ok(store.write_images(&scope, &changes)?)).await
+        Ok(left.is_empty())
+    }
+}
+
+/// Whether it is by all records of the namespace that a change was decided, or must be.
+fn strands(change: &ImageChange) -> bool {
+    matches!(change, ImageChange::Delete { .. }) || marks_stranded(change)
+}
+
+fn marks_stranded(change: &ImageChange) -> bool {
+    match change {
+        ImageChange::Upsert { labels, .. } => labels.get(labels::STRANDED).is_some_and(|v| !v.is_empty()),
+        ImageChange::Delete { .. } => false,
+    }
+}
+
+/// What is known when changes are written that were decided on these records.
+struct Since<'a> {
+    records: &'a [Image],
+    /// The image ID of a target for the host, if that image is complete.
+    image: &'a dyn Fn(&Digest) -> Option<ImageId>,
+    /// Whether a target has documents that nobody has read yet: it may be one of any image.
+    unread: &'a dyn Fn(&Digest) -> bool,
+}
+
+impl Since<'_> {
+    /// Whether what happened since may make a change wrong: it happened to the same record, or to one of the same image.
+    fn outdates(&self, change: &ImageChange, since: &HistoryEntry) -> bool {
+        if since.name == change.name() {
+            return true;
+        }
+        let target = match change {
+            ImageChange::Upsert { target, .. } => Some(&target.digest),
+            ImageChange::Delete { name } => self.records.iter().find(|r| r.name == *name).map(|r| &r.target.digest),
+        };
+        let Some(target) = target else { return true };
+        let id = (self.image)(target);
+        let concerns = |digest: &Digest| digest == target || (id.is_some() && (self.image)(digest) == id);
+        let may_need = |digest: &Digest| concerns(digest) || (strands(change) && (self.unread)(digest));
+        since.old.as_ref().is_some_and(concerns) || since.new.as_ref().is_some_and(may_need)
     }
 }
 
@@ -429,6 +489,45 @@ mod tests {
                 assert!(now.as_second() - since.as_second() < 86_400, "{} is overdue", record.name);
             }
         }
+    }
+
+    fn record(name: &str, target: &Digest) -> Image {
+        let target = Descriptor::new("application/vnd.oci.image.index.v1+json", target.clone(), 7);
+        let (name, at) = (name.to_owned(), Timestamp::UNIX_EPOCH);
+        Image { name, target, labels: Labels::new(), created_at: at, updated_at: at }
+    }
+
+    fn entry(name: &str, old: Option<Digest>, new: Option<Digest>) -> HistoryEntry {
+        let (actor, namespace, name) = (String::new(), String::new(), name.to_owned());
+        HistoryEntry {
+            seq: 1,
+            at: Timestamp::UNIX_EPOCH,
+            actor,
+            action: HistoryAction::Update,
+            namespace,
+            name,
+            old,
+            new,
+        }
+    }
+
+    #[test]
+    fn what_happens_to_the_same_image_outdates_a_change_and_nothing_else_does() {
+        let records = [record("a:1", &digest(0)), record("id", &digest(0)), record("b:1", &digest(2))];
+        let make = relabel(&records[1], record_labels(true, false)).unwrap();
+        let take = ImageChange::Delete { name: "id".to_owned() };
+        let since = Since { records: &records, image: &image_of, unread: &|target| *target == digest(77) };
+        let outdated = |change: &ImageChange, entry| since.outdates(change, &entry);
+        for change in [&make, &take] {
+            assert!(outdated(change, entry("id", None, Some(digest(2)))), "the record itself");
+            assert!(outdated(change, entry("a:1", Some(digest(0)), None)), "the last name goes");
+            assert!(outdated(change, entry("c:1", None, Some(digest(1)))), "a name of the same image by its index");
+            assert!(!outdated(change, entry("b:1", Some(digest(2)), None)), "another image");
+        }
+        // A target that nobody has looked at: it may be one of this image.
+        assert!(outdated(&take, entry("c:1", None, Some(digest(77)))));
+        assert!(!outdated(&make, entry("c:1", None, Some(digest(77)))));
+        assert!(!outdated(&take, entry("c:1", None, Some(digest(4)))), "no complete image needs nothing");
     }
 
     proptest! {

@@ -184,3 +184,31 @@ async fn a_plan_frees_what_only_the_image_has_and_names_who_keeps_the_rest() {
     let last = RemoveRequest { names: both[1..].to_vec(), ..RemoveRequest::default() };
     assert!(node.images.plan_remove(&node.scope, &last).await.unwrap().in_use.is_empty());
 }
+
+/// Regression: a pass of the reconciler wrote what it had decided on records that had changed since. It brought a name back
+/// that was deleted meanwhile, or left hash references, and with them content, of an image without a name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_goes_while_everything_is_reconciled_does_not_come_back() {
+    let (node, _shelf, name, ..) = pulled().await;
+    let target = node.store().image("k8s.io", &name).unwrap().target;
+    let kept = node.store().scoped_lease(&node.scope, 3600).unwrap();
+    let resource =
+        orlop_metadata::Resource { kind: orlop_metadata::ResourceKind::Content, name: target.digest.to_string() };
+    node.store().add_resource("k8s.io", kept.lease.as_deref().unwrap(), &resource).unwrap();
+    let images = node.images.clone();
+    let passes = tokio::spawn(async move {
+        loop {
+            images.reconcile("k8s.io").await.unwrap();
+        }
+    });
+    for _ in 0..100 {
+        node.store().write_images(&node.scope, &[ImageChange::Delete { name: name.clone() }]).unwrap();
+        node.images.reconcile_image("k8s.io", &name).await.unwrap();
+        assert_eq!(node.names(), Vec::<String>::new());
+        let (name, target, labels) = (name.clone(), target.clone(), Labels::new());
+        node.store().write_images(&node.scope, &[ImageChange::Upsert { name: name.clone(), target, labels }]).unwrap();
+        node.images.reconcile_image("k8s.io", &name).await.unwrap();
+        assert_eq!(node.names().len(), 3);
+    }
+    passes.abort();
+}

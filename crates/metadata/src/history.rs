@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use orlop_oci::{Descriptor, Digest};
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use crate::changes::Change;
@@ -350,6 +350,16 @@ pub(crate) fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
         old: optional_digest(row, 6)?,
         new: optional_digest(row, 7)?,
     })
+}
+
+/// Changes of a namespace's records after the one numbered `seq`, oldest first.
+pub(crate) fn since(conn: &Connection, namespace: &str, seq: i64) -> Result<Vec<HistoryEntry>> {
+    let mut query = conn.prepare_cached(
+        "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+         WHERE seq > ?2 AND namespace = ?1 ORDER BY seq",
+    )?;
+    let rows = query.query_map(params![namespace, seq], entry)?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 impl Store {

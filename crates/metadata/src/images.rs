@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::db::{from_nanos, to_nanos};
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
-use crate::history::{self, State, digest_column};
+use crate::history::{self, HistoryEntry, State, digest_column};
 use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, namespaces};
 
@@ -47,6 +47,15 @@ pub enum ImageChange {
         /// The name.
         name: String,
     },
+}
+
+impl ImageChange {
+    /// The record that it changes.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Upsert { name, .. } | Self::Delete { name } => name,
+        }
+    }
 }
 
 /// A whole record for [`Store::replace_images`].
@@ -141,6 +150,24 @@ impl Store {
     /// if nothing is different, as containerd's update without a mask does. One transaction.
     pub fn replace_images(&self, scope: &Scope, records: &[Replacement]) -> Result<()> {
         self.write_together("replace images", |tx| records.iter().try_for_each(|record| replace(tx, scope, record)))
+    }
+
+    /// Applies, in one transaction, those changes that still hold, and returns the others: what was decided on records that
+    /// were read after the change `seen` of the history is `outdated` by an entry of the namespace that came later.
+    pub fn write_images_decided_at(
+        &self,
+        scope: &Scope,
+        seen: i64,
+        changes: Vec<ImageChange>,
+        outdated: impl Fn(&ImageChange, &HistoryEntry) -> bool,
+    ) -> Result<Vec<ImageChange>> {
+        self.write("write images", |tx| {
+            let since = history::since(tx, &scope.namespace, seen)?;
+            let is_outdated = |change: &ImageChange| since.iter().any(|entry| outdated(change, entry));
+            let (left, hold): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_outdated);
+            apply(tx, scope, &hold)?;
+            Ok(left)
+        })
     }
 
     /// Applies all changes in one transaction, or none.
