@@ -289,16 +289,18 @@ impl Images {
     /// How the last name of each target ended.
     async fn last_ends(&self, namespace: &str) -> Result<HashMap<Digest, HistoryAction>> {
         let namespace = namespace.to_owned();
-        let entries = self.blocking(move |store| Ok(store.history(&namespace, None, HISTORY)?)).await?;
-        let mut ends = HashMap::new();
-        for entry in entries {
-            if let Some(old) = entry.old.filter(|old| entry.new.as_ref() != Some(old))
-                && !classify(&entry.name).is_hash_reference()
-            {
-                ends.entry(old).or_insert(entry.action);
-            }
-        }
-        Ok(ends)
+        self.blocking(move |store| {
+            let mut ends = HashMap::new();
+            store.visit_history(&namespace, HISTORY, |entry| {
+                if let Some(old) = entry.old.filter(|old| entry.new.as_ref() != Some(old))
+                    && !classify(&entry.name).is_hash_reference()
+                {
+                    ends.entry(old).or_insert(entry.action);
+                }
+            })?;
+            Ok(ends)
+        })
+        .await
     }
 
     /// Writes those changes that still hold; says whether all did.

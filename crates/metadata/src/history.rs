@@ -376,6 +376,22 @@ impl Store {
         })
     }
 
+    /// Shows `each` the changes of a namespace, newest first, at most `limit`, without holding them all at once.
+    pub fn visit_history(&self, namespace: &str, limit: usize, mut each: impl FnMut(HistoryEntry)) -> Result<()> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(|conn| {
+            let mut query = conn.prepare_cached(
+                "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+                 WHERE namespace = ?1 ORDER BY seq DESC LIMIT ?2",
+            )?;
+            let mut rows = query.query(params![namespace, limit])?;
+            while let Some(row) = rows.next()? {
+                each(entry(row)?);
+            }
+            Ok(())
+        })
+    }
+
     /// What `name` pointed at `back` changes of target ago: 0 is now, 1 before the last change. Being deleted is not a
     /// target, yet after a deletion nothing is now.
     pub fn earlier_target(&self, namespace: &str, name: &str, back: usize) -> Result<Descriptor> {
