@@ -6,6 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orlop_api::containerd::services::images::v1 as images;
+use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
+use orlop_api::containerd::types;
 use orlop_api::runtime::v1 as pb;
 use orlop_content::IngestManager;
 use orlop_image::{Gate, Identity, Policy, PublicKey, Requirement, Rule, Settings, Signed, Verifiers};
@@ -171,9 +174,8 @@ async fn a_caller_that_goes_away_ends_a_pull_that_nobody_else_waits_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn serial_pulls_wait_for_each_other() {
     let Some(shelf) = Shelf::start(&Options::new()) else { return };
-    let (slow, quick) = (made(15), made(16));
+    let slow = made(15);
     shelf.put("slow:1", &slow).await;
-    let quick_name = shelf.put("quick:1", &quick).await;
     let proxy = Proxy::start(shelf.registry.address());
     let slow_name = format!("{}/slow:1", proxy.host());
     let node = Node::with(Settings::default(), CriSettings { parallel_pulls: 1, ..CriSettings::default() }).await;
@@ -181,13 +183,30 @@ async fn serial_pulls_wait_for_each_other() {
     let images = node.images.clone();
     let first = tokio::spawn(async move { pull(&images, request(&slow_name)).await });
     until(|| proxy.counts().faults > 0).await;
+    let (store, (quick_name, asked)) = (node.store.clone(), asked_when());
     let images = node.images.clone();
-    let mut second = tokio::spawn(async move { pull(&images, request(&quick_name)).await });
-    // Long enough for the second to come through if it did not wait.
-    assert!(tokio::time::timeout(Duration::from_millis(500), &mut second).await.is_err());
+    let second = tokio::spawn(async move { pull(&images, request(&quick_name)).await });
+    let running = "orlop_calls_running 2";
+    while !node.server.metrics_text().await.unwrap().lines().any(|line| line == running) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     proxy.release();
+    // When the second one's registry is asked for the first time, the first pull is done.
+    let there = tokio::task::spawn_blocking(move || {
+        let stream = asked.accept().unwrap().0;
+        let there = store.images("k8s.io", &[]).unwrap().len();
+        drop((stream, asked));
+        there
+    });
+    assert_eq!(there.await.unwrap(), 3);
     assert_eq!(first.await.unwrap().unwrap(), id(&slow));
-    assert_eq!(second.await.unwrap().unwrap(), id(&quick));
+    second.await.unwrap().expect_err("a registry that hangs up");
+}
+
+/// A registry that a pull of the name asks.
+fn asked_when() -> (String, std::net::TcpListener) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    (format!("{}/quick:1", listener.local_addr().unwrap()), listener)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,6 +307,59 @@ async fn a_refused_image_is_told_in_the_words_that_kubelet_knows_and_leaves_noth
         assert!(node.names().is_empty() && node.store.leases("k8s.io", &[]).unwrap().is_empty());
     }
     node.pull(&open).await.unwrap();
+}
+
+fn in_cri<T>(message: T) -> tonic::Request<T> {
+    crate::common::request_in("k8s.io", message)
+}
+
+/// Whoever writes a record by the Images service meets the same gate as whoever pulls, and so does an update that moves one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_a_client_writes_passes_the_gate_or_is_not_written() {
+    let Some(shelf) = Shelf::start(&Options::new()) else { return };
+    let node = guarded(&shelf.registry.host(), None).await;
+    let mut targets = Vec::new();
+    for (n, name) in ["open/a:1", "open/b:1"].into_iter().enumerate() {
+        let name = shelf.put(name, &made(23 + n as u64)).await;
+        node.pull(&name).await.unwrap();
+        targets.push(node.store.image("k8s.io", &name).unwrap().target);
+    }
+    let record = |name: &str, target: usize| {
+        let target = types::Descriptor {
+            media_type: targets[target].media_type.clone(),
+            digest: targets[target].digest.to_string(),
+            size: targets[target].size as i64,
+            ..Default::default()
+        };
+        Some(images::Image { name: shelf.name(name), target: Some(target), ..Default::default() })
+    };
+    let create = |name| in_cri(images::CreateImageRequest { image: record(name, 0), ..Default::default() });
+    let (mut client, before) = (ImagesClient::new(node.channel.clone()), node.names());
+    for name in ["rejected/a:1", "signed/a:1"] {
+        let refused = client.create(create(name)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains(name), "{refused:?}");
+    }
+    assert_eq!(node.names(), before);
+    client.create(create("open/c:1")).await.unwrap();
+
+    // A record from before the policy may be labelled, and not moved.
+    let old = orlop_metadata::ImageChange::Upsert {
+        name: shelf.name("rejected/old:1"),
+        target: targets[0].clone(),
+        labels: BTreeMap::new(),
+    };
+    node.store.write_images(&crate::rig::scope(), &[old]).unwrap();
+    let update = |paths: &[&str]| {
+        let update_mask = Some(prost_types::FieldMask { paths: paths.iter().map(|&p| p.to_owned()).collect() });
+        in_cri(images::UpdateImageRequest { image: record("rejected/old:1", 1), update_mask, ..Default::default() })
+    };
+    client.update(update(&["labels"])).await.unwrap();
+    for paths in [&["target"][..], &[]] {
+        let refused = client.update(update(paths)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    }
+    assert_eq!(node.store.image("k8s.io", &shelf.name("rejected/old:1")).unwrap().target.digest, targets[0].digest);
 }
 
 /// A registry that answers every request with one status; where it listens.
