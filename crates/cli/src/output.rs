@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::args::{Format, Global};
 use crate::config::{Log, LogFormat};
@@ -28,21 +28,43 @@ pub(crate) fn set_up_logging(global: &Global) {
 
 /// The same for a daemon: at the configured level, unless options say otherwise, as text or JSON. `spans` takes spans
 /// whatever is logged.
-pub(crate) fn set_up_daemon_logging(global: &Global, log: &Log, spans: Option<Box<dyn Layer<Registry> + Send + Sync>>) {
-    let level = match (global.quiet, global.verbose) {
-        (true, 0) => "error",
-        (false, 0) => log.level.as_str(),
-        (_, 1) => "debug",
-        _ => "trace",
+pub(crate) fn set_up_daemon_logging(
+    global: &Global,
+    log: &Log,
+    spans: Option<Box<dyn Layer<Registry> + Send + Sync>>,
+) -> LogLevel {
+    let by_option = match (global.quiet, global.verbose) {
+        (true, 0) => Some("error"),
+        (false, 0) => None,
+        (_, 1) => Some("debug"),
+        _ => Some("trace"),
     };
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(by_option.unwrap_or(&log.level)));
     let colour = !global.no_color && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match log.format {
         LogFormat::Text => lines.with_ansi(colour).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let lines = lines.with_filter(EnvFilter::new(level)).boxed();
+    let lines = lines.with_filter(filter).boxed();
     tracing_subscriber::registry().with(spans.into_iter().chain([lines]).collect::<Vec<_>>()).init();
+    LogLevel { handle, by_option: by_option.is_some() }
+}
+
+/// How much a daemon logs, while it runs.
+pub(crate) struct LogLevel {
+    handle: reload::Handle<EnvFilter, Registry>,
+    by_option: bool,
+}
+
+impl LogLevel {
+    /// Logs at the configured level, unless an option had said otherwise.
+    pub(crate) fn set(&self, log: &Log) {
+        if !self.by_option {
+            // Fails only when nothing is logged any more.
+            let _ = self.handle.reload(EnvFilter::new(&log.level));
+        }
+    }
 }
 
 /// Columns for people. A cell may have several lines.

@@ -108,7 +108,7 @@ impl Images {
             Err(error) => return Err(error),
         };
         let catalog = self.target_catalog(scope, target).await?;
-        problems.extend(lacking(name, &tree, &catalog, &self.settings().platform, &pull));
+        problems.extend(lacking(name, &tree, &catalog, self.platform(), &pull));
         self.check_held_snapshots(scope, name, &tree, problems).await
     }
 

@@ -79,7 +79,7 @@ impl Images {
         let mut items = Vec::new();
         for name in &request.names {
             let found = self.resolve_name(scope, name).await?;
-            let host = [self.settings().platform.clone()];
+            let host = [self.platform().clone()];
             let wanted = match (request.format, request.platforms.as_slice()) {
                 _ if request.verbatim && request.all_platforms => Wanted::All,
                 (_, []) if request.verbatim => Wanted::Verbatim(&host),
@@ -95,7 +95,7 @@ impl Images {
         let docker_manifest = !request.no_docker_manifest;
         let mut archive = Archive { out, content, docker_manifest };
         match request.format {
-            ArchiveFormat::Oci => archive.oci(&items, &self.settings().platform).await?,
+            ArchiveFormat::Oci => archive.oci(&items, self.platform()).await?,
             ArchiveFormat::Docker => archive.docker(&items).await?,
         }
         archive.end().await

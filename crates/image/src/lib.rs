@@ -49,8 +49,8 @@ mod usage;
 mod users;
 mod walk;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use check::{CheckRequest, Problem};
 pub use cri::{CriCatalog, CriImage, CriView, Gist, Pinned};
@@ -81,14 +81,17 @@ pub struct Images {
 
 struct Inner {
     store: orlop_metadata::Store,
-    settings: Settings,
+    /// What [`Settings::platform`] said at first: it is what catalogs were made for.
+    platform: orlop_oci::Platform,
+    settings: RwLock<Arc<Settings>>,
     pulled: Arc<AtomicU64>,
 }
 
 impl Images {
     /// Operations on a root.
     pub fn new(store: orlop_metadata::Store, settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { store, settings, pulled: Arc::default() }) }
+        let (platform, settings) = (settings.platform.clone(), RwLock::new(Arc::new(settings)));
+        Self { inner: Arc::new(Inner { store, platform, settings, pulled: Arc::default() }) }
     }
 
     /// The root.
@@ -96,9 +99,21 @@ impl Images {
         &self.inner.store
     }
 
-    /// The settings.
-    pub fn settings(&self) -> &Settings {
-        &self.inner.settings
+    /// The settings as they are now.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.inner.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the settings, for what begins from now on; but not the platform. What they mean for images that are there
+    /// (pins, managed namespaces) comes with the next [`Images::reconcile`].
+    pub fn set_settings(&self, settings: Settings) {
+        let settings = Arc::new(Settings { platform: self.inner.platform.clone(), ..settings });
+        *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// The platform that images are unpacked for and listed by.
+    pub(crate) fn platform(&self) -> &orlop_oci::Platform {
+        &self.inner.platform
     }
 
     /// Bytes of images that came from registries so far, by whatever kind of pull.

@@ -263,7 +263,7 @@ impl Images {
     }
 
     pub(crate) async fn wanted_changes(&self, namespace: &str, catalog: &Catalog) -> Result<Vec<ImageChange>> {
-        let platform = &self.settings().platform;
+        let platform = self.platform();
         let image = |target: &Digest| catalog.complete_image(target, platform);
         let pins = self.settings().pins();
         let users = self.users(namespace).await?;

@@ -186,7 +186,7 @@ impl Images {
             // A pin that is overridden does not keep the hash references either.
             record.labels.remove(labels::PINNED);
         }
-        let image = |target: &Digest| catalog.complete_image(target, &self.settings().platform);
+        let image = |target: &Digest| catalog.complete_image(target, self.platform());
         let facts = Facts {
             image: &image,
             deleted: &|target| targets.contains(target),

@@ -101,14 +101,14 @@ impl Images {
         Ok(Found {
             names: records.iter().map(|r| r.name.clone()).collect(),
             target: first.target.clone(),
-            image_id: catalog.image_id(&first.target.digest, &self.settings().platform),
+            image_id: catalog.image_id(&first.target.digest, self.platform()),
         })
     }
 
     /// All records of the one image whose target, manifest or image ID starts like `text`.
     fn by_digest(&self, catalog: &Catalog, text: &str, wanted: &Wanted) -> Result<Found> {
         let matches = |digest: &Digest| wanted.matches(digest);
-        let platform = &self.settings().platform;
+        let platform = self.platform();
         let mut images: BTreeMap<Digest, Vec<&Image>> = BTreeMap::new();
         for record in &catalog.records {
             let target = &record.target.digest;
@@ -130,7 +130,7 @@ impl Images {
 
     /// Every record of the image that `names` are records of.
     pub(crate) fn siblings<'a>(&self, catalog: &'a Catalog, target: &Digest) -> Vec<&'a Image> {
-        let platform = &self.settings().platform;
+        let platform = self.platform();
         let id = catalog.image_id(target, platform);
         let same = |record: &&Image| {
             record.target.digest == *target || id.is_some() && catalog.image_id(&record.target.digest, platform) == id
@@ -150,7 +150,7 @@ impl Images {
     }
 
     async fn snapshot_rows(&self, scope: &Scope, tree: &Tree) -> Result<Vec<SnapshotRow>> {
-        let chain = tree.image_for(&self.settings().platform).and_then(|n| n.image.as_ref());
+        let chain = tree.image_for(self.platform()).and_then(|n| n.image.as_ref());
         let chain = chain.map(|i| i.chain.clone()).unwrap_or_default();
         let scope = scope.clone();
         self.blocking(move |store| {

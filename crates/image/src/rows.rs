@@ -207,7 +207,7 @@ impl Images {
         request: &ListingRequest,
         learnt: Vec<(Digest, ManifestSummary)>,
     ) -> Result<Answered<A>> {
-        let wanted = PlatformMatcher::only(&self.settings().platform);
+        let wanted = PlatformMatcher::only(self.platform());
         let request = request.clone();
         self.blocking(move |store| {
             let Listing { digests, namespaces, images, blobs, snapshots, manifests } = store.listing(&request)?;

@@ -42,7 +42,7 @@ impl Images {
             return Ok(None);
         }
         let catalog = self.target_catalog(scope, target).await?;
-        Ok(catalog.complete_image(&target.digest, &self.settings().platform))
+        Ok(catalog.complete_image(&target.digest, self.platform()))
     }
 
     async fn check_free(&self, scope: &Scope, name: &str, target: &Descriptor, force: bool) -> Result<()> {

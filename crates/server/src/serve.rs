@@ -8,6 +8,7 @@ use orlop_api::channel;
 use orlop_image::Images;
 use orlop_metadata::{Store, Watcher};
 use orlop_remote::TraceHeaders;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -37,6 +38,8 @@ pub struct Server {
     _watcher: Arc<Watcher>,
     metrics: Metrics,
     traces: Option<Traces>,
+    /// The settings were replaced: what is there has to follow.
+    reconfigured: Arc<Notify>,
 }
 
 impl Server {
@@ -55,6 +58,7 @@ impl Server {
             _watcher,
             metrics: Metrics::default(),
             traces: None,
+            reconfigured: Arc::default(),
         }
     }
 
@@ -69,6 +73,18 @@ impl Server {
     #[must_use]
     pub fn with_traces(self, traces: Traces) -> Self {
         Self { traces: Some(traces), ..self }
+    }
+
+    /// Replaces the settings while the server runs, for what begins from now on. A served store follows them.
+    pub fn reconfigure(&self, images: orlop_image::Settings, cri: CriSettings) {
+        self.images.set_settings(images);
+        self.cri.set(cri);
+        self.reconfigured.notify_one();
+    }
+
+    /// Comes once after [`Server::reconfigure`].
+    pub(crate) async fn reconfigured(&self) {
+        self.reconfigured.notified().await;
     }
 
     /// The services in this process, over a pipe in memory. They end with the last clone of the channel. Must be called

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use orlop_remote::ClientOptions;
 use orlop_server::{Background, CriSettings, ServeOptions};
+#[cfg(test)]
+pub(crate) use read::keys;
 pub(crate) use read::{DEFAULT_FILE, mode, read};
 use serde::{Deserialize, Serialize};
 pub(crate) use traces::{Protocol, SamplerKind, Traces};

@@ -68,7 +68,7 @@ fn offset(table: &DeTable<'_>, key: &str) -> Option<usize> {
 }
 
 /// All keys, as `default.toml` has them: `section.key`.
-pub(super) fn keys() -> impl Iterator<Item = String> {
+pub(crate) fn keys() -> impl Iterator<Item = String> {
     let mut section = String::new();
     DEFAULT.lines().filter_map(move |line| {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {

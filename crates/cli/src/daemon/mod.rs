@@ -4,6 +4,7 @@
 //! - Nobody can know of the daemon before it hears signals: the signals come first, the socket after the root.
 //! - One daemon a root ([`crate::holder`]), one a socket ([`socket`]).
 
+mod reload;
 mod signals;
 mod socket;
 mod systemd;
@@ -14,24 +15,27 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use orlop_server::Server;
+use orlop_server::{ServeOptions, Server};
 use rustix::process::Resource;
 use signals::Signals;
 use socket::{Access, Socket};
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::signal::unix::Signal;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::args::Global;
 use crate::error::{Class, CliError, Result};
 use crate::holder::Held;
+use crate::output::LogLevel;
 use crate::settings::Settings;
 use crate::{embed, output};
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-SIGTERM and SIGINT let calls finish for a while (serve.shutdown_seconds); a second one ends at once. Under systemd it takes
-sockets (LISTEN_FDS) and tells when it is ready. All options but these are in the configuration: orlop config default.
+SIGTERM and SIGINT let calls finish for a while (serve.shutdown_seconds); a second one ends at once.
+SIGHUP reads the configuration and the policy anew. Under systemd it takes sockets (LISTEN_FDS) and
+tells when it is ready. All options but these are in the configuration: orlop config default.
 
 Examples:
   orlop serve
@@ -52,38 +56,46 @@ pub(crate) struct Args {
 /// Runs `serve`.
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     let signals = Signals::listen()?;
+    let hangups = signals::hangups()?;
     let settings = Settings::load(global)?;
     let traces = traces::Traces::start(&settings.config.traces);
     let layer = traces.as_ref().ok().and_then(Option::as_ref).map(traces::Traces::layer);
-    output::set_up_daemon_logging(global, &settings.config.log, layer);
+    let log = output::set_up_daemon_logging(global, &settings.config.log, layer);
     settings.left_out.iter().for_each(|why| tracing::warn!("left out: {why}"));
     // A node without traces is better than one without images.
     let traces = traces.unwrap_or_else(|why| {
         tracing::warn!(why, "no traces are sent");
         None
     });
-    let served = run_traced(args, &settings, signals, traces.as_ref()).await;
+    let reloading = Reloading { global, hangups, log };
+    let served = run_traced(args, &settings, signals, reloading, traces.as_ref()).await;
     if let Some(traces) = traces {
         traces.finish().await;
     }
     served
 }
 
+/// What a reload needs, from the start on.
+struct Reloading<'a> {
+    global: &'a Global,
+    hangups: Signal,
+    log: LogLevel,
+}
+
 async fn run_traced(
     args: &Args,
     settings: &Settings,
     signals: Signals,
+    reloading: Reloading<'_>,
     traces: Option<&traces::Traces>,
 ) -> Result<ExitCode> {
     allow_many_files();
     let images = embed::images(&settings.root, &settings.config).await?;
     let store = images.store().clone();
-    let (mut server, mut cri) = (Server::new(images), settings.config.cri());
-    if let Some(traces) = traces.map(traces::Traces::for_server) {
-        cri.registry.trace = Some(traces.send.clone());
-        server = server.with_traces(traces);
-    }
-    let server = server.with_cri(cri);
+    let traces = traces.map(traces::Traces::for_server);
+    let trace = traces.as_ref().map(|traces| traces.send.clone());
+    let server = Server::new(images).with_cri(reload::cri(&settings.config, trace.as_ref()));
+    let server = traces.into_iter().fold(server, Server::with_traces);
     let mut held = Held::take(&settings.root)?;
     let passed = systemd::passed()?;
     let mut beside = JoinSet::new();
@@ -103,27 +115,34 @@ async fn run_traced(
     }
     beside.spawn(systemd::watchdog(store));
     systemd::ready();
-    serve(&server, listeners, settings, signals, socket.as_ref()).await
+    let (options, watched) = watch::channel(settings.config.serve());
+    let Reloading { global, hangups, log } = reloading;
+    let (global, config) = (global.clone(), settings.config.clone());
+    let reload = reload::Reload { global, config, server: server.clone(), options, log, trace };
+    let reload = beside.spawn(reload.run(hangups));
+    serve(&server, listeners, watched, signals, socket.as_ref(), &reload).await
 }
 
 /// Serves until a signal, and a little longer.
 async fn serve(
     server: &Server,
     listeners: Vec<UnixListener>,
-    settings: &Settings,
+    options: watch::Receiver<ServeOptions>,
     mut signals: Signals,
     socket: Option<&Socket>,
+    reload: &AbortHandle,
 ) -> Result<ExitCode> {
     let listeners = listeners.into_iter().map(for_runtime).collect::<std::io::Result<Vec<_>>>();
     let listeners = listeners.map_err(|e| CliError::io("listen", None, e))?;
-    let options = settings.config.serve();
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = server.serve(listeners, &options, async { drop(stopped.await) });
+    let serving = server.serve_by(listeners, options.clone(), async { drop(stopped.await) });
     tokio::pin!(serving);
     let served = tokio::select! {
         served = &mut serving => served,
         signal = signals.next() => {
-            tracing::info!(signal, limit = ?options.shutdown_limit, "finishing what runs");
+            reload.abort();
+            let limit = options.borrow().shutdown_limit;
+            tracing::info!(signal, ?limit, "finishing what runs");
             systemd::stopping();
             drop(stop);
             tokio::select! {

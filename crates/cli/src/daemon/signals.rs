@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT: the first asks the daemon to finish what runs, the second ends it.
+//! SIGTERM and SIGINT: the first asks the daemon to finish what runs, the second ends it. SIGHUP: it is to read its configuration
+//! anew.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -9,6 +10,11 @@ use crate::error::{CliError, Result};
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+}
+
+/// SIGHUP, from now on. Must be called as early as [`Signals::listen`].
+pub(super) fn hangups() -> Result<Signal> {
+    signal(SignalKind::hangup()).map_err(|e| CliError::io("listen for signals", None, e))
 }
 
 impl Signals {

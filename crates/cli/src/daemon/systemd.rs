@@ -56,6 +56,22 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
+/// The configuration is read anew (`Type=notify-reload`); [`ready`] or [`ready_as_before`] comes next.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("reading the configuration")]),
+        Err(error) => tracing::warn!(%error, "the service manager could not be told"),
+    }
+}
+
+/// The new configuration is not in force.
+pub(super) fn ready_as_before() {
+    tell(&[
+        NotifyState::Ready,
+        NotifyState::Status("serving by the old configuration: the new one is refused, see the log"),
+    ]);
+}
+
 /// What runs is being finished.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("finishing what runs")]);

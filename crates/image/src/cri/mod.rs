@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! - A [`CriView`] is what one snapshot of the store says, and never changes. Two calls of [`CriCatalog::view`] give the
-//!   same one (the same `Arc`) unless something that it shows has changed.
+//!   same one (the same `Arc`) unless something that it shows, or the settings, have changed.
 //! - Incomplete images, other platforms' images and artifacts are not in it.
 //!
 //! # Concurrency
@@ -52,7 +52,8 @@ impl CriCatalog {
     pub async fn view(&self) -> Result<Arc<CriView>> {
         let mut state = self.state.lock().await;
         let version = self.images.blocking(|store| Ok(store.version()?)).await?;
-        if let Some(state) = state.as_ref().filter(|state| state.version == version) {
+        let settings = self.images.settings();
+        if let Some(state) = state.as_ref().filter(|state| state.version == version && state.is_by(&settings)) {
             return Ok(state.view.clone());
         }
         let mut renewed = self.renew(state.take().unwrap_or_default()).await?;
@@ -77,7 +78,7 @@ impl CriCatalog {
 
     /// Brings the state up to date with the store, and says which records' documents nobody has read yet.
     async fn refreshed(&self, mut state: State) -> Result<(State, Vec<orlop_metadata::Image>)> {
-        let (namespace, settings) = (self.namespace.clone(), self.images.settings().clone());
+        let (namespace, settings) = (self.namespace.clone(), self.images.settings());
         self.images
             .blocking(move |store| {
                 let unread = state.refresh(store, &namespace, &settings)?;

@@ -24,6 +24,8 @@ pub(super) struct State {
     mark: Option<Mark>,
     records: BTreeMap<Arc<str>, Record>,
     targets: HashMap<Digest, Target>,
+    /// By which the view was made.
+    settings: Option<Arc<Settings>>,
 }
 
 struct Record {
@@ -39,8 +41,13 @@ struct Target {
 }
 
 impl State {
+    /// Whether the view was made by these settings.
+    pub(super) fn is_by(&self, settings: &Arc<Settings>) -> bool {
+        self.settings.as_ref().is_some_and(|own| Arc::ptr_eq(own, settings))
+    }
+
     /// Follows the store, and says which records' documents nobody has read yet.
-    pub(super) fn refresh(&mut self, store: &Store, namespace: &str, settings: &Settings) -> Result<Vec<Image>> {
+    pub(super) fn refresh(&mut self, store: &Store, namespace: &str, settings: &Arc<Settings>) -> Result<Vec<Image>> {
         let first = self.mark.is_none();
         let follow = |look: &Look<'_>| {
             let mark = look.mark()?;
@@ -52,7 +59,8 @@ impl State {
         };
         let (changed, unread) =
             if first { store.look_through(namespace, follow) } else { store.look(namespace, follow) }?;
-        if changed {
+        if changed || !self.is_by(settings) {
+            self.settings = Some(settings.clone());
             self.view = Arc::new(self.picture(settings));
         }
         Ok(unread)

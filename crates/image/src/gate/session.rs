@@ -29,7 +29,8 @@ impl Images {
 
     /// The store is the first place to look: what it has costs nothing.
     async fn ask(&self, scope: &Scope, asked: &Asked<'_>, shelves: &[&dyn Shelf]) -> Result<Admission> {
-        let gate = &self.settings().gate;
+        let settings = self.settings();
+        let gate = &settings.gate;
         if gate.is_open() {
             return Ok(Admission::default());
         }

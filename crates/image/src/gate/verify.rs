@@ -48,7 +48,8 @@ impl Images {
         client: Option<&Client>,
     ) -> Result<Vec<Verdict>> {
         let found = self.resolve_name(scope, &request.name).await?;
-        let gate = request.gate.as_ref().unwrap_or(&self.settings().gate);
+        let settings = self.settings();
+        let gate = request.gate.as_ref().unwrap_or(&settings.gate);
         let named = |name: &&String| !matches!(name.parse(), Ok(Reference::Id(_)));
         let mut names: Vec<String> = found.names.iter().filter(named).cloned().collect();
         if names.is_empty() {

@@ -220,7 +220,7 @@ impl Session<'_> {
     }
 
     fn import_plan(&self, request: &ImportRequest) -> crate::pull::Plan {
-        let host = self.images.settings().platform.clone();
+        let host = self.images.platform().clone();
         let unpack = match (request.no_unpack, request.platforms.is_empty()) {
             (true, _) => Vec::new(),
             (false, true) => vec![host],
@@ -237,7 +237,7 @@ impl Session<'_> {
             (false, false) => Select::Best(request.platforms.clone()),
         };
         let tree = walk::walk(self, "the archive", &entry.target, &select).await?;
-        let host = PlatformMatcher::only(&self.images.settings().platform);
+        let host = PlatformMatcher::only(self.images.platform());
         let mut missing: Vec<Missing> = match select {
             Select::Present => required(&tree, &host),
             _ => tree.missing.clone(),

@@ -135,7 +135,7 @@ impl Images {
     }
 
     fn pull_plan(&self, request: &PullRequest) -> Plan {
-        let host = self.settings().platform.clone();
+        let host = self.platform().clone();
         let platforms = if request.platforms.is_empty() { vec![host.clone()] } else { request.platforms.clone() };
         let select = if request.all_platforms { Select::All } else { Select::Best(platforms.clone()) };
         let unpack = match (request.no_unpack, request.all_platforms) {

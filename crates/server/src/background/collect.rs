@@ -10,12 +10,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use orlop_metadata::gc::{Disposal, Report};
 use orlop_metadata::{Scope, Store};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
-use crate::Server;
 use crate::blocking::blocking;
+use crate::{ServeOptions, Server};
 
 /// How long a burst of deletions may take to become one collection.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -39,10 +39,12 @@ impl Collector {
     }
 
     /// Collects when there is something to, for ever.
-    pub(super) async fn run(self, server: Server, full_every: Option<Duration>) {
+    pub(super) async fn run(self, server: Server, mut options: watch::Receiver<ServeOptions>) {
         start(&server).await;
-        let mut next_full = full_every.map(|every| Instant::now() + every.min(FIRST_FULL));
+        let (mut since, mut latest) = (Instant::now(), FIRST_FULL);
         loop {
+            let full_every = options.borrow_and_update().background.full_collection;
+            let next_full = full_every.map(|every| since + every.min(latest));
             let pause = pause(server.store().clone()).await;
             let until_full = async {
                 match next_full {
@@ -55,11 +57,12 @@ impl Collector {
                     tokio::time::sleep(SETTLE).await;
                     collect(&server).await;
                 }
+                Ok(()) = options.changed() => {}
                 // There may be nothing to do yet: a collection without work costs one look.
                 () = tokio::time::sleep(pause) => collect(&server).await,
                 () = until_full => {
                     check(&server).await;
-                    next_full = full_every.map(|every| Instant::now() + every);
+                    (since, latest) = (Instant::now(), Duration::MAX);
                 }
             }
         }

@@ -12,10 +12,11 @@ mod trash;
 use std::time::Duration;
 
 pub(crate) use collect::Collector;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::Server;
 use crate::events::Exchange;
+use crate::{ServeOptions, Server};
 
 /// What goes on beside the calls.
 #[derive(Debug, Clone)]
@@ -42,14 +43,14 @@ impl Default for Background {
     }
 }
 
-/// Starts everything. A root that cannot be written needs none of it.
-pub(crate) fn spawn(server: &Server, options: &Background, tasks: &mut JoinSet<()>) {
+/// Starts everything, by options that may change. A root that cannot be written needs none of it.
+pub(crate) fn spawn(server: &Server, options: &watch::Receiver<ServeOptions>, tasks: &mut JoinSet<()>) {
     tasks.spawn(Exchange::follow(server.store().clone()));
     if let Some(reason) = server.store().read_only_reason() {
         tracing::warn!(reason, "the root cannot be written: nothing is reconciled or collected");
         return;
     }
-    tasks.spawn(server.collector().clone().run(server.clone(), options.full_collection));
-    tasks.spawn(reconcile::run(server.clone(), options.full_reconciliation));
+    tasks.spawn(server.collector().clone().run(server.clone(), options.clone()));
+    tasks.spawn(reconcile::run(server.clone(), options.borrow().background.full_reconciliation));
     tasks.spawn(trash::run(server.clone(), options.clone()));
 }

@@ -48,9 +48,10 @@ async fn follow(
     everything(server).await?;
     let mut next_full = Instant::now() + full_every;
     loop {
-        match tokio::time::timeout_at(next_full, changes.next()).await {
-            Ok(changed) => some(server, &changed?).await?,
-            Err(_) => {
+        tokio::select! {
+            changed = changes.next() => some(server, &changed?).await?,
+            () = server.reconfigured() => everything(server).await?,
+            () = tokio::time::sleep_until(next_full) => {
                 everything(server).await?;
                 next_full = Instant::now() + full_every;
             }
@@ -73,7 +74,8 @@ async fn some(server: &Server, changed: &[HistoryEntry]) -> Result<(), Status> {
     if changed.iter().any(|change| change.action == HistoryAction::Delete) {
         server.collector().request();
     }
-    let is_cri = |change: &&HistoryEntry| server.images().settings().is_cri(&change.namespace);
+    let settings = server.images().settings();
+    let is_cri = |change: &&HistoryEntry| settings.is_cri(&change.namespace);
     let others = changed.iter().filter(is_cri).filter(|change| change.actor != ACTOR);
     let names: BTreeSet<(&str, &str)> = others.map(|c| (c.namespace.as_str(), c.name.as_str())).collect();
     if names.len() > FEW {

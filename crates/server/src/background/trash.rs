@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use orlop_metadata::{Result, Store};
 
+use tokio::sync::watch;
+
 use super::Background;
-use crate::Server;
 use crate::blocking::blocking;
+use crate::{ServeOptions, Server};
 
 /// How often the disk and the trash are looked at.
 const EVERY: Duration = Duration::from_secs(60);
 
 /// Looks after the trash, for ever.
-pub(super) async fn run(server: Server, options: Background) {
+pub(super) async fn run(server: Server, options: watch::Receiver<ServeOptions>) {
     loop {
-        let (store, options) = (server.store().clone(), options.clone());
+        let (store, options) = (server.store().clone(), options.borrow().background.clone());
         match blocking(move || empty(&store, &options)).await {
             Ok(0) => {}
             Ok(bytes) => {

@@ -21,12 +21,13 @@ mod runtime;
 mod status;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use orlop_image::{CriCatalog, Images};
 use orlop_metadata::Scope;
-use orlop_remote::ClientOptions;
+use orlop_remote::{Client, ClientOptions};
+use tokio::sync::Semaphore;
 
 /// Where kubelet's images are.
 const NAMESPACE: &str = "k8s.io";
@@ -67,19 +68,57 @@ pub(crate) struct Cri {
 }
 
 struct Inner {
-    settings: CriSettings,
+    now: RwLock<Arc<Now>>,
     catalog: CriCatalog,
     listing: listing::Listing,
     filesystems: filesystems::Filesystems,
     pulls: pull::Pulls,
 }
 
+/// What the settings ask for at the moment.
+struct Now {
+    settings: CriSettings,
+    /// `None`: any number of pulls at once.
+    permits: Option<Arc<Semaphore>>,
+    /// Of pulls that bring no secret, so that connections and tokens are used again.
+    client: Client,
+}
+
+impl Now {
+    fn new(settings: CriSettings) -> Self {
+        let limit = settings.parallel_pulls;
+        let permits = (limit > 0).then(|| Arc::new(Semaphore::new(limit)));
+        Self { permits, client: Client::new(settings.registry.clone()), settings }
+    }
+
+    /// The same with other settings; what has not changed is kept.
+    fn with(&self, settings: CriSettings) -> Self {
+        let (same, new) = (&self.settings, Self::new(settings));
+        let permits =
+            if same.parallel_pulls == new.settings.parallel_pulls { self.permits.clone() } else { new.permits };
+        let registry = same.registry.hosts_dirs == new.settings.registry.hosts_dirs;
+        Self { permits, client: if registry { self.client.clone() } else { new.client }, settings: new.settings }
+    }
+}
+
 impl Cri {
     pub(crate) fn new(images: Images, settings: CriSettings) -> Self {
-        let pulls = pull::Pulls::new(&settings);
+        let (now, pulls) = (RwLock::new(Arc::new(Now::new(settings))), pull::Pulls::default());
         let (listing, filesystems) = (listing::Listing::default(), filesystems::Filesystems::default());
         let catalog = CriCatalog::new(images, NAMESPACE);
-        Self { inner: Arc::new(Inner { settings, catalog, listing, filesystems, pulls }) }
+        Self { inner: Arc::new(Inner { now, catalog, listing, filesystems, pulls }) }
+    }
+
+    /// Replaces the settings for pulls that begin from now on; those that wait for their turn go by the bound they came
+    /// under.
+    pub(crate) fn set(&self, settings: CriSettings) {
+        let mut now = self.inner.now.write().unwrap_or_else(PoisonError::into_inner);
+        let next = now.with(settings);
+        *now = Arc::new(next);
+    }
+
+    fn now(&self) -> Arc<Now> {
+        self.inner.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has the first answer about images made, so that it is there, or on its way, when it is asked for.

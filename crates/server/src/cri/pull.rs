@@ -5,7 +5,7 @@
 //! - A shared pull goes on as long as any of its callers waits, and stops when the last one goes away.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
@@ -13,12 +13,11 @@ use orlop_api::runtime::v1::PullImageRequest;
 use orlop_image::{Error, Outcome, PullRequest};
 use orlop_oci::Reference;
 use orlop_remote::{Client, ClientOptions, Login};
-use tokio::sync::Semaphore;
 use tonic::Status;
 use tracing::Instrument;
 
 use super::status::{cri_status, pull_status};
-use super::{Cri, CriSettings, auth, scope};
+use super::{Cri, auth, scope};
 use crate::blocking::blocking;
 
 mod progress;
@@ -39,21 +38,12 @@ struct Wanted {
 }
 
 /// The pulls that are going on.
+#[derive(Default)]
 pub(super) struct Pulls {
     flights: Mutex<HashMap<Wanted, WeakShared<BoxFuture<'static, Answer>>>>,
-    /// `None`: any number at once.
-    permits: Option<Arc<Semaphore>>,
-    /// Of pulls that bring no secret, so that connections and tokens are used again.
-    client: Client,
 }
 
 impl Pulls {
-    pub(super) fn new(settings: &CriSettings) -> Self {
-        let limit = settings.parallel_pulls;
-        let permits = (limit > 0).then(|| Arc::new(Semaphore::new(limit)));
-        Self { flights: Mutex::default(), permits, client: Client::new(settings.registry.clone()) }
-    }
-
     /// The pull that is going on, or the one that `start` makes.
     fn join(&self, wanted: &Wanted, start: impl FnOnce() -> BoxFuture<'static, Answer>) -> Flight {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +79,8 @@ impl Cri {
         let reference = parsed.map_err(|e| pull_status(&image.image, &e))?;
         let annotated = request.sandbox_config.as_ref().and_then(|sandbox| sandbox.annotations.get(RUNTIME_HANDLER));
         let handler = if image.runtime_handler.is_empty() { annotated } else { Some(&image.runtime_handler) };
-        let snapshotter = handler.and_then(|handler| self.inner.settings.runtime_snapshotters.get(handler));
+        let now = self.now();
+        let snapshotter = handler.and_then(|handler| now.settings.runtime_snapshotters.get(handler));
         Ok(Wanted {
             reference: reference.to_string(),
             snapshotter: snapshotter.cloned().unwrap_or_default(),
@@ -98,14 +89,14 @@ impl Cri {
     }
 
     async fn run(self, wanted: Wanted) -> Answer {
-        let permits = self.inner.pulls.permits.clone();
-        let _permit = match permits {
-            Some(permits) => permits.acquire_owned().await.ok(),
+        let now = self.now();
+        let _permit = match &now.permits {
+            Some(permits) => permits.acquire().await.ok(),
             None => None,
         };
         let client = match &wanted.login {
-            None => self.inner.pulls.client.clone(),
-            login => Client::new(ClientOptions { login: login.clone(), ..self.inner.settings.registry.clone() }),
+            None => now.client.clone(),
+            login => Client::new(ClientOptions { login: login.clone(), ..now.settings.registry.clone() }),
         };
         let before = self.target(&wanted.reference).await?;
         let outcome = self.watched(&client, &wanted).await?;
@@ -127,7 +118,7 @@ impl Cri {
         };
         let (progress, scope) = (Progress::default(), scope());
         let sink = |event| progress.note(&event);
-        let timeout = self.inner.settings.progress_timeout;
+        let timeout = self.now().settings.progress_timeout;
         tokio::select! {
             pulled = self.images().pull(&scope, client, &request, &sink) => {
                 pulled.map_err(|error| pull_status(&wanted.reference, &error))

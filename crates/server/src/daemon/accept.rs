@@ -9,10 +9,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use orlop_api::channel;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use super::ServeOptions;
+use super::bound::{Bound, Place};
 use super::calls::Calls;
 use super::flow::Flow;
 use super::greeting::{Greeted, Greeting};
@@ -35,29 +36,15 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Accepting {
     calls: Arc<Calls>,
     flow: Flow,
-    permits: Arc<Semaphore>,
-    builder: http2::Builder<TokioExecutor>,
-    /// How long a client may be silent at first.
-    patience: Duration,
+    /// Connections at once.
+    places: Arc<Bound>,
+    options: Receiver<ServeOptions>,
 }
 
 impl Accepting {
-    pub(super) fn new(calls: Arc<Calls>, options: &ServeOptions) -> Self {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(channel::WINDOW_BYTES)
-            .initial_connection_window_size(channel::WINDOW_BYTES)
-            .max_frame_size(channel::FRAME_BYTES)
-            .max_concurrent_streams(u32::try_from(options.max_calls).unwrap_or(u32::MAX))
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
-            .keep_alive_interval(options.keepalive)
-            .keep_alive_timeout(options.keepalive_timeout);
-        let permits = Arc::new(Semaphore::new(options.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    pub(super) fn new(calls: Arc<Calls>, places: Arc<Bound>, options: Receiver<ServeOptions>) -> Self {
         let flow = Flow::new(calls.metrics.waiting.clone());
-        let patience = options.keepalive + options.keepalive_timeout;
-        Self { calls, flow, permits, builder, patience }
+        Self { calls, flow, places, options }
     }
 
     /// Takes connections until the server is asked to end, and waits for the last one to end.
@@ -75,9 +62,9 @@ impl Accepting {
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
             match taken {
-                Ok((stream, permit)) => {
+                Ok((stream, place)) => {
                     number += 1;
-                    connections.spawn(self.connection(stream, number, permit));
+                    connections.spawn(self.connection(stream, number, place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be taken");
@@ -91,20 +78,15 @@ impl Accepting {
         Ok(())
     }
 
-    async fn next(&self, listeners: &[UnixListener]) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
-        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    async fn next(&self, listeners: &[UnixListener]) -> io::Result<(UnixStream, Place)> {
+        let place = self.places.take().await;
         let accepts = listeners.iter().map(|listener| Box::pin(listener.accept()));
         let (accepted, _, _) = futures::future::select_all(accepts).await;
-        Ok((accepted?.0, permit))
+        Ok((accepted?.0, place))
     }
 
     /// One connection until it ends.
-    fn connection(
-        &self,
-        stream: UnixStream,
-        number: u64,
-        permit: OwnedSemaphorePermit,
-    ) -> impl Future<Output = ()> + Send + use<> {
+    fn connection(&self, stream: UnixStream, number: u64, place: Place) -> impl Future<Output = ()> + Send + use<> {
         let peer = Arc::new(Peer::of(&stream, number));
         let (calls, flow) = (self.calls.clone(), self.flow.connection());
         tracing::debug!(
@@ -120,11 +102,13 @@ impl Accepting {
             let calls = calls.clone();
             service_fn(move |request| calls.clone().answer(peer.clone(), flow.clone(), request))
         };
-        let (greeting, patience) = (Greeting::default(), self.patience);
+        let options = self.options.borrow().clone();
+        // How long a client may be silent at first.
+        let (greeting, patience) = (Greeting::default(), options.keepalive + options.keepalive_timeout);
         let stream = Greeted::new(stream, greeting.clone());
-        let serving = self.builder.serve_connection(TokioIo::new(stream), service);
+        let serving = builder(&options).serve_connection(TokioIo::new(stream), service);
         async move {
-            let _permit = permit;
+            let _place = place;
             tokio::pin!(serving);
             tokio::select! {
                 ended = &mut serving => finished(number, ended),
@@ -140,6 +124,22 @@ impl Accepting {
             calls.metrics.connections.dec();
         }
     }
+}
+
+/// HTTP/2 as these options want it.
+fn builder(options: &ServeOptions) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(channel::WINDOW_BYTES)
+        .initial_connection_window_size(channel::WINDOW_BYTES)
+        .max_frame_size(channel::FRAME_BYTES)
+        .max_concurrent_streams(u32::try_from(options.max_calls).unwrap_or(u32::MAX))
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .keep_alive_interval(options.keepalive)
+        .keep_alive_timeout(options.keepalive_timeout);
+    builder
 }
 
 /// Comes if a client has not greeted for too long.

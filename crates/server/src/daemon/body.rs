@@ -8,10 +8,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 use tracing::Span;
 
+use super::bound::Place;
 use super::calls::{Limit, log};
 use super::flow::Flow;
 use crate::metrics::Metrics;
@@ -65,18 +65,12 @@ struct Running {
     record: Record,
     limit: Limit,
     flow: Flow,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Answer {
-    pub(super) fn new(
-        body: tonic::body::Body,
-        record: Record,
-        limit: Limit,
-        flow: Flow,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
-        Self { running: Some(Running { body, record, limit, flow, _permit: permit }) }
+    pub(super) fn new(body: tonic::body::Body, record: Record, limit: Limit, flow: Flow, place: Place) -> Self {
+        Self { running: Some(Running { body, record, limit, flow, _place: place }) }
     }
 
     /// Ends with a status.

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -26,6 +25,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use super::body::{Answer, Record};
+use super::bound::Bound;
 use super::deadline;
 use super::flow::Flow;
 use super::inbound::Inbound;
@@ -60,7 +60,8 @@ pub(super) struct Calls {
     pub(super) metrics: Metrics,
     methods: HashMap<String, Arc<str>>,
     unknown: Arc<str>,
-    permits: Arc<Semaphore>,
+    /// Calls at once.
+    pub(super) places: Arc<Bound>,
     /// The server was asked to end.
     pub(super) stop: CancellationToken,
     /// The server ends now.
@@ -77,7 +78,7 @@ impl Calls {
             metrics: server.metrics().clone(),
             methods,
             unknown: "unknown".into(),
-            permits: Arc::new(Semaphore::new(max_calls.min(Semaphore::MAX_PERMITS))),
+            places: Bound::new(max_calls),
             stop: server.ending().clone(),
             end: CancellationToken::new(),
             ids: Ids::default(),
@@ -97,20 +98,20 @@ impl Calls {
         let method = self.methods.get(&path).unwrap_or(&self.unknown).clone();
         let span = self.span(&id, &path, request.headers(), &peer);
         let mut record = Record::new(self.metrics.clone(), method, span.clone());
-        let admitted = self.permits.clone().try_acquire_owned();
+        let admitted = self.places.try_take();
         let outcome = match (deadline::timeout(request.headers()), admitted) {
-            (_, Err(_)) => Err(Status::resource_exhausted("too many calls at once: end some, or try again")),
+            (_, None) => Err(Status::resource_exhausted("too many calls at once: end some, or try again")),
             (Err(bad), _) => Err(Status::internal(format!("grpc-timeout {bad}: expected digits and a unit"))),
-            (Ok(timeout), Ok(permit)) => {
+            (Ok(timeout), Some(place)) => {
                 let limit = self.limit(&path, timeout);
                 request.extensions_mut().insert(peer);
-                self.run(request, limit).instrument(span).await.map(|(response, limit)| (response, limit, permit))
+                self.run(request, limit).instrument(span).await.map(|(response, limit)| (response, limit, place))
             }
         };
         let mut response = match outcome {
-            Ok((response, limit, permit)) => {
+            Ok((response, limit, place)) => {
                 record.headers(response.headers());
-                response.map(|body| Answer::new(body, record, limit, flow, permit))
+                response.map(|body| Answer::new(body, record, limit, flow, place))
             }
             Err(status) => {
                 record.ended(status.code());

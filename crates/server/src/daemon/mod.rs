@@ -11,6 +11,7 @@
 
 mod accept;
 mod body;
+mod bound;
 mod calls;
 mod deadline;
 pub(crate) mod flow;
@@ -24,10 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::Server;
 use crate::background::{self, Background};
+use bound::Bound;
 
 /// How a server is offered.
 #[derive(Debug, Clone)]
@@ -79,22 +82,52 @@ impl Server {
         options: &ServeOptions,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let calls = Arc::new(calls::Calls::new(self, options.max_calls));
+        let (_unchanged, options) = watch::channel(options.clone());
+        self.serve_by(listeners, options, shutdown).await
+    }
+
+    /// [`Server::serve`] with options that may change: bounds and what goes on beside the calls follow at once, times of
+    /// connections with the next connection.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn serve_by(
+        &self,
+        listeners: Vec<UnixListener>,
+        options: watch::Receiver<ServeOptions>,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let (max_calls, max_connections) = {
+            let options = options.borrow();
+            (options.max_calls, options.max_connections)
+        };
+        let (calls, places) = (Arc::new(calls::Calls::new(self, max_calls)), Bound::new(max_connections.max(1)));
         // Dropping the set ends what goes on beside the calls.
         let mut beside = JoinSet::new();
-        background::spawn(self, &options.background, &mut beside);
-        let accepting = accept::Accepting::new(calls.clone(), options);
+        background::spawn(self, &options, &mut beside);
+        beside.spawn(follow(options.clone(), calls.places.clone(), places.clone()));
+        let accepting = accept::Accepting::new(calls.clone(), places, options.clone());
         let served = accepting.run(listeners);
         tokio::pin!(served);
         tokio::select! {
             ended = &mut served => return ended,
             () = shutdown => self.ending().cancel(),
         }
-        if let Ok(ended) = tokio::time::timeout(options.shutdown_limit, &mut served).await {
+        let limit = options.borrow().shutdown_limit;
+        if let Ok(ended) = tokio::time::timeout(limit, &mut served).await {
             return ended;
         }
-        tracing::warn!(limit = ?options.shutdown_limit, "calls still run: they are cut");
+        tracing::warn!(?limit, "calls still run: they are cut");
         calls.end.cancel();
         served.await
+    }
+}
+
+/// Keeps the bounds as the options want them.
+async fn follow(mut options: watch::Receiver<ServeOptions>, calls: Arc<Bound>, connections: Arc<Bound>) {
+    while options.changed().await.is_ok() {
+        let options = options.borrow_and_update();
+        calls.set(options.max_calls);
+        connections.set(options.max_connections.max(1));
     }
 }
