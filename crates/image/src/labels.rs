@@ -1,5 +1,7 @@
 //! The labels that are written and read here: containerd's, CRI's and Orlop's own.
 
+use orlop_oci::RepositoryName;
+
 /// CRI's mark of a record it looks after; its value is [`MANAGED_VALUE`].
 pub(crate) const MANAGED: &str = "io.cri-containerd.image";
 /// The value of [`MANAGED`].
@@ -38,3 +40,14 @@ pub(crate) const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 pub(crate) const GC_EXPIRE: &str = "containerd.io/gc.expire";
 /// On a lease: the process that works under it.
 pub(crate) const OWNER: &str = "io.orlop.owner";
+
+/// The key of a label about a repository's host, without its port, as containerd names hosts: its clients write and read
+/// the same label.
+pub(crate) fn at_host(prefix: &str, repository: &RepositoryName) -> String {
+    let domain = repository.domain();
+    let host = match domain.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => domain.rsplit_once(':').map_or(domain, |(host, _)| host),
+    };
+    format!("{prefix}{host}")
+}

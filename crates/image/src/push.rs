@@ -129,7 +129,8 @@ impl Upload<'_> {
         let host = self.repository.domain().to_owned();
         let stat =
             tokio::task::spawn_blocking(move || content.stat(&digest)).await.map_err(|_| Error::Interrupted)??;
-        let label = stat.labels.get(&format!("{}{host}", labels::SOURCE)).cloned().unwrap_or_default();
+        let key = labels::at_host(labels::SOURCE, &self.repository);
+        let label = stat.labels.get(&key).cloned().unwrap_or_default();
         let names = label.split(',').filter_map(|path| RepositoryName::parse(&format!("{host}/{path}")).ok());
         Ok(names.filter(|name| *name != self.repository).collect())
     }

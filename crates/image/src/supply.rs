@@ -57,7 +57,7 @@ fn changed(old: &str, path: &str, add: bool) -> String {
 
 /// What takes a note about a repository away from a blob's labels; `None` if there is no such note.
 pub(crate) fn found_again(existing: &Labels, repository: &RepositoryName) -> Option<(String, String)> {
-    let key = format!("{}{}", labels::GONE, repository.domain());
+    let key = labels::at_host(labels::GONE, repository);
     let old = existing.get(&key).filter(|old| words(old).any(|word| word == repository.path()))?;
     let value = changed(old, repository.path(), false);
     Some((key, value))
@@ -90,7 +90,7 @@ impl Images {
         self.blocking(move |store| {
             let content = store.content(&scope);
             let info = content.stat(&target)?;
-            let key = format!("{}{}", labels::GONE, repository.domain());
+            let key = labels::at_host(labels::GONE, &repository);
             let old = info.labels.get(&key).map(String::as_str).unwrap_or_default();
             let value = changed(old, repository.path(), true);
             let mask = [format!("labels.{key}")];

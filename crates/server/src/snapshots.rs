@@ -75,7 +75,9 @@ impl Snapshots for Server {
 
     async fn list(&self, request: Request<pb::ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let snapshots = self.snapshots_of(&request, &request.get_ref().snapshotter)?;
-        let found = blocking(move || snapshots.list(&request.into_inner().filters)).await?;
+        let mut found = blocking(move || snapshots.list(&request.into_inner().filters)).await?;
+        // containerd's order, in which clients print them.
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Response::new(pages(found.into_iter().map(to_wire), |info| pb::ListSnapshotsResponse { info })))
     }
 

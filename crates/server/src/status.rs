@@ -114,9 +114,12 @@ impl ToStatus for snapshot::Error {
 impl ToStatus for metadata::Error {
     fn to_status(&self) -> Status {
         use metadata::Error as E;
+        // containerd: the request names a snapshotter that cannot be, not an object that is gone.
+        if let E::NotFound { kind: ObjectKind::Snapshotter, name } = self {
+            let message = format!("snapshotter {name:?} is not one of this store's: invalid argument");
+            return status(&message, (Code::InvalidArgument, Class::Usage), "");
+        }
         let kind = match self {
-            // containerd: the request names a snapshotter that cannot be, not an object that is gone.
-            E::NotFound { kind: ObjectKind::Snapshotter, .. } => (Code::InvalidArgument, Class::Usage),
             E::NotFound { .. } => (Code::NotFound, Class::NotFound),
             E::AlreadyExists { .. } => (Code::AlreadyExists, Class::Conflict),
             E::FailedPrecondition { .. } => (Code::FailedPrecondition, Class::Conflict),

@@ -179,10 +179,10 @@ pub(crate) fn document_labels(document: &Document) -> Labels {
     let mut map = Labels::new();
     for child in document.children() {
         let place = match child.kind() {
-            MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1 => "m.",
+            MediaKind::Manifest | MediaKind::Schema1 => "m.",
             MediaKind::Layer { .. } => "l.",
             MediaKind::Config => "config",
-            MediaKind::Other => "",
+            MediaKind::Index | MediaKind::Other => "",
         };
         let count = counts.entry(place).or_default();
         let number = if *count > 0 || place != "config" { count.to_string() } else { String::new() };
@@ -198,7 +198,7 @@ fn add_source(
     source: &RepositoryName,
     all: &mut BTreeMap<Digest, Labels>,
 ) -> Result<()> {
-    let key = format!("{}{}", labels::SOURCE, source.domain());
+    let key = labels::at_host(labels::SOURCE, source);
     for (digest, map) in all {
         let existing = match content.stat(digest) {
             Ok(info) => {

@@ -23,6 +23,7 @@ use orlop_api::containerd::services::transfer::v1::transfer_server::Transfer;
 use orlop_api::containerd::types::transfer as types;
 use orlop_image::{Event, ExportRequest, ImportAs, PushRequest};
 use orlop_metadata::Scope;
+use orlop_oci::MediaKind;
 use prost::Name;
 use prost_types::Any;
 use tokio::io::AsyncWriteExt;
@@ -175,14 +176,17 @@ impl Server {
         progress.named("pushing content", &record.name, Some(&record.target));
         let sink = |event: Event| {
             if let Event::Target(target) = &event {
-                progress.root(&record.name, target, "uploading");
+                // The record's descriptor has annotations, which are part of how the target is shown.
+                let whole = target.digest == record.target.digest;
+                progress.root(&record.name, if whole { &record.target } else { target }, "uploading");
             }
             progress.push(event);
         };
         let request = PushRequest {
             source: record.name.clone(),
             destination: to.reference.clone(),
-            platforms: place.platforms,
+            // Only an index has platforms to choose from: a manifest is pushed as it is, as containerd pushes it.
+            platforms: if record.target.kind() == MediaKind::Index { place.platforms } else { Vec::new() },
             concurrency: 0,
         };
         self.images().push(scope, &client, &request, &sink).await.map_err(|e| e.to_status())?;

@@ -132,8 +132,14 @@ impl Progress {
     pub(super) fn push(&self, event: Event) {
         match event {
             Event::Document(parent, children) => {
-                let parent = key(&parent);
-                self.with(|state| children.iter().for_each(|child| state.add(child, &parent)));
+                self.with(|state| {
+                    let parent = state.nodes.get(&parent.digest).map_or_else(|| key(&parent), |line| line.name.clone());
+                    children.iter().for_each(|child| state.add(child, &parent));
+                });
+                // A push sends documents last, and a client that does not know a parent draws its children elsewhere.
+                for child in children.iter().filter(|child| holds_more(child)) {
+                    self.state_of(&child.digest, "waiting", 0);
+                }
             }
             Event::Blob(blob) => self.blob(&blob),
             Event::Target(_) => {}
@@ -180,6 +186,11 @@ impl State {
             line.parents.push(parent.to_owned());
         }
     }
+}
+
+/// Whether a descriptor is one of a document that names others.
+fn holds_more(descriptor: &Descriptor) -> bool {
+    matches!(descriptor.kind(), MediaKind::Manifest | MediaKind::Index)
 }
 
 /// The name that containerd's clients take apart: kind and digest.
