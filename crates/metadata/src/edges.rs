@@ -132,8 +132,7 @@ fn is_named(rest: &str, kind: &str) -> bool {
 /// Makes the edges that an object states equal `edges`, and suspects the targets of those that go.
 pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edges: &Edges) -> Result<()> {
     let Edges { edges: old, .. } = stated(tx, namespace, kind, name)?;
-    conditions::put(tx, [namespace, kind, name], &edges.conditions)?;
-    conditions::put_uses(tx, [namespace, kind, name], &edges.uses)?;
+    put_timed(tx, [namespace, kind, name], edges)?;
     for edge in old.difference(&edges.edges) {
         delete(tx, namespace, kind, name, edge)?;
         if edge.back {
@@ -150,10 +149,18 @@ pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edge
     Ok(())
 }
 
+/// The same for what says of edges that they are there at times; each is stated by some kinds alone.
+fn put_timed(tx: &Connection, object: [&str; 3], edges: &Edges) -> Result<()> {
+    match object[1] {
+        CONTENT | IMAGES => conditions::put(tx, object, &edges.conditions),
+        kind if kind.starts_with(SNAPSHOTS) => conditions::put_uses(tx, object, &edges.uses),
+        _ => Ok(()),
+    }
+}
+
 /// Removes the edges that an object which is being deleted states, and suspects everything it may have kept.
 pub(crate) fn remove(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<()> {
-    conditions::put(tx, [namespace, kind, name], &BTreeSet::new())?;
-    conditions::put_uses(tx, [namespace, kind, name], &BTreeSet::new())?;
+    put_timed(tx, [namespace, kind, name], &Edges::default())?;
     tx.prepare_cached(
         "INSERT OR IGNORE INTO suspect SELECT namespace, to_kind, to_name FROM edge
          WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3",
