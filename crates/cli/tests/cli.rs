@@ -151,10 +151,8 @@ fn root_of_a_user_namespace_has_a_store_of_the_users() {
     }
     // Where the user may reach both.
     let program = home.path().join("orlop");
-    std::fs::copy(binary().get_program(), &program).unwrap();
-    for path in [home.path(), &program] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
-    }
+    common::publish(&program);
+    std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let done = inside(program.as_os_str(), &["images"]);
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(home.path().join("orlop-data/orlop/meta.db").exists(), "{}", done.err);

@@ -25,9 +25,10 @@ fn is_inside(name: &str, wrapper: &[&str], writable: &Path) -> bool {
         println!("{name}: skipped, {wrapper:?} is not permitted");
         return false;
     }
-    // Somewhere that other users may run it from.
-    let program = writable.join("test");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // Somewhere that other users may run it from. A copy cannot be run while a process that another test has just begun
+    // still holds the descriptor that it was written through; a link was never written.
+    let (own, program) = (std::env::current_exe().unwrap(), writable.join("test"));
+    fs::hard_link(&own, &program).or_else(|_| fs::copy(&own, &program).map(drop)).unwrap();
     let mut command = Command::new(wrapper[0]);
     command.args(&wrapper[1..]).arg(&program).args([name, "--exact", "--nocapture"]);
     let output = command.env(INSIDE, writable).env("TMPDIR", writable).current_dir(writable).output().unwrap();

@@ -136,8 +136,7 @@ impl Orlop {
         const NOBODY: u32 = 65534;
         let binary = self.path("orlop");
         if !binary.exists() {
-            // Where anybody may execute it.
-            std::fs::copy(env!("CARGO_BIN_EXE_orlop"), &binary).expect("the binary is copied");
+            publish(&binary);
         }
         let mut command = clean(Command::new(binary));
         command.arg("--root").arg(self.root()).args(["--namespace", self.namespace]).args(args);
@@ -186,6 +185,13 @@ pub(crate) fn metrics_address(served: &mut Served) -> String {
         let at = log.find("address=")? + "address=".len();
         Some(log[at..].split_whitespace().next()?.to_owned())
     })
+}
+
+/// Puts the binary where anybody may execute it. A copy cannot be run while a process that another test has just begun
+/// still holds the descriptor that it was written through; a link was never written.
+pub(crate) fn publish(at: &Path) {
+    let own = env!("CARGO_BIN_EXE_orlop");
+    std::fs::hard_link(own, at).or_else(|_| std::fs::copy(own, at).map(drop)).expect("the binary is copied");
 }
 
 /// The binary, away from the environment of whoever runs the tests.

@@ -7,14 +7,15 @@
 //! - The width of columns, which follows the width of the above.
 //! - The order of labels in one column and of mount options: clients print maps in any order.
 //! - Progress, of which nothing but the shape is compared: without bars, speeds, sums and states, for `ctr` stops to draw
-//!   when the call is answered, wherever the picture is then; its lines sorted, for children come as requests end. Of the
-//!   transfer service's, drawn again and again, every kind of line at every depth that was ever drawn counts once. Of a
-//!   command that failed no progress is compared: how far it came is chance.
+//!   when the call is answered, wherever the picture is then; which lines it has drawn by then is chance, too. So what
+//!   both sides have drawn of one kind of thing (a manifest, a config, a layer) must be drawn at the same depths, as far
+//!   as the one that drew less of it got. Of a command that failed no progress is compared.
 //! - A layer on standard output is its list of entries: containerd and Orlop compress differently, and both may.
 //! - What containerd reports as deprecated about the machine (its cgroups), and that `ctr` stopped to ask for progress
 //!   when it was done: it depends on the machine, and on chance.
 //! - Which of several blobs a registry that is not there is asked for first.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -29,6 +30,8 @@ pub(crate) struct Answer {
     pub(crate) code: i32,
     pub(crate) out: Vec<String>,
     pub(crate) err: Vec<String>,
+    /// The lines of progress that were ever drawn.
+    pub(crate) drawn: BTreeSet<String>,
     /// Standard output in one piece, where it is a document.
     pub(crate) whole: String,
 }
@@ -40,7 +43,9 @@ impl Answer {
             Look::Layer if output.status.success() => entries(&output.stdout),
             _ => String::from_utf8_lossy(&output.stdout).into_owned(),
         };
-        let mut out = lines(&shape(&out, !output.status.success()), own);
+        let (drawn, rest) = progress(&out, !output.status.success());
+        let drawn = lines(&drawn, own).into_iter().collect();
+        let mut out = lines(&rest, own);
         let mut err = lines(&String::from_utf8_lossy(&output.stderr), own);
         if look == Look::Sorted {
             out.sort();
@@ -48,14 +53,28 @@ impl Answer {
         }
         let whole = String::from_utf8_lossy(&output.stdout);
         let whole = if whole.starts_with('{') { renamed(&whole, own) } else { String::new() };
-        Self { code: output.status.code().unwrap_or(-1), out, err, whole }
+        Self { code: output.status.code().unwrap_or(-1), out, err, drawn, whole }
     }
 }
 
 impl PartialEq for Answer {
     fn eq(&self, other: &Self) -> bool {
-        (self.code, &self.out, &self.err) == (other.code, &other.out, &other.err)
+        (self.code, &self.out, &self.err) == (other.code, &other.out, &other.err) && drawn_alike(self, other)
     }
+}
+
+/// What both have drawn of one kind of thing, one of them has drawn wherever the other has.
+fn drawn_alike(one: &Answer, other: &Answer) -> bool {
+    let kind = |line: &str| line.trim_start_matches(['>', ' ']).split(' ').next().unwrap_or_default().to_owned();
+    let kinds = |answer: &Answer| -> BTreeMap<String, BTreeSet<String>> {
+        answer.drawn.iter().fold(BTreeMap::new(), |mut kinds, line| {
+            kinds.entry(kind(line)).or_insert_with(BTreeSet::new).insert(line.clone());
+            kinds
+        })
+    };
+    let (one, other) = (kinds(one), kinds(other));
+    let mut both = one.iter().filter_map(|(kind, lines)| Some((lines, other.get(kind)?)));
+    both.all(|(one, other)| one.is_subset(other) || other.is_subset(one))
 }
 
 /// The difference, for people.
@@ -76,6 +95,9 @@ pub(crate) fn difference(theirs: &Answer, ours: &Answer) -> String {
             );
         }
         said += &lines;
+    }
+    if !drawn_alike(theirs, ours) {
+        said += &format!("    drawn by containerd: {:?}\n    drawn by Orlop: {:?}\n", theirs.drawn, ours.drawn);
     }
     said
 }
@@ -153,19 +175,15 @@ fn unordered(line: &str) -> String {
     line.split(' ').map(sorted).collect::<Vec<_>>().join(" ")
 }
 
-/// Of progress that is drawn again and again only the shape.
-fn shape(text: &str, failed: bool) -> String {
+/// The shape of progress that is drawn again and again, nothing of a command that failed; and what comes after it.
+fn progress(text: &str, failed: bool) -> (String, String) {
     let lines: Vec<&str> = text.lines().collect();
-    let Some(end) = lines.iter().rposition(|line| line.contains("elapsed:")) else { return text.to_owned() };
+    let Some(end) = lines.iter().rposition(|line| line.contains("elapsed:")) else {
+        return (String::new(), text.to_owned());
+    };
     let (drawn, rest) = lines.split_at(end + 1);
-    let mut shape: Vec<String> = Vec::new();
-    if !failed {
-        shape.extend(drawn.iter().map(|line| shape_of(line)));
-        shape.sort();
-        shape.dedup();
-    }
-    shape.extend(rest.iter().map(|line| (*line).to_owned()));
-    shape.join("\n")
+    let shapes: Vec<String> = drawn.iter().filter(|_| !failed).map(|line| shape_of(line)).collect();
+    (shapes.join("\n"), rest.join("\n"))
 }
 
 /// A line of progress: the depth, and what it is about.

@@ -75,5 +75,5 @@ fn class(answer: &Answer) -> Option<&str> {
 }
 
 fn holds(answer: &Answer, words: &str) -> bool {
-    words.is_empty() || answer.out.iter().chain(&answer.err).any(|line| line.contains(words))
+    words.is_empty() || answer.out.iter().chain(&answer.err).chain(&answer.drawn).any(|line| line.contains(words))
 }

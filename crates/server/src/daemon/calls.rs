@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -24,6 +25,7 @@ use tower::Service;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
+use super::ServeOptions;
 use super::body::{Answer, Record};
 use super::bound::Bound;
 use super::deadline;
@@ -61,7 +63,8 @@ pub(super) struct Calls {
     methods: HashMap<String, Arc<str>>,
     unknown: Arc<str>,
     /// Calls at once.
-    pub(super) places: Arc<Bound>,
+    places: Arc<Bound>,
+    options: watch::Receiver<ServeOptions>,
     /// The server was asked to end.
     pub(super) stop: CancellationToken,
     /// The server ends now.
@@ -71,14 +74,16 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(server: &Server, max_calls: usize) -> Self {
+    pub(super) fn new(server: &Server, options: watch::Receiver<ServeOptions>) -> Self {
         let methods = services::methods().into_iter().map(|name| (name.clone(), name.into())).collect();
+        let max_calls = options.borrow().max_calls;
         Self {
             routes: services::all(server).prepare(),
             metrics: server.metrics().clone(),
             methods,
             unknown: "unknown".into(),
             places: Bound::new(max_calls),
+            options,
             stop: server.ending().clone(),
             end: CancellationToken::new(),
             ids: Ids::default(),
@@ -98,6 +103,8 @@ impl Calls {
         let method = self.methods.get(&path).unwrap_or(&self.unknown).clone();
         let span = self.span(&id, &path, request.headers(), &peer);
         let mut record = Record::new(self.metrics.clone(), method, span.clone());
+        // Asked here, so that a bound holds as soon as it is said that it was changed.
+        self.places.set(self.options.borrow().max_calls);
         let admitted = self.places.try_take();
         let outcome = match (deadline::timeout(request.headers()), admitted) {
             (_, None) => Err(Status::resource_exhausted("too many calls at once: end some, or try again")),

@@ -97,15 +97,12 @@ impl Server {
         options: watch::Receiver<ServeOptions>,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let (max_calls, max_connections) = {
-            let options = options.borrow();
-            (options.max_calls, options.max_connections)
-        };
-        let (calls, places) = (Arc::new(calls::Calls::new(self, max_calls)), Bound::new(max_connections.max(1)));
+        let calls = Arc::new(calls::Calls::new(self, options.clone()));
+        let places = Bound::new(options.borrow().max_connections.max(1));
         // Dropping the set ends what goes on beside the calls.
         let mut beside = JoinSet::new();
         background::spawn(self, &options, &mut beside);
-        beside.spawn(follow(options.clone(), calls.places.clone(), places.clone()));
+        beside.spawn(follow(options.clone(), places.clone()));
         let accepting = accept::Accepting::new(calls.clone(), places, options.clone());
         let served = accepting.run(listeners);
         tokio::pin!(served);
@@ -123,11 +120,9 @@ impl Server {
     }
 }
 
-/// Keeps the bounds as the options want them.
-async fn follow(mut options: watch::Receiver<ServeOptions>, calls: Arc<Bound>, connections: Arc<Bound>) {
+/// Keeps the bound on connections as the options want it, for those that wait for a place. Calls ask when they come.
+async fn follow(mut options: watch::Receiver<ServeOptions>, connections: Arc<Bound>) {
     while options.changed().await.is_ok() {
-        let options = options.borrow_and_update();
-        calls.set(options.max_calls);
-        connections.set(options.max_connections.max(1));
+        connections.set(options.borrow_and_update().max_connections.max(1));
     }
 }

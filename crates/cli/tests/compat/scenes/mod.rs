@@ -26,10 +26,8 @@ pub(crate) static WORDS: Deviation = Deviation {
 pub(crate) const DEVIATIONS: &[&Deviation] = &[
     &WORDS,
     &transfers::ANY_SNAPSHOTTER,
-    &transfers::SHOWS_PRESENT,
     &transfers::NOTES_SOURCES,
     &transfers::ARCHIVE_ORDER,
-    &images::REUSED_MOUNT_POINT,
     &managed::DIGEST_RECORD,
     &managed::COMES_BACK,
     &managed::LAST_NAME,
