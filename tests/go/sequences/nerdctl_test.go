@@ -213,7 +213,9 @@ func TestCommit(t *testing.T) {
 	unpacked, err := committed.IsUnpacked(ctx, snapshotter)
 	must(t, err)
 	equal(t, "unpacked", unpacked, true)
-	view, err := snapshots.View(ctx, "look", chain)
+	// Under a lease: nothing else keeps a view.
+	looking, looked := leased(t, ctx, client)
+	view, err := snapshots.View(looking, "look", chain)
 	must(t, err)
 	mounted(t, view, func(dir string) {
 		equal(t, "new", contentOf(t, dir, "etc/new"), "new")
@@ -221,9 +223,11 @@ func TestCommit(t *testing.T) {
 			t.Errorf("what the container removed: %v", err)
 		}
 	})
-	must(t, snapshots.Remove(ctx, "look"))
-	must(t, client.ContainerService().Delete(ctx, "container"))
+	must(t, snapshots.Remove(looking, "look"))
+	looked()
+	// In this order: without the container the collector may come first.
 	must(t, snapshots.Remove(ctx, "container"))
+	must(t, client.ContainerService().Delete(ctx, "container"))
 }
 
 func TestSaveAndLoad(t *testing.T) {
