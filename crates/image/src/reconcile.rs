@@ -13,6 +13,7 @@
 //! nothing has happened since to the record itself or to a record of the same image ([`Since`]); else it is decided
 //! anew. A name that was deleted does not come back, nor does one that was moved go back.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
@@ -291,7 +292,7 @@ impl Images {
         let namespace = namespace.to_owned();
         self.blocking(move |store| {
             let mut ends = HashMap::new();
-            store.visit_history(&namespace, HISTORY, |entry| {
+            store.visit_history(&namespace, None, HISTORY, |entry| {
                 if let Some(old) = entry.old.filter(|old| entry.new.as_ref() != Some(old))
                     && !classify(&entry.name).is_hash_reference()
                 {
@@ -316,13 +317,20 @@ impl Images {
         let left = self
             .blocking(move |store| {
                 let known: BTreeSet<&Digest> = catalog.records.iter().map(|r| &r.target.digest).collect();
-                let learnt = |target: &Digest| match known.contains(target) {
-                    true => None,
-                    false => Catalog::of_target(store, &scope, target).ok(),
+                let of = |catalog: &Catalog, target: &Digest| {
+                    (catalog.complete_image(target, &platform), catalog.has_unread(target))
                 };
-                let image =
-                    |target: &Digest| learnt(target).as_ref().unwrap_or(&catalog).complete_image(target, &platform);
-                let unread = |target: &Digest| learnt(target).as_ref().unwrap_or(&catalog).has_unread(target);
+                // Writers wait meanwhile, and a target is asked for by every change: once is enough.
+                let learnt: RefCell<HashMap<Digest, (Option<ImageId>, bool)>> = RefCell::default();
+                let learn = |target: &Digest| {
+                    let answer = || match known.contains(target) {
+                        true => of(&catalog, target),
+                        // What cannot be read may be anything.
+                        false => Catalog::of_target(store, &scope, target).map_or((None, true), |own| of(&own, target)),
+                    };
+                    learnt.borrow_mut().entry(target.clone()).or_insert_with(answer).clone()
+                };
+                let (image, unread) = (|target: &Digest| learn(target).0, |target: &Digest| learn(target).1);
                 let since = Since { records: &catalog.records, image: &image, unread: &unread };
                 let outdated = |change: &ImageChange, entry: &HistoryEntry| since.outdates(change, entry);
                 Ok(store.write_images_decided_at(&scope, catalog.seen, decided, outdated)?)

@@ -16,9 +16,9 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::db::to_nanos;
-use crate::edges::{self, Edges};
+use crate::edges;
 use crate::gc::Node;
-use crate::{Labels, Result, labels};
+use crate::{Labels, Result};
 
 const LABEL: &str = "containerd.io/gc.cond.snapshot";
 const VALUE: &str = "containerd.io/gc.cond.value-usedat";
@@ -201,23 +201,22 @@ pub(crate) fn stated_uses(conn: &Connection, [namespace, kind, name]: [&str; 3])
 
 /// The snapshots that an object keeps at `now`.
 pub(crate) fn kept_by(conn: &Connection, from: &Node, now: i64) -> Result<Vec<Node>> {
-    let mut query = conn.prepare_cached(&format!(
-        "SELECT DISTINCT c.namespace, c.to_kind, c.to_name FROM condition c
-         JOIN used u ON u.namespace = c.namespace AND u.kind = c.to_kind AND u.name = c.to_name
-         WHERE c.namespace = ?1 AND c.from_kind = ?2 AND c.from_name = ?3 AND {HOLDS}"
-    ))?;
-    let rows = query.query_map(params![from.namespace, from.kind, from.name, now], node)?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    across(conn, from, now, ["from", "to"])
 }
 
 /// What keeps a snapshot at `now`.
 pub(crate) fn keepers(conn: &Connection, to: &Node, now: i64) -> Result<Vec<Node>> {
+    across(conn, to, now, ["to", "from"])
+}
+
+/// The far ends of the conditions that hold, seen from an object at the near end.
+fn across(conn: &Connection, object: &Node, now: i64, [near, far]: [&str; 2]) -> Result<Vec<Node>> {
     let mut query = conn.prepare_cached(&format!(
-        "SELECT DISTINCT c.namespace, c.from_kind, c.from_name FROM condition c
+        "SELECT DISTINCT c.namespace, c.{far}_kind, c.{far}_name FROM condition c
          JOIN used u ON u.namespace = c.namespace AND u.kind = c.to_kind AND u.name = c.to_name
-         WHERE c.namespace = ?1 AND c.to_kind = ?2 AND c.to_name = ?3 AND {HOLDS}"
+         WHERE c.namespace = ?1 AND c.{near}_kind = ?2 AND c.{near}_name = ?3 AND {HOLDS}"
     ))?;
-    let rows = query.query_map(params![to.namespace, to.kind, to.name, now], node)?;
+    let rows = query.query_map(params![object.namespace, object.kind, object.name, now], node)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -245,19 +244,11 @@ pub(crate) fn next(conn: &Connection) -> Result<Option<i64>> {
 
 /// Writes what labels of images, blobs and snapshots state, into tables that are empty.
 pub(crate) fn fill(conn: &Connection) -> Result<()> {
-    let mut query = conn.prepare(
-        "SELECT namespace, ?1, name, labels FROM image WHERE instr(labels, ?3)
-         UNION ALL SELECT namespace, ?2, digest, labels FROM blob WHERE instr(labels, ?3)
-         UNION ALL SELECT namespace, 'snapshots/' || driver, name, labels FROM snapshot WHERE instr(labels, ?3)",
-    )?;
-    let mut rows = query.query([edges::IMAGES, edges::CONTENT, "containerd.io/gc.cond."])?;
-    while let Some(row) = rows.next()? {
-        let Node { namespace, kind, name } = node(row)?;
-        let stated = Edges::of_labels(&kind, &labels::column(row, 3)?);
-        put(conn, [&namespace, &kind, &name], &stated.conditions)?;
-        put_uses(conn, [&namespace, &kind, &name], &stated.uses)?;
-    }
-    Ok(())
+    edges::labelled(conn, "containerd.io/gc.cond.", |near, stated| {
+        let object = [near.namespace.as_str(), &near.kind, &near.name];
+        put(conn, object, &stated.conditions)?;
+        put_uses(conn, object, &stated.uses)
+    })
 }
 
 /// Remembers that everything that was garbage at `now` is gone.

@@ -131,7 +131,7 @@ fn is_named(rest: &str, kind: &str) -> bool {
 
 /// Makes the edges that an object states equal `edges`, and suspects the targets of those that go.
 pub(crate) fn put(tx: &Connection, namespace: &str, kind: &str, name: &str, edges: &Edges) -> Result<()> {
-    let Edges { edges: old, .. } = stated(tx, namespace, kind, name)?;
+    let old = lasting(tx, namespace, kind, name)?;
     put_timed(tx, [namespace, kind, name], edges)?;
     for edge in old.difference(&edges.edges) {
         delete(tx, namespace, kind, name, edge)?;
@@ -175,17 +175,8 @@ pub(crate) fn remove(tx: &Connection, namespace: &str, kind: &str, name: &str) -
 
 /// Writes the edges to activations that labels state, where the table has none of them.
 pub(crate) fn fill_mounts(conn: &Connection) -> Result<()> {
-    let mut query = conn.prepare(
-        "SELECT namespace, ?1, name, labels FROM image WHERE instr(labels, ?4)
-         UNION ALL SELECT namespace, ?2, digest, labels FROM blob WHERE instr(labels, ?4)
-         UNION ALL SELECT namespace, ?3, id, labels FROM container WHERE instr(labels, ?4)
-         UNION ALL SELECT namespace, 'snapshots/' || driver, name, labels FROM snapshot WHERE instr(labels, ?4)",
-    )?;
-    let mut rows = query.query([IMAGES, CONTENT, CONTAINERS, "containerd.io/gc.ref.mount"])?;
-    while let Some(row) = rows.next()? {
-        let near = Node { namespace: row.get(0)?, kind: row.get(1)?, name: row.get(2)? };
-        let stated = Edges::of_labels(&near.kind, &labels::column(row, 3)?);
-        for (from, to) in stated.ends(&near).filter(|(_, to)| to.kind == MOUNTS) {
+    labelled(conn, "containerd.io/gc.ref.mount", |near, stated| {
+        for (from, to) in stated.ends(near).filter(|(_, to)| to.kind == MOUNTS) {
             conn.prepare_cached("INSERT OR IGNORE INTO edge VALUES (?1, ?2, ?3, ?4, ?5, 0, 1)")?.execute(params![
                 from.namespace,
                 from.kind,
@@ -194,6 +185,22 @@ pub(crate) fn fill_mounts(conn: &Connection) -> Result<()> {
                 to.name
             ])?;
         }
+        Ok(())
+    })
+}
+
+/// Shows `each` the images, blobs, containers and snapshots in whose labels a text stands, with what they state.
+pub(crate) fn labelled(conn: &Connection, text: &str, mut each: impl FnMut(&Node, &Edges) -> Result<()>) -> Result<()> {
+    let mut query = conn.prepare(
+        "SELECT namespace, ?1, name, labels FROM image WHERE instr(labels, ?4)
+         UNION ALL SELECT namespace, ?2, digest, labels FROM blob WHERE instr(labels, ?4)
+         UNION ALL SELECT namespace, ?3, id, labels FROM container WHERE instr(labels, ?4)
+         UNION ALL SELECT namespace, 'snapshots/' || driver, name, labels FROM snapshot WHERE instr(labels, ?4)",
+    )?;
+    let mut rows = query.query([IMAGES, CONTENT, CONTAINERS, text])?;
+    while let Some(row) = rows.next()? {
+        let near = Node { namespace: row.get(0)?, kind: row.get(1)?, name: row.get(2)? };
+        each(&near, &Edges::of_labels(&near.kind, &labels::column(row, 3)?))?;
     }
     Ok(())
 }
@@ -204,8 +211,17 @@ pub(crate) fn suspect(tx: &Connection, namespace: &str, kind: &str, name: &str) 
     Ok(())
 }
 
+/// Everything that the tables have as stated by an object.
+pub(crate) fn stated(conn: &Connection, namespace: &str, kind: &str, name: &str) -> Result<Edges> {
+    Ok(Edges {
+        edges: lasting(conn, namespace, kind, name)?,
+        conditions: conditions::stated(conn, [namespace, kind, name])?,
+        uses: conditions::stated_uses(conn, [namespace, kind, name])?,
+    })
+}
+
 /// The edges that the table has for an object as its own.
-pub(crate) fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<Edges> {
+fn lasting(tx: &Connection, namespace: &str, kind: &str, name: &str) -> Result<BTreeSet<Edge>> {
     let mut query = tx.prepare_cached(
         "SELECT to_kind, to_name, back, label FROM edge WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND back = 0
          UNION ALL
@@ -214,11 +230,7 @@ pub(crate) fn stated(tx: &Connection, namespace: &str, kind: &str, name: &str) -
     let rows = query.query_map(params![namespace, kind, name], |row| {
         Ok(Edge { kind: row.get(0)?, name: row.get(1)?, back: row.get(2)?, label: row.get(3)? })
     })?;
-    Ok(Edges {
-        edges: rows.collect::<Result<_, _>>()?,
-        conditions: conditions::stated(tx, [namespace, kind, name])?,
-        uses: conditions::stated_uses(tx, [namespace, kind, name])?,
-    })
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn delete(tx: &Connection, namespace: &str, kind: &str, name: &str, edge: &Edge) -> Result<()> {

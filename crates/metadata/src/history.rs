@@ -365,26 +365,26 @@ pub(crate) fn since(conn: &Connection, namespace: &str, seq: i64) -> Result<Vec<
 impl Store {
     /// Changes of one record, or of all if `name` is `None`; newest first, at most `limit`.
     pub fn history(&self, namespace: &str, name: Option<&str>, limit: usize) -> Result<Vec<HistoryEntry>> {
+        let mut entries = Vec::new();
+        self.visit_history(namespace, name, limit, |entry| entries.push(entry))?;
+        Ok(entries)
+    }
+
+    /// Shows `each` what [`Store::history`] gives, without holding it all at once.
+    pub fn visit_history(
+        &self,
+        namespace: &str,
+        name: Option<&str>,
+        limit: usize,
+        mut each: impl FnMut(HistoryEntry),
+    ) -> Result<()> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(|conn| {
             let mut query = conn.prepare_cached(
                 "SELECT seq, at, actor, action, namespace, name, old, new FROM history
                  WHERE namespace = ?1 AND (?2 IS NULL OR name = ?2) ORDER BY seq DESC LIMIT ?3",
             )?;
-            let rows = query.query_map(params![namespace, name, limit], entry)?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-    }
-
-    /// Shows `each` the changes of a namespace, newest first, at most `limit`, without holding them all at once.
-    pub fn visit_history(&self, namespace: &str, limit: usize, mut each: impl FnMut(HistoryEntry)) -> Result<()> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.read(|conn| {
-            let mut query = conn.prepare_cached(
-                "SELECT seq, at, actor, action, namespace, name, old, new FROM history
-                 WHERE namespace = ?1 ORDER BY seq DESC LIMIT ?2",
-            )?;
-            let mut rows = query.query(params![namespace, limit])?;
+            let mut rows = query.query(params![namespace, name, limit])?;
             while let Some(row) = rows.next()? {
                 each(entry(row)?);
             }

@@ -33,6 +33,12 @@ impl Bound {
         self.free.notify_one();
     }
 
+    /// A place of so many from now on, if there is one: for those whom nobody waits beside.
+    pub(super) fn try_take_of(self: &Arc<Self>, limit: usize) -> Option<Place> {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.try_take()
+    }
+
     /// A place, if there is one.
     pub(super) fn try_take(self: &Arc<Self>) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -104,8 +104,7 @@ impl Calls {
         let span = self.span(&id, &path, request.headers(), &peer);
         let mut record = Record::new(self.metrics.clone(), method, span.clone());
         // Asked here, so that a bound holds as soon as it is said that it was changed.
-        self.places.set(self.options.borrow().max_calls);
-        let admitted = self.places.try_take();
+        let admitted = self.places.try_take_of(self.options.borrow().max_calls);
         let outcome = match (deadline::timeout(request.headers()), admitted) {
             (_, None) => Err(Status::resource_exhausted("too many calls at once: end some, or try again")),
             (Err(bad), _) => Err(Status::internal(format!("grpc-timeout {bad}: expected digits and a unit"))),
