@@ -6,6 +6,7 @@ mod support;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -282,5 +283,41 @@ async fn a_death_between_rename_and_row_can_be_repeated() {
     assert_eq!(world.raw.list().await.unwrap().len(), 1, "the write may go on");
     put(&world.store, &scope(), "bytes").await.unwrap();
     keep(&world.store, &digest("bytes"));
+    sound(&world).await;
+}
+
+/// Regression: a blob that the namespace had when a commit began, and that was collected before its end, made the commit
+/// fail: the write has the bytes, and goes on with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_collected_within_a_commit_is_written_anew() {
+    let world = world();
+    let (store, ended) = (world.store.clone(), Arc::new(AtomicBool::new(false)));
+    let until = ended.clone();
+    let collecting = tokio::task::spawn_blocking(move || {
+        while !until.load(Ordering::SeqCst) {
+            store.collect(Disposal::Reclaim).unwrap();
+        }
+    });
+    let mut writing = tokio::task::JoinSet::new();
+    for writer in 0..3 {
+        let store = world.store.clone();
+        writing.spawn(async move {
+            for round in 0..200 {
+                let mut writer = store.content(&scope()).writer(named(&format!("{writer} {round}"), None)).await?;
+                writer.write(Bytes::from_static(b"bytes")).await?;
+                match writer.commit(0, None).await {
+                    Ok(_) | Err(Error::AlreadyExists(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+    }
+    let results = writing.join_all().await;
+    ended.store(true, Ordering::SeqCst);
+    collecting.await.unwrap();
+    for result in results {
+        result.unwrap();
+    }
     sound(&world).await;
 }

@@ -141,21 +141,25 @@ impl ScopedWriter {
     /// Lets the blob take the place of the write; the bytes are visible in the raw store.
     async fn publish(&mut self, digest: &Digest, size: u64) -> content::Result<Digest> {
         for _ in 0..ROUNDS {
-            match self.finish(digest, size).await? {
-                Finished::Committed => {
-                    self.done = true;
-                    return Ok(digest.clone());
-                }
-                Finished::Exists => return Err(self.exists(digest).await),
-                Finished::Aborted => {
-                    return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
-                }
-                Finished::Unprotected => {
-                    self.content.store.raw_content().info(digest).await?;
-                }
+            if let Some(ended) = self.try_finish(digest, size).await? {
+                return ended;
             }
+            self.content.store.raw_content().info(digest).await?;
         }
         Err(content::Error::Locked(self.reference.clone()))
+    }
+
+    /// How the write ended; `None` if it did not protect the bytes until now, so that they may be gone.
+    async fn try_finish(&mut self, digest: &Digest, size: u64) -> content::Result<Option<content::Result<Digest>>> {
+        Ok(match self.finish(digest, size).await? {
+            Finished::Committed => {
+                self.done = true;
+                Some(Ok(digest.clone()))
+            }
+            Finished::Exists => Some(Err(self.exists(digest).await)),
+            Finished::Aborted => Some(Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() })),
+            Finished::Unprotected => None,
+        })
     }
 
     /// Frees the ref and its bytes: the blob is there.
@@ -205,9 +209,15 @@ impl Writer for ScopedWriter {
             return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
         }
         let (digest, size) = self.check(size, expected)?;
-        if matches!(self.source, Source::Adopted(_)) || !self.protect(&digest).await? {
-            // The bytes are there, and this write protects them or this namespace has them.
+        if matches!(self.source, Source::Adopted(_)) {
+            // The bytes are there, and this write protects them.
             return self.publish(&digest, size).await;
+        }
+        // This namespace has them, unless a collection took them since: then the write protects them now, and has them.
+        if !self.protect(&digest).await?
+            && let Some(ended) = self.try_finish(&digest, size).await?
+        {
+            return ended;
         }
         let result = self.raw(size).await?.commit(size, Some(&digest)).await;
         match result {
