@@ -13,7 +13,7 @@ use orlop_testkit::registry::{self, Registry};
 use orlop_testkit::served::Served;
 use orlop_testkit::tar::Entry;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, is_whole};
 use crate::client::Client;
 use crate::common::{Orlop, binary};
 use crate::step::{Look, Step};
@@ -21,6 +21,9 @@ use crate::words;
 
 /// How long both may take to agree about what they do by themselves.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a side is asked for a layer until it comes whole.
+const ASKED: usize = 5;
 
 /// One server with what belongs to it.
 pub(crate) struct Side {
@@ -90,11 +93,20 @@ impl Pair {
     }
 
     fn ask(&self, side: &Side, namespace: &str, step: &Step) -> Answer {
-        let mut command = self.command(side, namespace, step.line);
-        if step.look == Look::Terminal {
-            command = on_a_terminal(&command);
+        let ask = || {
+            let command = self.command(side, namespace, step.line);
+            output(if step.look == Look::Terminal { on_a_terminal(&command) } else { command }, step.input)
+        };
+        let mut said = ask();
+        // `ctr` writes what a transfer sends in a goroutine that it does not wait for when the server has answered: of any
+        // server it may end before it has written all.
+        for _ in 1..ASKED {
+            if step.look != Look::Layer || !said.status.success() || is_whole(&said.stdout) {
+                break;
+            }
+            said = ask();
         }
-        self.read(side, &output(command, step.input), step.look)
+        self.read(side, &said, step.look)
     }
 
     /// A command of the client's, for one side.
