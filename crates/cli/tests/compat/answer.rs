@@ -11,7 +11,7 @@
 //!   both sides have drawn of one kind of thing (a manifest, a config, a layer) must be drawn at the same depths, as far
 //!   as the one that drew less of it got. Of a command that failed no progress is compared.
 //! - A layer on standard output is its list of entries: containerd and Orlop compress differently, and both may.
-//! - A transfer to standard output that `ctr` did not wait for is asked for again: see `Pair::ask`.
+//! - An archive or layer that `ctr` did not wait for is asked for again: see `Pair::ask`.
 //! - What containerd reports as deprecated about the machine (its cgroups), and that `ctr` stopped to ask for progress
 //!   when it was done: it depends on the machine, and on chance.
 //! - Which of several blobs a registry that is not there is asked for first.

@@ -22,7 +22,7 @@ use crate::words;
 /// How long both may take to agree about what they do by themselves.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a side is asked for a layer until it comes whole.
+/// How often a side is asked for a layer or an archive until it comes whole.
 const ASKED: usize = 5;
 
 /// One server with what belongs to it.
@@ -93,19 +93,23 @@ impl Pair {
     }
 
     fn ask(&self, side: &Side, namespace: &str, step: &Step) -> Answer {
-        let ask = || {
-            let command = self.command(side, namespace, step.line);
-            output(if step.look == Look::Terminal { on_a_terminal(&command) } else { command }, step.input)
-        };
-        let mut said = ask();
         // `ctr` writes what a transfer sends in a goroutine that it does not wait for when the server has answered: of any
         // server it may end before it has written all.
-        for _ in 1..ASKED {
-            if step.look != Look::Layer || !said.status.success() || is_whole(&said.stdout) {
-                break;
+        let mut asked = 1;
+        let said = loop {
+            let command = self.command(side, namespace, step.line);
+            let file = archive(&command);
+            let terminal = step.look == Look::Terminal;
+            let said = output(if terminal { on_a_terminal(&command) } else { command }, step.input);
+            let whole = match file {
+                Some(file) => is_whole(&std::fs::read(file).unwrap_or_default()),
+                None => step.look != Look::Layer || is_whole(&said.stdout),
+            };
+            if whole || !said.status.success() || asked == ASKED {
+                break said;
             }
-            said = ask();
-        }
+            asked += 1;
+        };
         self.read(side, &said, step.look)
     }
 
@@ -178,6 +182,13 @@ fn output(mut command: Command, input: &str) -> Output {
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     child.wait_with_output().expect("a child can be waited for")
+}
+
+/// The file that a command exports to.
+fn archive(command: &Command) -> Option<PathBuf> {
+    let args: Vec<&Path> = command.get_args().map(Path::new).collect();
+    let exports = args.iter().any(|arg| *arg == Path::new("export"));
+    args.into_iter().find(|arg| exports && arg.extension().is_some_and(|e| e == "tar")).map(Path::to_owned)
 }
 
 /// The same command with a terminal for its output.
