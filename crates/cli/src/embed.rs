@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use orlop_api::containerd::services::version::v1::version_client::VersionClient;
 use orlop_content::LocalStore;
 use orlop_image::{Gate, Images};
 use orlop_metadata::{OpenOptions, Store};
@@ -13,7 +14,7 @@ use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use tonic::transport::Channel;
 
 use crate::config::Config;
-use crate::error::{Class, CliError, Result};
+use crate::error::{self, Class, CliError, Result, causes};
 use crate::holder;
 use crate::policy;
 use crate::settings::Settings;
@@ -49,7 +50,7 @@ async fn join(root: &Path) -> Result<Option<Channel>> {
     loop {
         let looked = root.to_owned();
         let Some(holder) = blocking(move || holder::find(&looked)).await? else { return Ok(None) };
-        let failed = match dial(&holder.socket).await {
+        let failed = match dial_taken(&holder.socket).await {
             Ok(channel) => return Ok(Some(channel)),
             Err(failed) => failed,
         };
@@ -74,6 +75,16 @@ async fn dial(socket: &Path) -> Result<Channel> {
         };
         CliError::new(class, message)
     })
+}
+
+/// Dials, and sees that the connection is taken: one that only waits in the socket's queue breaks when the daemon ends,
+/// and then nobody could say what became of the call that was sent on it.
+async fn dial_taken(socket: &Path) -> Result<Channel> {
+    let channel = dial(socket).await?;
+    match VersionClient::new(channel.clone()).version(()).await {
+        Err(status) if error::is_broken(&status) => Err(status.into()),
+        _ => Ok(channel),
+    }
 }
 
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -116,18 +127,6 @@ fn class_beneath(error: &(dyn std::error::Error + 'static)) -> Class {
     let io =
         std::iter::successors(Some(error), |e| e.source()).filter_map(|e| e.downcast_ref::<std::io::Error>()).last();
     io.map_or(Class::Failed, crate::error::class_of_io)
-}
-
-/// The messages of an error and of what caused it.
-/// An error and what caused it; what an error has already said of its cause is not said again.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut said = error.to_string();
-    for cause in std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string) {
-        if !said.ends_with(&cause) {
-            said = format!("{said}: {cause}");
-        }
-    }
-    said
 }
 
 fn classify(root: &Path, error: impl Into<orlop_image::Error>) -> CliError {

@@ -1,5 +1,6 @@
 //! What a failure becomes at the edge: a message, a hint, an exit code.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -85,8 +86,31 @@ impl CliError {
     }
 }
 
+/// An error and what caused it; what an error has already said of its cause is not said again.
+pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = error.to_string();
+    for cause in std::iter::successors(error.source(), |e| (**e).source()).map(ToString::to_string) {
+        if !said.ends_with(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    said
+}
+
+/// Whether a status is no answer of a server's: the connection broke before one came.
+pub(crate) fn is_broken(status: &tonic::Status) -> bool {
+    // A status that came over the wire has no source in this process.
+    status.source().is_some()
+}
+
 impl From<tonic::Status> for CliError {
     fn from(status: tonic::Status) -> Self {
+        if is_broken(&status) {
+            let cause = status.source().map_or_else(String::new, causes);
+            return Self::new(Class::Unavailable, format!("the connection to the server broke: {cause}")).hint(
+                "what was answered before holds; whether this call was carried out, the server's log or a look tells",
+            );
+        }
         let details = orlop_api::error::details(&status);
         let class = details.as_ref().map_or_else(|| class_of_code(status.code()), |d| d.class);
         let mut message = status.message().to_owned();

@@ -171,7 +171,7 @@ fn each_reads_the_archives_of_the_other() {
         let listed = rows(&containerd, "default");
         assert!(listed.iter().any(|(n, d)| *n == name && *d == content.root.digest.as_str()), "{listed:?}");
         let back = store.path("back.tar");
-        containerd.ctr("default", &["images", "export", back.to_str().unwrap(), &name]).ok();
+        containerd.export("default", &name, &back);
         let other = Orlop::new();
         other.ok(["import", back.to_str().unwrap()]);
         assert!(other.records().contains(&name), "{:?}", other.records());

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::Read;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use common::{Done, Orlop, binary};
@@ -10,6 +12,7 @@ use orlop_testkit::archive;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::tar::Entry;
+use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
 fn archive_of(store: &Orlop, name: &str) -> String {
@@ -177,6 +180,66 @@ fn commands_and_a_daemon_that_comes_and_goes_share_a_root() {
         }
     });
     store.is_sound();
+}
+
+/// Takes connections and drops each when it has asked for something, as they end whose daemon goes.
+fn drop_connections(listener: &UnixListener, count: usize) {
+    const PREFACE_BYTES: u64 = 24;
+    const HEADERS: u8 = 1;
+    for _ in 0..count {
+        let connection = listener.accept().unwrap().0;
+        let skip = |bytes: u64| std::io::copy(&mut (&connection).take(bytes), &mut std::io::sink()).unwrap();
+        skip(PREFACE_BYTES);
+        let mut frame = [0; 9];
+        while frame[3] != HEADERS {
+            (&connection).read_exact(&mut frame).unwrap();
+            skip(u64::from(u32::from_be_bytes([0, frame[0], frame[1], frame[2]])));
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_told_as_such() {
+    let store = Orlop::new();
+    let socket = store.path("gone.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop_connections(&listener, 1));
+        let mut command = binary();
+        command.arg("--address").arg(&socket).args(["images"]);
+        let done = Done::of(&command.output().unwrap());
+        assert_eq!(done.code, 8, "{}", done.err);
+        assert!(
+            done.err.contains("the connection to the server broke: ") && done.err.contains("hint:"),
+            "{}",
+            done.err
+        );
+    });
+}
+
+#[test]
+fn a_daemon_that_ends_before_it_takes_the_connection_is_waited_for() {
+    let store = Orlop::new();
+    let name = "docker.io/library/small:1";
+    store.ok(["import", "--no-unpack", &archive_of(&store, name)]);
+    let socket = store.path("ending.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    // What a daemon holds that serves the root, and its socket while it ends.
+    let lock = store.root().join("daemon.lock");
+    std::fs::write(&lock, format!(r#"{{"pid":{},"socket":{:?}}}"#, std::process::id(), socket)).unwrap();
+    let held = std::fs::File::open(&lock).unwrap();
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        // Without three connections the root stays held, and the command does not end.
+        scope.spawn(move || {
+            drop_connections(&listener, 3);
+            drop(listener);
+            drop(held);
+        });
+        let done = store.run(["tag", name, "docker.io/library/small:2"]);
+        assert_eq!(done.code, 0, "{}", done.err);
+    });
+    assert!(store.records().contains(&"docker.io/library/small:2".to_owned()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -39,6 +40,20 @@ pub fn layout(images: &[Named<'_>]) -> BTreeMap<String, Vec<u8>> {
     });
     files.insert("index.json".to_owned(), to_bytes(&index));
     files
+}
+
+/// Whether a tar, compressed or not, has come to its end.
+///
+/// `ctr` of containerd 2.x may end before everything is written that a server streams to it, whichever server it is; what is
+/// not whole is to be asked for again.
+///
+/// # Panics
+/// If GNU tar cannot be run.
+pub fn is_whole(bytes: &[u8]) -> bool {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), bytes).expect("a writable file");
+    let listed = Command::new("tar").arg("--list").arg("--file").arg(file.path()).output().expect("tar is there");
+    !bytes.is_empty() && listed.status.success()
 }
 
 /// Writes an OCI layout directory.

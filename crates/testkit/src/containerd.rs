@@ -5,6 +5,7 @@ use std::process::Command;
 
 use orlop_oci::ChainId;
 
+use crate::archive::is_whole;
 use crate::process::{Daemon, Output, output};
 
 /// Which containerd is to run.
@@ -127,6 +128,19 @@ impl Containerd {
         let archive = archive.to_str().expect("a plain path");
         let local: &[&str] = if self.programs.is_version_1() { &[] } else { &["--local"] };
         self.ctr(namespace, &[&["images", "import"], local, &["--snapshotter", snapshotter, archive]].concat())
+    }
+
+    /// Exports an image, again where `ctr` did not wait for all of it.
+    ///
+    /// # Panics
+    /// If it fails, or does not come whole in five times.
+    pub fn export(&self, namespace: &str, name: &str, archive: &Path) {
+        let file = archive.to_str().expect("a plain path");
+        let whole = (0..5).any(|_| {
+            self.ctr(namespace, &["images", "export", file, name]).ok();
+            is_whole(&std::fs::read(archive).expect("an archive"))
+        });
+        assert!(whole, "ctr exports {name} in part only");
     }
 
     /// The directory of a tree that the `native` snapshotter has; it is complete, and there until containerd ends.

@@ -212,11 +212,6 @@ fn shape_of(line: &str) -> String {
     ["> ".repeat(depth), name.to_owned()].concat()
 }
 
-/// Whether a layer has come to its end.
-pub(crate) fn is_whole(layer: &[u8]) -> bool {
-    !layer.is_empty() && !entries(layer).lines().any(|line| line.starts_with("tar:"))
-}
-
 /// The entries of a layer, as tar lists them.
 fn entries(layer: &[u8]) -> String {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");

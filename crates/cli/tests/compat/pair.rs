@@ -6,14 +6,14 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use orlop_oci::{Compression, chain_ids};
-use orlop_testkit::archive;
+use orlop_testkit::archive::{self, is_whole};
 use orlop_testkit::containerd::{Containerd, Options};
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::registry::{self, Registry};
 use orlop_testkit::served::Served;
 use orlop_testkit::tar::Entry;
 
-use crate::answer::{Answer, is_whole};
+use crate::answer::Answer;
 use crate::client::Client;
 use crate::common::{Orlop, binary};
 use crate::step::{Look, Step};
