@@ -35,7 +35,7 @@ func temporary() leases.Opt {
 
 // A build step: a snapshot under a temporary lease, its diff as a layer, both handed to a flat lease that is the cache
 // record; then the temporary lease goes and the cache stays.
-func TestBuildStepIsCached(t *testing.T) {
+func TestBuildKit_BuildStepIsCached(t *testing.T) {
 	ctx, client := node(t)
 	base := read(t, ctx, client, pulled(t, ctx, client).Target())
 	store, layers := client.ContentStore(), client.SnapshotService(snapshotter)
@@ -93,7 +93,7 @@ func TestBuildStepIsCached(t *testing.T) {
 }
 
 // A flat lease holds the blob that was added to it and not what the blob's labels name; a lease that is not flat does.
-func TestFlatLeasesHoldNoChildren(t *testing.T) {
+func TestBuildKit_FlatLeasesHoldNoChildren(t *testing.T) {
 	for _, holds := range []bool{false, true} {
 		ctx, client := node(t)
 		store := client.ContentStore()
@@ -117,7 +117,7 @@ func TestFlatLeasesHoldNoChildren(t *testing.T) {
 }
 
 // The writer as BuildKit's puller uses it: one ref, taken by one at a time, resumed, and committed with labels.
-func TestWriterIsResumed(t *testing.T) {
+func TestBuildKit_WriterIsResumed(t *testing.T) {
 	ctx, client := node(t)
 	ctx, end := leased(t, ctx, client, temporary())
 	store := client.ContentStore()
@@ -179,7 +179,7 @@ func TestWriterIsResumed(t *testing.T) {
 }
 
 // The image exporter: documents under the build's lease, then a record that replaces what had the name.
-func TestExportReplacesTheName(t *testing.T) {
+func TestBuildKit_ExportReplacesTheName(t *testing.T) {
 	ctx, client := node(t)
 	base := read(t, ctx, client, pulled(t, ctx, client).Target())
 	store := client.ContentStore()

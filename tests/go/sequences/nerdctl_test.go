@@ -37,7 +37,7 @@ func pulled(t *testing.T, ctx context.Context, client *containerd.Client) contai
 	return found
 }
 
-func TestPullByTransfer(t *testing.T) {
+func TestNerdctl_PullByTransfer(t *testing.T) {
 	ctx, client := node(t)
 	version, err := client.Version(ctx)
 	must(t, err)
@@ -74,7 +74,7 @@ func TestPullByTransfer(t *testing.T) {
 	equal(t, "layers", len(found.manifest.Layers), 2)
 }
 
-func TestImagesList(t *testing.T) {
+func TestNerdctl_ImagesList(t *testing.T) {
 	ctx, client := node(t)
 	name := os.Getenv("IMAGE")
 	pulled(t, ctx, client)
@@ -110,7 +110,7 @@ func TestImagesList(t *testing.T) {
 	}
 }
 
-func TestTag(t *testing.T) {
+func TestNerdctl_Tag(t *testing.T) {
 	ctx, client := node(t)
 	store := client.ImageService()
 	source := pulled(t, ctx, client)
@@ -132,7 +132,7 @@ func TestTag(t *testing.T) {
 	fails(t, "an update of nothing", err, errdefs.IsNotFound)
 }
 
-func TestRemove(t *testing.T) {
+func TestNerdctl_Remove(t *testing.T) {
 	ctx, client := node(t)
 	target := pulled(t, ctx, client).Target()
 	store := client.ImageService()
@@ -157,7 +157,7 @@ func TestRemove(t *testing.T) {
 	fails(t, "a second deletion", store.Delete(ctx, os.Getenv("IMAGE")), errdefs.IsNotFound)
 }
 
-func TestCommit(t *testing.T) {
+func TestNerdctl_Commit(t *testing.T) {
 	ctx, client := node(t)
 	base := read(t, ctx, client, pulled(t, ctx, client).Target())
 	snapshots, store := client.SnapshotService(snapshotter), client.ContentStore()
@@ -230,7 +230,7 @@ func TestCommit(t *testing.T) {
 	must(t, client.ContainerService().Delete(ctx, "container"))
 }
 
-func TestSaveAndLoad(t *testing.T) {
+func TestNerdctl_SaveAndLoad(t *testing.T) {
 	ctx, client := node(t)
 	target, name := pulled(t, ctx, client).Target(), os.Getenv("IMAGE")
 	var saved bytes.Buffer

@@ -1,6 +1,8 @@
 //! Runs the real `orlop` binary on a root of its own.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod document;
+
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

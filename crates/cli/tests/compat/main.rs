@@ -25,6 +25,7 @@ mod words;
 
 use answer::{Answer, difference};
 use client::Client;
+use common::document;
 use deviation::Deviation;
 use help::Leaf;
 use pair::Pair;
@@ -100,7 +101,7 @@ impl Run {
             found +=
                 &format!("\nNot compared, since they run containers or do not ask the server: {}.\n", names.join(", "));
         }
-        table::settle(client, &found);
+        document::settle(client, &found);
     }
 }
 
@@ -165,5 +166,5 @@ fn the_table_explains_its_words() {
     for deviation in scenes::DEVIATIONS {
         assert!(used(deviation), "no case declares \"{}\"", deviation.name);
     }
-    table::settle("deviations", &table::legend(scenes::DEVIATIONS));
+    document::settle("deviations", &table::legend(scenes::DEVIATIONS));
 }

@@ -1,16 +1,7 @@
 //! The table in docs/compatibility.md, between two marks for each client.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-
 use crate::deviation::{Deviation, How};
 use crate::help::Leaf;
-
-/// Set to write the table instead of comparing it.
-const WRITE: &str = "ORLOP_WRITE_TABLE";
-
-/// Tests of several clients run at once, and all may write.
-static FILE: Mutex<()> = Mutex::new(());
 
 /// One form of a command that was tried, and in which ways its answers differed.
 pub(crate) struct Tried {
@@ -74,31 +65,4 @@ pub(crate) fn legend(all: &[&Deviation]) -> String {
         table += &format!("| {} | {} |\n", deviation.name, deviation.reason);
     }
     table
-}
-
-/// Compares a part of the document with what was found, or writes it.
-///
-/// # Panics
-/// If they differ.
-pub(crate) fn settle(part: &str, found: &str) {
-    let _alone = FILE.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
-    let text = std::fs::read_to_string(&path).expect("the document is there");
-    let (begin, end) = (format!("<!-- table of {part} -->\n"), format!("<!-- end of {part} -->\n"));
-    let at = text.find(&begin).unwrap_or_else(|| panic!("{}: no line {begin}", path.display())) + begin.len();
-    let until = at + text[at..].find(&end).unwrap_or_else(|| panic!("{}: no line {end}", path.display()));
-    if text[at..until] == *found {
-        return;
-    }
-    if std::env::var_os(WRITE).is_some() {
-        let whole = [&text[..at], found, &text[until..]].concat();
-        std::fs::write(&path, whole).expect("the document can be written");
-        return;
-    }
-    let missing = |lines: &str, others: &str, sign: char| -> String {
-        let missing = lines.lines().filter(|line| !others.lines().any(|other| other == *line));
-        missing.map(|line| format!("  {sign} {line}\n")).collect()
-    };
-    let differs = missing(&text[at..until], found, '-') + &missing(found, &text[at..until], '+');
-    panic!("docs/compatibility.md does not say what was found about {part}; {WRITE}=1 writes it:\n{differs}");
 }
