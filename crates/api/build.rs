@@ -40,6 +40,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .btree_map(".")
+        // Lists in one message: see src/rows.rs.
+        .extern_path(".containerd.services.images.v1.ListImagesResponse", "crate::lists::ImageRecords")
+        .extern_path(".runtime.v1.ListImagesResponse", "crate::lists::CriImages")
         .emit_rerun_if_changed(false)
         .include_file("protocols.rs")
         .compile_fds_with_config(descriptors, config)?;

@@ -2,10 +2,20 @@
 //! for. Messages, clients and servers are generated from the definitions in `proto/`; package names, field numbers and
 //! types are containerd's, so that its own clients can call Orlop and Orlop can call containerd.
 //!
-//! Beside them: [`channel`] connects, in memory or over a socket; [`error`] carries the class of a failure.
+//! Beside them: [`channel`] connects, in memory or over a socket; [`error`] carries the class of a failure; [`rows`] are
+//! lists in one message.
 
 pub mod channel;
 pub mod error;
+pub mod rows;
+
+/// What the generated code takes for responses that [`rows`] makes.
+mod lists {
+    /// Of `containerd.services.images.v1.Images`.
+    pub(crate) type ImageRecords = crate::rows::ImageRows<crate::containerd::services::images::v1::Image>;
+    /// Of `runtime.v1.ImageService`.
+    pub(crate) type CriImages = crate::rows::ImageRows<crate::runtime::v1::Image>;
+}
 
 #[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
 mod generated {

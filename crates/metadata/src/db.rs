@@ -33,9 +33,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Idle read connections kept; more are opened when needed, and closed afterwards.
 const IDLE_READERS: usize = 4;
 
-/// How much of the database is read through a mapping.
-const MAPPED_BYTES: i64 = 256 << 20;
-
 /// Statements each connection keeps prepared: more than there are in this crate.
 const STATEMENTS: usize = 256;
 
@@ -134,17 +131,6 @@ impl Db {
         }
         let connection = watch.as_ref().expect("filled above");
         Ok(connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
-    }
-
-    /// The same for what reads most of the database once. Mapped pages would all count as this process's memory, and
-    /// mapping them takes longer than reading them.
-    pub(crate) fn scan<T>(&self, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        self.read(|conn| {
-            conn.pragma_update(None, "mmap_size", 0)?;
-            let result = f(conn);
-            conn.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
-            result
-        })
     }
 
     /// Runs `f` in a write transaction and commits what it did, if it succeeds. `operation` names it in errors.
@@ -284,7 +270,8 @@ fn connect(path: &Path, access: &Access) -> Result<Connection> {
     };
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
+    // Mapped pages would all count as this process's memory, and mapping them takes longer than reading them.
+    connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     if matches!(access, Access::ReadWrite) {
         enter_wal(&connection)?;

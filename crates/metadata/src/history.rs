@@ -352,12 +352,19 @@ pub(crate) fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
     })
 }
 
+/// Left alone, SQLite goes through the whole history of the namespace, by the index that begins with it.
+pub(crate) const SINCE: &str = "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+    WHERE seq > ?2 AND +namespace = ?1 ORDER BY seq";
+
+pub(crate) const OF_ALL: &str = "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+    WHERE +namespace = ?1 AND ?2 IS NULL ORDER BY seq DESC LIMIT ?3";
+
+pub(crate) const OF_ONE: &str = "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+    WHERE namespace = ?1 AND name = ?2 ORDER BY seq DESC LIMIT ?3";
+
 /// Changes of a namespace's records after the one numbered `seq`, oldest first.
 pub(crate) fn since(conn: &Connection, namespace: &str, seq: i64) -> Result<Vec<HistoryEntry>> {
-    let mut query = conn.prepare_cached(
-        "SELECT seq, at, actor, action, namespace, name, old, new FROM history
-         WHERE seq > ?2 AND namespace = ?1 ORDER BY seq",
-    )?;
+    let mut query = conn.prepare_cached(SINCE)?;
     let rows = query.query_map(params![namespace, seq], entry)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -380,10 +387,7 @@ impl Store {
     ) -> Result<()> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(|conn| {
-            let mut query = conn.prepare_cached(
-                "SELECT seq, at, actor, action, namespace, name, old, new FROM history
-                 WHERE namespace = ?1 AND (?2 IS NULL OR name = ?2) ORDER BY seq DESC LIMIT ?3",
-            )?;
+            let mut query = conn.prepare_cached(if name.is_some() { OF_ONE } else { OF_ALL })?;
             let mut rows = query.query(params![namespace, name, limit])?;
             while let Some(row) = rows.next()? {
                 each(entry(row)?);
@@ -440,4 +444,30 @@ fn descriptor(digest: Digest, detail: &str) -> Result<Descriptor> {
     let state: RecordState = serde_json::from_str(detail)
         .map_err(|e| Error::Invalid { what: "row of the history", reason: format!("{digest}: {e}") })?;
     Ok(state.target(digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{images, look};
+
+    /// Each of these read all records or the whole history of a namespace for one of them, for want of statistics.
+    #[test]
+    fn what_follows_changes_reads_what_changed_alone() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(include_str!("schema.sql")).unwrap();
+        let plan = |sql: &str| {
+            let mut query = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let nulls = vec![rusqlite::types::Null; query.parameter_count()];
+            let steps = query.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
+            steps.collect::<rusqlite::Result<Vec<_>>>().unwrap()
+        };
+        for sql in [SINCE, look::CHANGED_SINCE] {
+            assert_eq!(plan(sql), ["SEARCH history USING INTEGER PRIMARY KEY (rowid>?)"], "{sql}");
+        }
+        assert_eq!(plan(OF_ALL), ["SCAN history"], "from its end, as far as is asked");
+        assert_eq!(plan(OF_ONE), ["SEARCH history USING INDEX history_name (namespace=? AND name=?)"]);
+        let records = images::of_target();
+        assert_eq!(plan(&records), ["SEARCH image USING INDEX image_target (namespace=? AND digest=?)"]);
+    }
 }

@@ -69,6 +69,11 @@ pub struct Replacement {
     pub labels: Labels,
 }
 
+/// Left alone, SQLite goes through the namespace's records instead: they are in the order of the primary key.
+pub(crate) fn of_target() -> String {
+    format!("SELECT {COLUMNS} FROM image INDEXED BY image_target WHERE namespace = ?1 AND digest = ?2")
+}
+
 const COLUMNS: &str = "name, digest, media_type, size, annotations, labels, created, updated";
 
 impl Store {
@@ -79,27 +84,35 @@ impl Store {
 
     /// All records that match any of `filters` (containerd's grammar; none: all), ordered by name.
     pub fn images(&self, namespace: &str, filters: &[String]) -> Result<Vec<Image>> {
+        let mut images = Vec::new();
+        self.visit_images(namespace, filters, |image| {
+            images.push(image);
+            true
+        })?;
+        Ok(images)
+    }
+
+    /// Shows `each` what [`Store::images`] gives, without holding it all at once, as long as it wants more.
+    pub fn visit_images(&self, namespace: &str, filters: &[String], mut each: impl FnMut(Image) -> bool) -> Result<()> {
         let filter = Filter::parse(filters)?;
         self.read(|conn| {
             let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 ORDER BY name");
             let mut query = conn.prepare_cached(&sql)?;
             let mut rows = query.query([namespace])?;
-            let mut images = Vec::new();
             while let Some(row) = rows.next()? {
                 let image = image(row)?;
-                if filter.is_trivial() || image.matches(&filter) {
-                    images.push(image);
+                if (filter.is_trivial() || image.matches(&filter)) && !each(image) {
+                    break;
                 }
             }
-            Ok(images)
+            Ok(())
         })
     }
 
     /// All records that point at any of `targets`, ordered by name. Costs what they are, not what there is.
     pub fn images_of(&self, namespace: &str, targets: &BTreeSet<Digest>) -> Result<Vec<Image>> {
         let mut images = self.read(|conn| {
-            let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 AND digest = ?2");
-            let mut query = conn.prepare_cached(&sql)?;
+            let mut query = conn.prepare_cached(&of_target())?;
             let mut images = Vec::new();
             for target in targets {
                 for found in query.query_map(params![namespace, target.as_str()], image)? {
@@ -110,6 +123,14 @@ impl Store {
         })?;
         images.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(images)
+    }
+
+    /// Those of these records that are there.
+    pub fn images_named<N: AsRef<str>>(&self, namespace: &str, names: &[N]) -> Result<Vec<Image>> {
+        self.read(|conn| {
+            let found = names.iter().filter_map(|name| get(conn, namespace, name.as_ref()).transpose());
+            found.collect()
+        })
     }
 
     /// Creates a record; its times are set here.
@@ -211,14 +232,6 @@ fn upsert(tx: &Tx<'_>, scope: &Scope, name: &str, target: &Descriptor, added: &L
         return Ok(());
     }
     put(tx, scope, old.as_ref(), image).map(|_| ())
-}
-
-/// All records of a namespace within a transaction, by name.
-pub(crate) fn all(conn: &Connection, namespace: &str) -> Result<Vec<Image>> {
-    let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 ORDER BY name");
-    let mut query = conn.prepare_cached(&sql)?;
-    let rows = query.query_map([namespace], image)?;
-    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn replace(tx: &Tx<'_>, scope: &Scope, record: &Replacement) -> Result<()> {

@@ -58,7 +58,7 @@ pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, 
 pub use images::{Image, ImageChange, Replacement};
 pub use leases::{Lease, Resource, ResourceKind};
 pub use listing::{ListedImage, ListedManifest, Listing, ListingRequest};
-pub use look::{ChangedImages, Look, Mark};
+pub use look::{Glance, Look, Mark};
 pub use mounts::Activation;
 pub use namespaces::{NamespaceInfo, validate_identifier, validate_namespace};
 pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals};

@@ -95,7 +95,7 @@ impl Store {
     pub fn listing(&self, request: &ListingRequest) -> Result<Listing> {
         let filter = Filter::parse(&request.filters)?;
         let drivers: Vec<&str> = self.drivers().iter().map(|d| d.name()).collect();
-        self.scan(|conn| {
+        self.read(|conn| {
             let mut listing = Listing::default();
             let mut reading = Reading { conn, request, listing: &mut listing };
             reading.images(&filter)?;

@@ -10,11 +10,15 @@
 //! - The counter `content` moves in every transaction that deletes blob rows or replaces their labels. What only adds
 //!   (a new blob, more labels) leaves it alone: whoever waits for something missing asks again at every version.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
-use orlop_oci::Digest;
-use rusqlite::{Connection, OptionalExtension, params};
+use jiff::Timestamp;
+use orlop_oci::{Digest, DigestTable};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::db::from_nanos;
+use crate::history::digest_column;
+use crate::images::size_from_column;
 use crate::transact::Tx;
 use crate::{Image, Labels, ManifestSummary, Result, Store, images, labels, summary};
 
@@ -28,19 +32,52 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// The last change of a record that it knows of.
+    pub const fn change(&self) -> i64 {
+        self.history
+    }
+
     /// Whether every blob that was there at `earlier` is still there, with at least the labels that it had.
     pub fn kept_content_since(&self, earlier: &Self) -> bool {
         self.content == earlier.content
     }
 }
 
-/// Records that changed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ChangedImages {
-    /// All there are: there was nothing to compare with.
-    All(Vec<Image>),
-    /// These changed or were made, and those names are gone.
-    Some(Vec<Image>, Vec<String>),
+/// A record at a glance: what a picture of many shows of each.
+#[derive(Debug, Clone)]
+pub struct Glance<'r> {
+    /// The name.
+    pub name: &'r str,
+    /// The target's digest.
+    pub digest: Digest,
+    /// The target's media type.
+    pub media_type: &'r str,
+    /// The target's size in bytes.
+    pub size: u64,
+    /// When the record was made.
+    pub created_at: Timestamp,
+    /// As the database has them.
+    labels: &'r str,
+}
+
+impl<'r> Glance<'r> {
+    fn new(row: &'r Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            name: row.get_ref(0)?.as_str()?,
+            digest: digest_column(row, 1)?,
+            media_type: row.get_ref(2)?.as_str()?,
+            size: size_from_column(row.get(3)?),
+            created_at: from_nanos(row.get(4)?),
+            labels: row.get_ref(5)?.as_str()?,
+        })
+    }
+
+    /// The value of a label. `key` is one that JSON writes as it is.
+    pub fn label(&self, key: &str) -> Option<String> {
+        // Most records have labels that nobody asks for: looking at the text first costs little.
+        let said = self.labels.contains(key).then(|| labels::from_json(self.labels).ok()).flatten();
+        said.and_then(|mut all| all.remove(key))
+    }
 }
 
 /// One snapshot of the database, as one namespace sees it.
@@ -60,12 +97,10 @@ impl Store {
     pub fn look<T>(&self, namespace: &str, ask: impl FnOnce(&Look<'_>) -> Result<T>) -> Result<T> {
         self.read(|conn| ask(&Look { conn, namespace }))
     }
-
-    /// The same for who asks about most of what there is.
-    pub fn look_through<T>(&self, namespace: &str, ask: impl FnOnce(&Look<'_>) -> Result<T>) -> Result<T> {
-        self.scan(|conn| ask(&Look { conn, namespace }))
-    }
 }
+
+/// Left alone, SQLite goes through the whole history of the namespace, by the index that begins with it.
+pub(crate) const CHANGED_SINCE: &str = "SELECT name FROM history WHERE seq > ?1 AND +namespace = ?2";
 
 impl Look<'_> {
     /// Where the root is.
@@ -77,10 +112,21 @@ impl Look<'_> {
         Ok(Mark { history, content })
     }
 
-    /// The records that changed since a mark; without one, all.
-    pub fn images_since(&self, mark: Option<&Mark>) -> Result<ChangedImages> {
-        let Some(mark) = mark else { return Ok(ChangedImages::All(images::all(self.conn, self.namespace)?)) };
-        let mut query = self.conn.prepare_cached("SELECT name FROM history WHERE seq > ?1 AND namespace = ?2")?;
+    /// Shows all records, by name.
+    pub fn each_image(&self, mut see: impl FnMut(&Glance<'_>)) -> Result<()> {
+        let mut query = self.conn.prepare_cached(
+            "SELECT name, digest, media_type, size, created, labels FROM image WHERE namespace = ?1 ORDER BY name",
+        )?;
+        let mut rows = query.query([self.namespace])?;
+        while let Some(row) = rows.next()? {
+            see(&Glance::new(row)?);
+        }
+        Ok(())
+    }
+
+    /// The records that changed or were made since a mark, and the names that are gone since.
+    pub fn images_since(&self, mark: &Mark) -> Result<(Vec<Image>, Vec<String>)> {
+        let mut query = self.conn.prepare_cached(CHANGED_SINCE)?;
         let names = query.query_map(params![mark.history, self.namespace], |row| row.get(0))?;
         let names: BTreeSet<String> = names.collect::<Result<_, _>>()?;
         let (mut changed, mut gone) = (Vec::new(), Vec::new());
@@ -90,7 +136,7 @@ impl Look<'_> {
                 None => gone.push(name),
             }
         }
-        Ok(ChangedImages::Some(changed, gone))
+        Ok((changed, gone))
     }
 
     /// What is known of a manifest or index, in whatever namespace it was read.
@@ -105,10 +151,17 @@ impl Look<'_> {
     }
 
     /// Every blob that the namespace has: cheaper than asking for most of them.
-    pub fn blobs(&self) -> Result<HashSet<String>> {
-        let mut query = self.conn.prepare_cached("SELECT digest FROM blob WHERE namespace = ?1")?;
-        let rows = query.query_map([self.namespace], |row| row.get(0))?;
-        Ok(rows.collect::<Result<_, _>>()?)
+    pub fn blobs(&self) -> Result<DigestTable> {
+        // Answered from an index that has little else.
+        let mut query =
+            self.conn.prepare_cached("SELECT digest FROM blob INDEXED BY blob_digest WHERE namespace = ?1")?;
+        let mut rows = query.query([self.namespace])?;
+        let mut table = DigestTable::default();
+        while let Some(row) = rows.next()? {
+            let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+            table.add_text(text).map_err(|e| unreadable(0, e))?;
+        }
+        Ok(table)
     }
 
     /// A blob's labels that start with any of `prefixes`; `None` if the namespace does not have it.
@@ -126,6 +179,10 @@ impl Look<'_> {
         });
         Ok(found.optional()?)
     }
+}
+
+fn unreadable(index: usize, error: orlop_oci::DigestError) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error))
 }
 
 /// Moves the counter of dropped and relabelled blobs.

@@ -186,11 +186,6 @@ impl Store {
         self.inner.db.read(f)
     }
 
-    /// The same for what reads most of the database once.
-    pub(crate) fn scan<T>(&self, f: impl FnOnce(&rusqlite::Connection) -> Result<T>) -> Result<T> {
-        self.inner.db.scan(f)
-    }
-
     /// Runs `f` in a write transaction (`BEGIN IMMEDIATE`), and commits if it succeeds. Never call a driver or the
     /// content store within: the whole machine's writers wait.
     pub(crate) fn write<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {

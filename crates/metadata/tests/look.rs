@@ -4,7 +4,7 @@ mod support;
 
 use bytes::Bytes;
 use orlop_content::Ingester;
-use orlop_metadata::{ChangedImages, Labels, Mark, Scope, Store};
+use orlop_metadata::{Labels, Mark, Scope, Store};
 use orlop_oci::Digest;
 use support::{Root, digest, image, labels, scope};
 
@@ -13,10 +13,8 @@ fn mark(store: &Store) -> Mark {
 }
 
 fn changed(store: &Store, since: &Mark) -> (Vec<String>, Vec<String>) {
-    match store.look("test", |look| look.images_since(Some(since))).unwrap() {
-        ChangedImages::Some(images, gone) => (images.into_iter().map(|i| i.name).collect(), gone),
-        ChangedImages::All(_) => panic!("there is a mark"),
-    }
+    let (images, gone) = store.look("test", |look| look.images_since(since)).unwrap();
+    (images.into_iter().map(|i| i.name).collect(), gone)
 }
 
 async fn blob(store: &Store, scope: &Scope, text: &'static str) -> Digest {
@@ -49,8 +47,7 @@ fn a_look_tells_which_records_changed_since_a_mark() {
     for name in ["a", "b", "c"] {
         store.create_image(&scope(), image(name, name)).unwrap();
     }
-    let all = store.look("test", |look| look.images_since(None)).unwrap();
-    assert_eq!(all, ChangedImages::All(store.images("test", &[]).unwrap()));
+    store.create_image(&other, image("elsewhere", "elsewhere")).unwrap();
     let start = mark(store);
     assert_eq!(changed(store, &start), (vec![], vec![]));
 
@@ -61,6 +58,32 @@ fn a_look_tells_which_records_changed_since_a_mark() {
     store.create_image(&other, image("d", "d")).unwrap();
     assert_eq!(changed(store, &start), (vec!["b".to_owned(), "c".to_owned()], vec!["a".to_owned()]));
     assert_eq!(changed(store, &mark(store)), (vec![], vec![]));
+}
+
+#[test]
+fn records_at_a_glance_are_all_of_the_namespace_by_name() {
+    let (root, other) = (Root::new(), Scope::new("other", "tests"));
+    let store = &root.store;
+    for (name, labels) in
+        [("b", labels([("k", "v\"\n")])), ("a", Labels::new()), ("c", labels([("x.k", "k"), ("y", "")]))]
+    {
+        let image = orlop_metadata::Image { labels, ..image(name, name) };
+        store.create_image(&scope(), image).unwrap();
+    }
+    store.create_image(&other, image("elsewhere", "a")).unwrap();
+    let mut seen = Vec::new();
+    let see = |look: &orlop_metadata::Look<'_>| {
+        look.each_image(|glance| {
+            let image = store.image("test", glance.name).unwrap();
+            let target = (&image.target.digest, image.target.media_type.as_str(), image.target.size);
+            assert_eq!((&glance.digest, glance.media_type, glance.size), target);
+            assert_eq!(glance.created_at, image.created_at);
+            seen.push((glance.name.to_owned(), glance.label("k")));
+        })
+    };
+    store.look("test", see).unwrap();
+    let named = |name: &str, label: Option<&str>| (name.to_owned(), label.map(str::to_owned));
+    assert_eq!(seen, [named("a", None), named("b", Some("v\"\n")), named("c", None)]);
 }
 
 #[tokio::test]
@@ -102,7 +125,8 @@ async fn blobs_and_labels_are_those_of_the_namespace() {
     store
         .look("test", |look| {
             assert!(look.has(&here)? && !look.has(&there)? && !look.has(&digest("nothing"))?);
-            assert_eq!(look.blobs()?, std::collections::HashSet::from([here.to_string()]));
+            let blobs = look.blobs()?;
+            assert_eq!((blobs.len(), blobs.get(&here), blobs.get(&there)), (1, Some(0), None));
             assert_eq!(look.labels(&here, &["a.b/"])?, Some(labels([("a.b/one", "1"), ("a.b/two", "2")])));
             assert_eq!(look.labels(&here, &["x", "y"])?, Some(Labels::new()));
             assert_eq!(look.labels(&there, &["a"])?, None);

@@ -1,8 +1,10 @@
 //! containerd.services.images.v1. After each change the hash references of CRI-managed namespaces are brought in order
 //! before the answer, so that a client that lists next sees them.
 
+use orlop_api::MAX_MESSAGE_BYTES;
 use orlop_api::containerd::services::images::v1 as pb;
 use orlop_api::containerd::services::images::v1::images_server::Images;
+use orlop_api::rows::{EncodedRows, ImageRows};
 use orlop_metadata::gc::Disposal;
 use orlop_metadata::{Image, Scope, Store};
 use tonic::{Request, Response, Status};
@@ -21,11 +23,23 @@ impl Images for Server {
         Ok(Response::new(pb::GetImageResponse { image: Some(to_wire(image)) }))
     }
 
-    async fn list(&self, request: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
+    async fn list(&self, request: Request<pb::ListImagesRequest>) -> Answer<ImageRows<pb::Image>> {
         let (scope, store) = (call::scope(&request)?, self.store().clone());
         let filters = request.into_inner().filters;
-        let images = blocking(move || store.images(&scope.namespace, &filters)).await?;
-        Ok(Response::new(pb::ListImagesResponse { images: images.into_iter().map(to_wire).collect() }))
+        let rows = blocking(move || {
+            let (mut rows, mut full) = (EncodedRows::default(), None);
+            store.visit_images(&scope.namespace, &filters, |image| {
+                full = rows.push(&to_wire(image)).err();
+                full.is_none()
+            })?;
+            Ok::<_, orlop_metadata::Error>(full.map_or(Ok(rows), Err))
+        });
+        let rows = rows.await?.map_err(|bytes| {
+            Status::resource_exhausted(format!(
+                "the list of records has {bytes} bytes and more, and a message at most {MAX_MESSAGE_BYTES}: ask with filters"
+            ))
+        })?;
+        Ok(Response::new(rows.into()))
     }
 
     async fn create(&self, request: Request<pb::CreateImageRequest>) -> Answer<pb::CreateImageResponse> {

@@ -79,6 +79,27 @@ async fn an_image_is_created_found_and_deleted() {
 
 /// `ctr images label` sends a target without a digest beside a mask of labels.
 #[tokio::test]
+async fn a_list_too_long_for_a_message_is_refused_and_filters_shorten_it() {
+    let node = Node::new();
+    let long = "x".repeat(4000);
+    let large: std::collections::BTreeMap<String, String> = (0..500).map(|n| (n.to_string(), long.clone())).collect();
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    for n in 0..9 {
+        let target = orlop_oci::Descriptor::new("x", Digest::of(b"x"), 1);
+        let (name, labels) = (format!("large-{n}"), large.clone());
+        let image = orlop_metadata::Image { name, target, labels, created_at: now, updated_at: now };
+        node.store.create_image(&orlop_metadata::Scope::new("test", "test"), image).unwrap();
+    }
+    let client = ImagesClient::new(node.channel.clone()).max_decoding_message_size(orlop_api::MAX_MESSAGE_BYTES);
+    let refused = client.clone().list(request(images::ListImagesRequest::default())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let filters = vec!["name~=large-[0-7]".to_owned()];
+    let found = client.clone().list(request(images::ListImagesRequest { filters })).await.unwrap().into_inner().images;
+    assert_eq!(found.len(), 8);
+    assert!(found.iter().all(|image| image.labels == large));
+}
+
+#[tokio::test]
 async fn a_mask_of_labels_needs_no_target() {
     let node = Node::new();
     create(&node, image("name", "one", &[("old", "1")])).await.unwrap();

@@ -1,10 +1,10 @@
 //! What a target stands for on a platform.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use orlop_metadata::{self as metadata, Look, ManifestSummary};
-use orlop_oci::{ChainId, Descriptor, Digest, ImageId, Platform, PlatformMatcher};
+use orlop_oci::{ChainId, Descriptor, Digest, DigestTable, ImageId, Platform, PlatformMatcher};
 
 use crate::catalog::is_index;
 
@@ -22,8 +22,6 @@ pub struct Gist {
     /// Compressed bytes as containerd's CRI counts them: the target, the indexes below it on the way to the manifest,
     /// manifest, config, layers; each as its descriptor says, a layer that is named twice counts twice.
     pub size: u64,
-    /// What must be there for the image to be complete: manifest, config, layers.
-    pub(super) blobs: Vec<Digest>,
 }
 
 /// What there is of a target.
@@ -44,29 +42,25 @@ pub(super) enum Presence<'l> {
     /// Each is asked for.
     Asked(&'l Look<'l>),
     /// All were read.
-    Known(HashSet<String>),
+    Known(DigestTable),
 }
 
 impl Presence<'_> {
     fn has(&self, digest: &Digest) -> metadata::Result<bool> {
         match self {
             Self::Asked(look) => look.has(digest),
-            Self::Known(all) => Ok(all.contains(digest.as_str())),
+            Self::Known(all) => Ok(all.get(digest).is_some()),
         }
     }
 
-    fn has_all(&self, digests: &[Digest]) -> metadata::Result<bool> {
-        for digest in digests {
+    /// Whether an image is complete: manifest, config and layers are there.
+    fn completes(&self, manifest: &Digest, id: &ImageId, layers: &[(Digest, u64)]) -> metadata::Result<bool> {
+        for digest in [manifest, id.digest()].into_iter().chain(layers.iter().map(|(digest, _)| digest)) {
             if !self.has(digest)? {
                 return Ok(false);
             }
         }
         Ok(true)
-    }
-
-    /// Whether an image that was complete still is.
-    pub(super) fn completes(&self, gist: &Gist) -> metadata::Result<bool> {
-        self.has_all(&gist.blobs)
     }
 }
 
@@ -100,7 +94,7 @@ pub(super) fn standing(
         return Ok(if unread { Standing::Unread } else { Standing::Partial });
     };
     let Some(gist) = gist(best, summary) else { return Ok(Standing::Foreign) };
-    let complete = presence.has_all(&gist.blobs)?;
+    let complete = presence.completes(&gist.manifest, &gist.id, &summary.layers)?;
     Ok(if complete { Standing::Complete(Arc::new(gist)) } else { Standing::Partial })
 }
 
@@ -143,15 +137,12 @@ fn best<'a>(leaves: &'a [Leaf], target: &Descriptor, platform: &Platform) -> Opt
 /// `None`: an artifact.
 fn gist(leaf: &Leaf, summary: &ManifestSummary) -> Option<Gist> {
     let id = summary.image_id.clone()?;
-    let mut blobs = vec![leaf.digest.clone(), id.digest().clone()];
-    blobs.extend(summary.layers.iter().map(|(digest, _)| digest.clone()));
     let layers = summary.layers.iter().map(|(_, size)| *size);
     Some(Gist {
         manifest: leaf.digest.clone(),
         chain_id: summary.chain.last().cloned(),
         user: summary.user.clone(),
         size: layers.fold(leaf.size.saturating_add(summary.config_size), u64::saturating_add),
-        blobs,
         id,
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use orlop_metadata::{self as metadata, ChangedImages, Image, Look, Mark, Store};
+use orlop_metadata::{self as metadata, Image, Look, Mark, Store};
 use orlop_oci::{Descriptor, Digest, ImageId};
 
 use super::gist::{Presence, Standing, standing};
@@ -11,7 +11,7 @@ use super::names::shown;
 use super::view::{CriImage, CriView, Pinned};
 use crate::reconcile::is_pinned;
 use crate::supply::{self, Supply};
-use crate::{Result, Settings};
+use crate::{Result, Settings, labels};
 
 /// From so many questions on, reading all blobs' names costs less.
 const MANY: usize = 64;
@@ -48,17 +48,18 @@ impl State {
 
     /// Follows the store, and says which records' documents nobody has read yet.
     pub(super) fn refresh(&mut self, store: &Store, namespace: &str, settings: &Arc<Settings>) -> Result<Vec<Image>> {
-        let first = self.mark.is_none();
         let follow = |look: &Look<'_>| {
             let mark = look.mark()?;
             let dropped = self.mark.as_ref().is_none_or(|earlier| !mark.kept_content_since(earlier));
-            let moved = self.follow_records(look.images_since(self.mark.as_ref())?);
+            let moved = match &self.mark {
+                Some(earlier) => self.follow_records(look.images_since(earlier)?),
+                None => self.read_records(look)?,
+            };
             let told = self.follow_targets(look, settings, dropped)?;
             self.mark = Some(mark);
             Ok((moved || told, self.unread()))
         };
-        let (changed, unread) =
-            if first { store.look_through(namespace, follow) } else { store.look(namespace, follow) }?;
+        let (changed, unread) = store.look(namespace, follow)?;
         if changed || !self.is_by(settings) {
             self.settings = Some(settings.clone());
             self.view = Arc::new(self.picture(settings));
@@ -66,19 +67,26 @@ impl State {
         Ok(unread)
     }
 
+    /// All records; returns whether there are any.
+    fn read_records(&mut self, look: &Look<'_>) -> metadata::Result<bool> {
+        look.each_image(|glance| {
+            let pinned = glance.label(labels::PINNED).is_some_and(|value| value == labels::PINNED_VALUE);
+            let target = self.target(&glance.digest, glance.media_type, glance.size);
+            self.records.insert(glance.name.into(), Record { target, created: glance.created_at, pinned });
+        })?;
+        Ok(!self.records.is_empty())
+    }
+
     /// Returns whether anything changed.
-    fn follow_records(&mut self, changed: ChangedImages) -> bool {
-        let (changed, gone) = match changed {
-            ChangedImages::All(images) => (images, Vec::new()),
-            ChangedImages::Some(images, gone) => (images, gone),
-        };
+    fn follow_records(&mut self, (changed, gone): (Vec<Image>, Vec<String>)) -> bool {
         let any = !changed.is_empty() || !gone.is_empty();
         for name in gone {
             self.records.remove(name.as_str());
         }
         for image in changed {
-            let (target, pinned) = (self.target(&image.target), is_pinned(&image.labels));
-            let record = Record { target, created: image.created_at, pinned };
+            let Descriptor { digest, media_type, size, .. } = &image.target;
+            let target = self.target(digest, media_type, *size);
+            let record = Record { target, created: image.created_at, pinned: is_pinned(&image.labels) };
             self.records.insert(image.name.into(), record);
         }
         if any {
@@ -89,14 +97,13 @@ impl State {
     }
 
     /// A target as all records that point at it share it.
-    fn target(&mut self, descriptor: &Descriptor) -> Arc<Descriptor> {
-        if let Some(known) = self.targets.get(&descriptor.digest) {
+    fn target(&mut self, digest: &Digest, media_type: &str, size: u64) -> Arc<Descriptor> {
+        if let Some(known) = self.targets.get(digest) {
             return known.descriptor.clone();
         }
-        let own = Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size);
-        let (descriptor, digest) = (Arc::new(own), descriptor.digest.clone());
+        let descriptor = Arc::new(Descriptor::new(media_type, digest.clone(), size));
         let target = Target { descriptor: descriptor.clone(), standing: Standing::Partial, supply: Supply::Unknown };
-        self.targets.insert(digest, target);
+        self.targets.insert(digest.clone(), target);
         descriptor
     }
 
@@ -111,7 +118,7 @@ impl State {
         targets.sort_unstable_by(|a, b| a.0.cmp(b.0));
         for (_, target) in targets {
             let known = match &target.standing {
-                Standing::Complete(gist) => !dropped || presence.completes(gist)?,
+                Standing::Complete(_) => !dropped,
                 Standing::Foreign => true,
                 Standing::Partial | Standing::Unread => false,
             };

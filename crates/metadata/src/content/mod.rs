@@ -92,7 +92,7 @@ impl ScopedContent {
 
     /// The sizes in bytes of all blobs: what is there, without what [`ScopedContent::find`] reads of each. Blocks.
     pub fn sizes(&self) -> Result<HashMap<Digest, u64>> {
-        self.store.scan(|conn| {
+        self.store.read(|conn| {
             // Answered from an index that has nothing else.
             let mut query =
                 conn.prepare_cached("SELECT digest, size FROM blob INDEXED BY blob_digest WHERE namespace = ?1")?;

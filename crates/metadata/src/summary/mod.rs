@@ -51,7 +51,7 @@ impl Store {
 
     /// All summaries.
     pub fn summaries(&self) -> Result<HashMap<Digest, ManifestSummary>> {
-        self.scan(|conn| {
+        self.read(|conn| {
             let mut query = conn.prepare_cached("SELECT digest, body FROM manifest_summary")?;
             let mut rows = query.query([])?;
             let mut summaries = HashMap::new();

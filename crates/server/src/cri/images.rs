@@ -1,13 +1,12 @@
 //! runtime.v1.ImageService.
 
-use orlop_api::MAX_MESSAGE_BYTES;
+use orlop_api::rows::ImageRows;
 use orlop_api::runtime::v1 as pb;
 use orlop_api::runtime::v1::image_service_server::ImageService;
 use orlop_image::{CriImage, Error};
-use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::listing::{filtered, message};
+use super::listing::{encoded, message, wanted};
 use super::status::cri_status;
 use super::{Cri, info, scope};
 use crate::page::pages;
@@ -17,25 +16,24 @@ use crate::{Answer, AnswerStream};
 impl ImageService for Cri {
     type StreamImagesStream = AnswerStream<pb::StreamImagesResponse>;
 
-    async fn list_images(&self, request: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
+    async fn list_images(&self, request: Request<pb::ListImagesRequest>) -> Answer<ImageRows<pb::Image>> {
         let view = self.catalog().view().await.map_err(|e| cri_status(&e))?;
-        let images = filtered(&self.inner.listing, &view, request.into_inner().filter);
-        let response = pb::ListImagesResponse { images: images.to_vec() };
-        let bytes = response.encoded_len();
-        if bytes > MAX_MESSAGE_BYTES {
-            return Err(Status::resource_exhausted(format!(
-                "the list of {} images has {bytes} bytes, and a message at most {MAX_MESSAGE_BYTES}: use StreamImages",
-                images.len()
-            )));
-        }
-        Ok(Response::new(response))
+        let encoded = match wanted(request.into_inner().filter) {
+            Some(text) => encoded(view.matching(&text).into_iter())?,
+            None => self.inner.listing.all(&view)?,
+        };
+        Ok(Response::new(encoded.into()))
     }
 
     async fn stream_images(&self, request: Request<pb::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
         let view = self.catalog().view().await.map_err(|e| cri_status(&e))?;
-        let images = filtered(&self.inner.listing, &view, request.into_inner().filter);
-        let rows = (0..images.len()).map(move |at| images[at].clone());
-        Ok(Response::new(pages(rows, |images| pb::StreamImagesResponse { images })))
+        let wrap = |images| pb::StreamImagesResponse { images };
+        let Some(text) = wanted(request.into_inner().filter) else {
+            let rows = (0..view.images().len()).map(move |at| message(&view.images()[at]));
+            return Ok(Response::new(pages(rows, wrap)));
+        };
+        let images: Vec<pb::Image> = view.matching(&text).into_iter().map(message).collect();
+        Ok(Response::new(pages(images, wrap)))
     }
 
     async fn image_status(&self, request: Request<pb::ImageStatusRequest>) -> Answer<pb::ImageStatusResponse> {

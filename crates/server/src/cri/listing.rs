@@ -2,10 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+use orlop_api::MAX_MESSAGE_BYTES;
+use orlop_api::rows::EncodedRows;
 use orlop_api::runtime::v1 as pb;
 use orlop_image::{CriImage, CriView};
+use tonic::Status;
 
-/// The messages of the newest picture.
+/// The message of the newest picture.
 #[derive(Default)]
 pub(super) struct Listing {
     made: Mutex<Option<Made>>,
@@ -13,28 +17,43 @@ pub(super) struct Listing {
 
 struct Made {
     view: Arc<CriView>,
-    images: Arc<[pb::Image]>,
+    encoded: Bytes,
 }
 
 impl Listing {
-    /// The messages of all images.
-    pub(super) fn all(&self, view: &Arc<CriView>) -> Arc<[pb::Image]> {
+    /// All images in one message.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if they are too many for that.
+    pub(super) fn all(&self, view: &Arc<CriView>) -> Result<Bytes, Status> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = made.as_ref().filter(|made| Arc::ptr_eq(&made.view, view)) {
-            return made.images.clone();
+            return Ok(made.encoded.clone());
         }
-        let images: Arc<[pb::Image]> = view.images().iter().map(message).collect();
-        *made = Some(Made { view: view.clone(), images: images.clone() });
-        images
+        // What it replaces goes first: two of them are never there.
+        *made = None;
+        let encoded = encoded(view.images().iter())?;
+        *made = Some(Made { view: view.clone(), encoded: encoded.clone() });
+        Ok(encoded)
     }
 }
 
-/// What a filter lets through; none: everything.
-pub(super) fn filtered(listing: &Listing, view: &Arc<CriView>, filter: Option<pb::ImageFilter>) -> Arc<[pb::Image]> {
-    match filter.and_then(|filter| filter.image).map(|image| image.image).filter(|text| !text.is_empty()) {
-        Some(text) => view.matching(&text).into_iter().map(message).collect(),
-        None => listing.all(view),
+/// Images in one message.
+pub(super) fn encoded<'v>(images: impl Iterator<Item = &'v CriImage>) -> Result<Bytes, Status> {
+    let mut rows = EncodedRows::default();
+    for image in images {
+        rows.push(&message(image)).map_err(|bytes| {
+            Status::resource_exhausted(format!(
+                "the list of images has {bytes} bytes and more, and a message at most {MAX_MESSAGE_BYTES}: use StreamImages"
+            ))
+        })?;
     }
+    Ok(rows.freeze())
+}
+
+/// The text that a filter asks for; none: everything.
+pub(super) fn wanted(filter: Option<pb::ImageFilter>) -> Option<String> {
+    filter.and_then(|filter| filter.image).map(|image| image.image).filter(|text| !text.is_empty())
 }
 
 /// An image as CRI shows it.
