@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use orlop_metadata::{self as metadata, Image, ManifestSummary, Scope};
-use orlop_oci::{Descriptor, Digest, ImageId, Platform, PlatformMatcher};
+use orlop_metadata::{self as metadata, Image, Look, ManifestSummary, Scope};
+use orlop_oci::{Descriptor, Digest, DigestTable, ImageId, Platform, PlatformMatcher};
 
 use crate::pull::Stored;
 use crate::walk::{self, Select};
@@ -198,6 +198,29 @@ impl Catalog {
     pub(crate) fn of_target(store: &metadata::Store, scope: &Scope, target: &Digest) -> Result<Self> {
         let mut catalog = Self::default();
         catalog.look_up(vec![target.clone()], store, scope)?;
+        Ok(catalog)
+    }
+
+    /// The same at a look at the store, whose blobs are known: only whether they are there, not their sizes.
+    pub(crate) fn at_a_look(look: &Look<'_>, blobs: &DigestTable, target: &Digest) -> metadata::Result<Self> {
+        let mut catalog = Self::default();
+        let mut open = vec![target.clone()];
+        while let Some(digest) = open.pop() {
+            if catalog.summaries.contains_key(&digest) {
+                continue;
+            }
+            let mut there = |digest: &Digest| {
+                if blobs.get(digest).is_some() {
+                    catalog.content.insert(digest.clone(), 0);
+                }
+            };
+            there(&digest);
+            let Some(summary) = look.summary(&digest)? else { continue };
+            summary.image_id.iter().for_each(|id| there(id.digest()));
+            summary.layers.iter().for_each(|(layer, _)| there(layer));
+            open.extend(summary.manifests.iter().map(|(manifest, _, _)| manifest.clone()));
+            catalog.summaries.insert(digest, summary);
+        }
         Ok(catalog)
     }
 

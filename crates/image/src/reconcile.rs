@@ -12,6 +12,11 @@
 //! Records are read, then changes are decided, then written; others go on meanwhile. So a change is written only if
 //! nothing has happened since to the record itself or to a record of the same image ([`Since`]); else it is decided
 //! anew. A name that was deleted does not come back, nor does one that was moved go back.
+//!
+//! [`pass`] goes through all records without holding them.
+
+mod groups;
+mod pass;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,8 +30,10 @@ use tracing::info_span;
 use crate::catalog::Catalog;
 use crate::pull::record_labels;
 use crate::span::within;
-use crate::{Images, Result, labels};
+use crate::{Images, Result, Settings, labels};
 
+/// What the reconciler calls itself in the history.
+const ACTOR: &str = "reconciler";
 /// Rounds after which a pass gives up on a namespace that others keep changing.
 const ROUNDS: usize = 8;
 /// Changes looked at to learn how a hash reference came to be stranded.
@@ -197,21 +204,8 @@ impl Images {
         if !self.settings().is_cri(namespace) {
             return Ok(Reconciled::default());
         }
-        within(info_span!("reconcile", namespace, error = Empty), self.reconcile_all_of(namespace)).await
-    }
-
-    async fn reconcile_all_of(&self, namespace: &str) -> Result<Reconciled> {
-        let mut done = Reconciled::default();
-        let scope = Scope::new(namespace, "reconciler");
-        for _ in 0..ROUNDS {
-            let catalog = self.catalog(&scope).await?;
-            let changes = self.wanted_changes(namespace, &catalog).await?;
-            if changes.is_empty() {
-                break;
-            }
-            self.carry_out(&scope, catalog, changes, &mut done).await?;
-        }
-        Ok(done)
+        let scope = Scope::new(namespace, ACTOR);
+        within(info_span!("reconcile", namespace, error = Empty), self.pass(&scope, None)).await
     }
 
     /// The same after one record was created, changed or deleted: what has to do with `name`.
@@ -219,22 +213,35 @@ impl Images {
         if !self.settings().is_cri(namespace) {
             return Ok(Reconciled::default());
         }
-        within(info_span!("reconcile", namespace, image = name, error = Empty), self.reconcile_near(namespace, name))
-            .await
+        let (owned, last) = (namespace.to_owned(), name.to_owned());
+        let changes = self.blocking(move |store| Ok(store.history(&owned, Some(&last), 1)?)).await?;
+        let span = info_span!("reconcile", namespace, image = name, error = Empty);
+        within(span, self.reconcile_near(namespace, Near::new(&changes).and(name))).await
     }
 
-    async fn reconcile_near(&self, namespace: &str, name: &str) -> Result<Reconciled> {
-        let scope = Scope::new(namespace, "reconciler");
+    /// The same after these changes of records, all that there were to them: what has to do with any of them.
+    pub async fn reconcile_changes(&self, namespace: &str, changes: &[HistoryEntry]) -> Result<Reconciled> {
+        if changes.is_empty() || !self.settings().is_cri(namespace) {
+            return Ok(Reconciled::default());
+        }
+        let span = info_span!("reconcile", namespace, changes = changes.len(), error = Empty);
+        within(span, self.reconcile_near(namespace, Near::new(changes))).await
+    }
+
+    async fn reconcile_near(&self, namespace: &str, near: Near) -> Result<Reconciled> {
+        let scope = Scope::new(namespace, ACTOR);
         let mut done = Reconciled::default();
         for _ in 0..ROUNDS {
-            let catalog = self.neighbours(&scope, name).await?;
+            let catalog = self.neighbours(&scope, near.clone()).await?;
             let changes = self.wanted_changes(namespace, &catalog).await?;
             // Whether a hash reference is stranded, only all records can tell.
             if changes.iter().any(strands) {
-                let all = self.reconcile(namespace).await?;
-                done.created.extend(all.created);
-                done.updated.extend(all.updated);
-                done.removed.extend(all.removed);
+                let mut concerned: BTreeSet<Digest> = near.targets.clone();
+                concerned.extend(catalog.records.iter().map(|record| record.target.digest.clone()));
+                let more = self.pass(&scope, Some(&concerned)).await?;
+                done.created.extend(more.created);
+                done.updated.extend(more.updated);
+                done.removed.extend(more.removed);
                 break;
             }
             if changes.is_empty() || self.carry_out(&scope, catalog, changes, &mut done).await? {
@@ -244,19 +251,20 @@ impl Images {
         Ok(done)
     }
 
-    /// The records that share a target with `name`, or shared one before its last change.
-    async fn neighbours(&self, scope: &Scope, name: &str) -> Result<Catalog> {
-        let (namespace, name) = (scope.namespace.clone(), name.to_owned());
+    /// The records that share a target with what changed, as it is or as it was.
+    async fn neighbours(&self, scope: &Scope, near: Near) -> Result<Catalog> {
+        let namespace = scope.namespace.clone();
         let (seen, records) = self
             .blocking(move |store| {
                 let seen = store.last_change()?;
-                let mut targets = BTreeSet::new();
-                match store.image(&namespace, &name) {
-                    Ok(image) => drop(targets.insert(image.target.digest)),
-                    Err(metadata::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error.into()),
+                let mut targets = near.targets;
+                for name in &near.names {
+                    match store.image(&namespace, name) {
+                        Ok(image) => drop(targets.insert(image.target.digest)),
+                        Err(metadata::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
                 }
-                targets.extend(store.history(&namespace, Some(&name), 1)?.into_iter().filter_map(|entry| entry.old));
                 Ok((seen, store.images_of(&namespace, &targets)?))
             })
             .await?;
@@ -348,6 +356,27 @@ impl Images {
     }
 }
 
+/// What changes of records may concern.
+#[derive(Debug, Clone, Default)]
+struct Near {
+    names: BTreeSet<String>,
+    targets: BTreeSet<Digest>,
+}
+
+impl Near {
+    fn new(changes: &[HistoryEntry]) -> Self {
+        let names = changes.iter().map(|change| change.name.clone()).collect();
+        // Also what a record pointed at in between: its hash references may be left from then.
+        let targets = changes.iter().filter_map(|change| change.old.clone()).collect();
+        Self { names, targets }
+    }
+
+    fn and(mut self, name: &str) -> Self {
+        self.names.insert(name.to_owned());
+        self
+    }
+}
+
 /// Whether it is by all records of the namespace that a change was decided, or must be.
 fn strands(change: &ImageChange) -> bool {
     matches!(change, ImageChange::Delete { .. }) || marks_stranded(change)
@@ -384,6 +413,22 @@ impl Since<'_> {
         let concerns = |digest: &Digest| digest == target || (id.is_some() && (self.image)(digest) == id);
         let may_need = |digest: &Digest| concerns(digest) || (strands(change) && (self.unread)(digest));
         since.old.as_ref().is_some_and(concerns) || since.new.as_ref().is_some_and(may_need)
+    }
+}
+
+impl Settings {
+    /// A number that is another one if these settings, or another version of Orlop, may want other hash references of the
+    /// same records.
+    pub fn reconciler_rules(&self) -> i64 {
+        let sorted = |mut list: Vec<String>| {
+            list.sort_unstable();
+            list
+        };
+        let (namespaces, pins) = (sorted(self.cri_namespaces.clone()), sorted(self.pins()));
+        let said =
+            format!("{} {} {} {namespaces:?} {pins:?}", env!("CARGO_PKG_VERSION"), self.platform, self.grace_seconds);
+        let hash = Digest::of(said.as_bytes()).to_bytes();
+        hash.iter().take(8).fold(0, |number, byte| number << 8 | i64::from(*byte))
     }
 }
 
@@ -472,8 +517,27 @@ mod tests {
         let facts =
             Facts { image: &image_of, deleted: &|_| false, used: &|_| false, pins: &[], now, grace_seconds: 86_400 };
         let wanted = changes(&list, &facts);
+        assert_eq!(sorted(wanted.clone()), sorted(by_groups(&list, &facts)), "groups are closed");
         wanted.iter().cloned().for_each(|change| apply(records, change, now));
         wanted
+    }
+
+    fn sorted(mut changes: Vec<ImageChange>) -> Vec<ImageChange> {
+        changes.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
+        changes
+    }
+
+    /// What has to change, found group by group.
+    fn by_groups(list: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> {
+        let mut groups = groups::Groups::default();
+        list.iter().for_each(|record| groups.add(&record.name, &record.target.digest));
+        for record in list {
+            if let Some(id) = image_of(&record.target.digest) {
+                groups.same_image(&record.target.digest, id.digest());
+            }
+        }
+        let group = |group: Vec<usize>| group.into_iter().map(|at| list[at].clone()).collect::<Vec<_>>();
+        groups.of(None).into_iter().map(group).flat_map(|records| changes(&records, facts)).collect()
     }
 
     /// Design §7, said another way than the code says it.

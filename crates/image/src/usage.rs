@@ -96,6 +96,18 @@ impl Images {
         .await
     }
 
+    /// Ends the leases of operations whose process is no more, and collects what nothing keeps then: with this a daemon
+    /// starts. Its hash references it brings in order by what has changed.
+    pub async fn settle(&self) -> Result<GcOutcome> {
+        self.blocking(move |store| {
+            for namespace in store.namespaces()? {
+                lease::end_orphans(store, &namespace.name)?;
+            }
+            Ok(outcome(&store.collect(Disposal::Reclaim)?))
+        })
+        .await
+    }
+
     /// Measures the root. Allocated blocks are counted, hard links once.
     pub async fn disk_usage(&self, scope: &Scope) -> Result<DiskUsage> {
         let request = ListRequest { filters: Vec::new(), all_namespaces: true };

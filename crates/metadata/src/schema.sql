@@ -120,7 +120,9 @@ CREATE TABLE mount (                     -- mounts made for a client: an activat
 ) WITHOUT ROWID;
 
 CREATE TABLE sequence (                  -- numbers given out, whether or not what they were for came to be; as `condition` the
-                                         -- time of the last collection, from which on conditions may have turned
+                                         -- time of the last collection, from which on conditions may have turned; as `content`
+                                         -- how often blobs were dropped or relabelled; as `followed`, `followed-rules`,
+                                         -- `followed-whole` how far hash references are in order: src/progress.rs
   name  TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) WITHOUT ROWID;

@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use common::{Node, image, labels};
 use orlop_content::{IngestOptions, Ingester};
-use orlop_metadata::{Scope, Store};
+use orlop_image::Settings;
+use orlop_metadata::{ImageChange, Labels, Progress, Scope, Store};
+use orlop_oci::Descriptor;
 use orlop_server::{Background, ServeOptions};
+use orlop_testkit::archive::oci_archive;
+use orlop_testkit::image::{Content, Layer};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -18,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Served {
     node: Node,
     other: Store,
-    _stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<()>,
+    ended: tokio::task::JoinHandle<()>,
 }
 
 impl Served {
@@ -26,12 +31,20 @@ impl Served {
         let listener = UnixListener::bind(node.directory.path().join("sock")).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = node.server.clone();
-        tokio::spawn(async move {
+        let ended = tokio::spawn(async move {
             let options = ServeOptions { background, ..ServeOptions::default() };
             server.serve(vec![listener], &options, async { drop(stopped.await) }).await.unwrap();
         });
         let other = common::open(&node.directory.path().join("root"));
-        Self { node, other, _stop: stop }
+        Self { node, other, stop, ended }
+    }
+
+    /// Ends the daemon; the root is there as it leaves it.
+    async fn stop(self) -> Node {
+        drop(self.stop);
+        self.ended.await.unwrap();
+        std::fs::remove_file(self.node.directory.path().join("sock")).unwrap();
+        Node::at(self.node.directory, Settings::default())
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&Store) -> bool) {
@@ -52,13 +65,32 @@ fn scope() -> Scope {
     Scope::new("k8s.io", "another process")
 }
 
+async fn import(node: &Node, archive: &[u8]) {
+    let request = orlop_image::ImportRequest { no_unpack: true, ..Default::default() };
+    let mut reader = archive;
+    let images = orlop_image::Images::new(node.store.clone(), Settings::default());
+    images.import(&scope(), &mut reader, &request, &|_| {}).await.unwrap();
+}
+
+/// Another image, under a name, with its hash references. Returns its target and its records.
+async fn another(node: &Node, name: &str, seed: u64) -> (Descriptor, BTreeSet<String>) {
+    let content = Content::image(&image::image().layer(Layer::noise("noise", seed, 1000)));
+    import(node, &oci_archive(&[(name, &content)])).await;
+    let record = node.store.image("k8s.io", name).unwrap();
+    let of = BTreeSet::from([record.target.digest.clone()]);
+    let records = node.store.images_of("k8s.io", &of).unwrap().into_iter().map(|image| image.name);
+    (record.target, records.collect())
+}
+
+/// The record that is an image's ID.
+fn id(records: &BTreeSet<String>) -> &String {
+    records.iter().find(|name| name.starts_with("sha256:")).unwrap()
+}
+
 /// An image in `k8s.io` with its hash references.
 async fn imported(node: &Node) -> BTreeSet<String> {
     let (_, archive) = image::archive("example.org/hello:1.0");
-    let request = orlop_image::ImportRequest { no_unpack: true, ..Default::default() };
-    let mut reader = &archive[..];
-    let images = orlop_image::Images::new(node.store.clone(), orlop_image::Settings::default());
-    images.import(&scope(), &mut reader, &request, &|_| {}).await.unwrap();
+    import(node, &archive).await;
     let names = names(&node.store);
     assert_eq!(names.len(), 3, "{names:?}");
     names
@@ -92,6 +124,77 @@ async fn what_was_done_without_a_daemon_is_made_up_for_at_its_start() {
     let served = Served::start(node, Background::default());
     served.until("the hash reference is back", |store| names(store) == all).await;
     served.until("garbage goes", |store| store.content(&scope()).stat(&digest).is_err()).await;
+}
+
+/// A root where a daemon has looked through everything, and where since then the image IDs of two images went: of the
+/// first as if that had been followed, of the second not. Returns what there was.
+async fn half_followed(settings: Settings) -> (Node, BTreeSet<String>, [String; 2]) {
+    let node = Node::new();
+    let (first, second) = (another(&node, "example.org/a:1", 1).await.1, another(&node, "example.org/b:1", 2).await.1);
+    let all = names(&node.store);
+    let served = Served::start(node, Background::default());
+    served.until("everything was looked through", |store| store.progress().unwrap().is_some()).await;
+    let node = served.stop().await;
+    let progress = node.store.progress().unwrap().unwrap();
+    node.store.delete_image(&scope(), id(&first), None).unwrap();
+    let followed = Progress { change: node.store.last_change().unwrap(), ..progress };
+    node.store.put_progress(&followed).unwrap();
+    node.store.delete_image(&scope(), id(&second), None).unwrap();
+    (Node::at(node.directory, settings), all, [id(&first).clone(), id(&second).clone()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_goes_on_where_changes_were_followed_to() {
+    let (node, mut all, [first, second]) = half_followed(Settings::default()).await;
+    all.remove(&first);
+    let served = Served::start(node, Background::default());
+    served.until("the other hash reference is back", |store| store.image("k8s.io", &second).is_ok()).await;
+    let followed = |store: &Store| store.progress().unwrap().unwrap().change == store.last_change().unwrap();
+    served.until("that it was followed is remembered", followed).await;
+    assert_eq!(names(&served.other), all, "what was followed is not looked at again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_looks_through_everything_by_other_settings_or_when_it_is_time() {
+    let other = Settings { pinned_images: vec!["example.org/c:1".to_owned()], ..Settings::default() };
+    let now = Background { full_reconciliation: Duration::from_millis(1), ..Background::default() };
+    for (settings, background) in [(other, Background::default()), (Settings::default(), now)] {
+        let (node, all, _) = half_followed(settings).await;
+        let served = Served::start(node, background);
+        served.until("both hash references are back", |store| names(store) == all).await;
+    }
+}
+
+/// Only where a tag pointed last was looked at: a start that has to follow several changes of it left hash references of the
+/// targets in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_twice_while_no_daemon_ran_strands_both_images() {
+    let node = Node::new();
+    let mut made = Vec::new();
+    for (seed, name) in [(1, "example.org/a:1"), (2, "example.org/b:1"), (3, "example.org/c:1")] {
+        made.push(another(&node, name, seed).await);
+    }
+    let served = Served::start(node, Background::default());
+    served.until("everything was looked through", |store| store.progress().unwrap().is_some()).await;
+    let node = served.stop().await;
+    let delete = |name: &str| ImageChange::Delete { name: name.to_owned() };
+    let moved = |target: &Descriptor| ImageChange::Upsert {
+        name: "example.org/a:1".to_owned(),
+        target: target.clone(),
+        labels: Labels::new(),
+    };
+    for change in [moved(&made[1].0), delete("example.org/b:1"), moved(&made[2].0)] {
+        node.store.write_images(&scope(), &[change]).unwrap();
+    }
+    let served = Served::start(node, Background::default());
+    let is_stranded = |store: &Store, name: &String| match store.image("k8s.io", name) {
+        Ok(image) => image.labels.contains_key("io.orlop.stranded-since"),
+        Err(_) => true,
+    };
+    for (_, records) in &made[..2] {
+        served.until("its hash references are stranded", |store| is_stranded(store, id(records))).await;
+    }
+    assert!(!is_stranded(&served.other, id(&made[2].1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,18 +34,16 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Changes from now on.
-    pub(super) async fn from_now(store: Store) -> Result<Self, Status> {
+    /// Changes after the one numbered `last`.
+    pub(super) fn after(store: Store, last: i64) -> Self {
         let log = watch(&store.root().join("history.log"));
         if log.is_none() {
             tracing::info!("changes of other processes are seen within a second: the history cannot be watched");
         }
-        let asked = store.clone();
-        let last = blocking(move || asked.last_change()).await?;
-        Ok(Self { store, last, log })
+        Self { store, last, log }
     }
 
-    /// Waits for changes; at least one, oldest first.
+    /// Waits for changes; at least one, oldest first. They count as taken only if this ends.
     pub(super) async fn next(&mut self) -> Result<Vec<HistoryEntry>, Status> {
         loop {
             let found = self.ask().await?;

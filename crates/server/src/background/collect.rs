@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use orlop_metadata::Store;
 use orlop_metadata::gc::{Disposal, Report};
-use orlop_metadata::{Scope, Store};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
@@ -71,12 +71,13 @@ impl Collector {
 
 /// What an earlier process left: its leases, what is no longer mounted of its activations, what it had not finished collecting.
 async fn start(server: &Server) {
+    // Who starts with the daemon asks for its images: this comes after that.
+    server.cri().prepare().await;
     let store = server.store().clone();
     if let Err(status) = blocking(move || store.settle_mounts()).await {
         tracing::warn!(error = status.message(), "cannot tell which activations are still mounted");
     }
-    let request = orlop_image::GcRequest { full: false, trash: false, dry_run: false };
-    match server.images().gc(&Scope::new("", "daemon"), request).instrument(span("start")).await {
+    match server.images().settle().instrument(span("start")).await {
         Ok(outcome) => server.metrics().collection("start", outcome.blob_bytes + outcome.snapshot_bytes),
         Err(error) => tracing::warn!(%error, "the first garbage collection failed; it is tried again"),
     }

@@ -27,9 +27,13 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), Settings::default())
+    }
+
+    /// The root in a directory, as it is.
+    pub fn at(directory: TempDir, settings: Settings) -> Self {
         let store = open(&directory.path().join("root"));
-        let server = Server::new(Images::new(store.clone(), Settings::default()));
+        let server = Server::new(Images::new(store.clone(), settings));
         let channel = server.in_process();
         Self { directory, store, server, channel }
     }
