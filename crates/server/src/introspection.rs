@@ -7,6 +7,7 @@ use std::path::Path;
 use orlop_api::containerd::services::introspection::v1 as pb;
 use orlop_api::containerd::services::introspection::v1::introspection_server::Introspection;
 use orlop_api::containerd::types;
+use orlop_api::google::rpc;
 use orlop_metadata::Filter;
 use orlop_oci::{Digest, Platform};
 use tonic::{Request, Response, Status};
@@ -27,8 +28,12 @@ const VERIFIER: &str = "io.containerd.image-verifier.v1";
 const MOUNTS: &str = "io.containerd.mount-manager.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 
-/// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. What is not
-/// served is not listed: tasks, sandboxes.
+/// containerd's runtime. BuildKit takes a server for containerd only if it lists one, loaded or not, so it is listed with the
+/// reason why it is not loaded.
+const RUNTIME: (&str, &str, &[&str]) = ("io.containerd.runtime.v2", "task", &[MOUNTS]);
+
+/// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. No service is
+/// listed that is not served: tasks, sandboxes.
 const PLUGINS: [(&str, &str, &[&str]); 26] = [
     (CONTENT, "content", &[]),
     (VERIFIER, "bindir", &[]),
@@ -100,6 +105,7 @@ impl Server {
                 _ => {}
             }
         }
+        plugins.push(unloaded(&RUNTIME));
         for driver in self.store().drivers() {
             let mut plugin = plugin(&(SNAPSHOTTER, driver.name(), &[]));
             plugin.platforms.push(platform.clone());
@@ -126,6 +132,12 @@ impl Server {
 fn plugin((kind, id, requires): &(&str, &str, &[&str])) -> pb::Plugin {
     let requires = requires.iter().map(|&kind| kind.to_owned()).collect();
     pb::Plugin { r#type: (*kind).to_owned(), id: (*id).to_owned(), requires, ..pb::Plugin::default() }
+}
+
+fn unloaded(listed: &(&str, &str, &[&str])) -> pb::Plugin {
+    let reason = Status::unimplemented("Orlop keeps images and runs nothing: skip plugin");
+    let init_err = Some(rpc::Status { code: reason.code() as i32, message: reason.message().into(), details: vec![] });
+    pb::Plugin { init_err, ..plugin(listed) }
 }
 
 fn export(plugin: &mut pb::Plugin, name: &str, path: &Path) {

@@ -33,6 +33,30 @@ func temporary() leases.Opt {
 	}
 }
 
+// What a worker asks a server before it begins: who it is, on what it runs, and whether it has a runtime, loaded or not.
+func TestBuildKit_WorkerBegins(t *testing.T) {
+	ctx, client := node(t)
+	server, err := client.IntrospectionService().Server(ctx)
+	must(t, err)
+	if server.UUID == "" {
+		t.Error("the server has no UUID")
+	}
+	differs, err := client.IntrospectionService().Plugins(ctx, "type==io.containerd.differ.v1")
+	must(t, err)
+	platforms := 0
+	for _, differ := range differs.Plugins {
+		platforms += len(differ.Platforms)
+	}
+	if platforms == 0 {
+		t.Error("no differ says for which platform it is")
+	}
+	runtimes, err := client.IntrospectionService().Plugins(ctx, "type==io.containerd.runtime.v1", "type==io.containerd.runtime.v2")
+	must(t, err)
+	if len(runtimes.Plugins) == 0 {
+		t.Error("no runtime is listed")
+	}
+}
+
 // A build step: a snapshot under a temporary lease, its diff as a layer, both handed to a flat lease that is the cache
 // record; then the temporary lease goes and the cache stays.
 func TestBuildKit_BuildStepIsCached(t *testing.T) {
