@@ -11,7 +11,7 @@ use orlop_api::NAMESPACE_HEADER;
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
 use orlop_api::containerd::services::content::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
 use orlop_api::runtime::v1::image_service_client::ImageServiceClient;
-use orlop_api::runtime::v1::{Image as CriImage, ListImagesRequest};
+use orlop_api::runtime::v1::{Image as CriImage, ImageSpec, ListImagesRequest, PullImageRequest};
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::liar::Liar;
 use orlop_testkit::served::Served;
@@ -33,7 +33,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// `text` follows the section that names the policy.
+    /// `text` follows the keys that name the policy.
     fn start(text: &str) -> Self {
         let store = Orlop::new();
         let manager = UnixDatagram::bind(store.path("notify")).unwrap();
@@ -87,7 +87,7 @@ impl Daemon {
 }
 
 fn configuration(policy: &std::path::Path, text: &str) -> String {
-    format!("[verify]\npolicy = {policy:?}\nverifiers = ''\n{text}")
+    format!("verify.policy = {policy:?}\nverify.verifiers = ''\n{text}")
 }
 
 /// A write that has begun and is held open.
@@ -141,7 +141,7 @@ fn a_broken_file_is_refused_whole_and_clients_notice_nothing() {
     daemon.policy(REJECT);
     daemon.configure("[log]\nlevel = 'debug'\n[serve]\nmax_cals = 1\n");
     let log = daemon.reload();
-    let place = format!("{}:7: unknown key serve.max_cals", daemon.store.path("config.toml").display());
+    let place = format!("{}:6: unknown key serve.max_cals", daemon.store.path("config.toml").display());
     assert!(log.contains("ERROR") && log.contains(&place) && log.contains("serve.max_calls"), "{log}");
     assert_eq!(daemon.pull("1"), 0, "not even the policy beside it counts");
     assert!(!daemon.served.log().contains(" DEBUG "), "{}", daemon.served.log());
@@ -220,4 +220,47 @@ fn names_that_are_to_be_pinned_are_pinned_at_once() {
     assert!(listed().pinned);
     // The records say so too as soon as they are reconciled: a removal is refused.
     daemon.served.process().wait_for(|_| (daemon.store.run(["rm", &name]).code == 4).then_some(()));
+}
+
+#[test]
+fn the_next_pull_asks_the_mirrors_of_the_new_directory() {
+    let mut daemon = Daemon::start("");
+    let image = Content::image(&Image::host().layer(Layer::new([Entry::file("mirrored", "mirrored")])));
+    daemon.registry.put("team/app", "mirrored", &image);
+    let (runtime, socket) = (Runtime::new().unwrap(), daemon.served.socket());
+    let pull = || {
+        runtime.block_on(async {
+            let channel = orlop_api::channel::unix(&socket).await.unwrap();
+            let image = Some(ImageSpec { image: "registry.invalid/team/app:mirrored".into(), ..Default::default() });
+            let request = PullImageRequest { image, ..Default::default() };
+            ImageServiceClient::new(channel).pull_image(request).await.map(|answer| answer.into_inner().image_ref)
+        })
+    };
+    let refused = pull().unwrap_err();
+    assert!(refused.message().contains("registry.invalid"), "{refused}");
+    let hosts = daemon.store.path("hosts");
+    std::fs::create_dir_all(hosts.join("registry.invalid")).unwrap();
+    let mirror = format!("[host.\"http://{}\"]\ncapabilities = ['pull', 'resolve']\n", daemon.registry.host());
+    std::fs::write(hosts.join("registry.invalid/hosts.toml"), mirror).unwrap();
+    pull().unwrap_err();
+    daemon.configure(&format!("hosts_dir = {hosts:?}\n"));
+    let log = daemon.reload();
+    assert!(log.contains("changed=\"hosts_dir\""), "{log}");
+    assert_eq!(pull().unwrap(), image.image_id().unwrap().to_string());
+    daemon.configure("");
+    daemon.reload();
+    pull().unwrap_err();
+}
+
+#[test]
+fn the_trash_follows_the_new_days() {
+    let mut daemon = Daemon::start("[gc]\ntrash_free_percent = 0\n");
+    assert_eq!(daemon.pull("1"), 0);
+    daemon.store.ok(["rm", &format!("{}/team/app:1", daemon.registry.host())]);
+    assert!(!daemon.store.ok(["undo", "--list"]).is_empty());
+    daemon.configure("[gc]\ntrash_free_percent = 0\ntrash_days = 0\nfull_hours = 1\n");
+    let log = daemon.reload();
+    assert!(log.contains("changed=\"gc.full_hours gc.trash_days\""), "{log}");
+    daemon.served.process().wait_for(|daemon| daemon.log().contains("emptied the trash").then_some(()));
+    assert_eq!(daemon.store.run(["undo"]).code, 3, "nothing is left to be undone");
 }

@@ -14,7 +14,7 @@ use orlop_server::{Background, ServeOptions};
 use orlop_testkit::archive::oci_archive;
 use orlop_testkit::image::{Content, Layer};
 use tokio::net::UnixListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Served {
     node: Node,
     other: Store,
+    options: watch::Sender<ServeOptions>,
     stop: oneshot::Sender<()>,
     ended: tokio::task::JoinHandle<()>,
 }
@@ -31,12 +32,12 @@ impl Served {
         let listener = UnixListener::bind(node.directory.path().join("sock")).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = node.server.clone();
+        let (options, watched) = watch::channel(ServeOptions { background, ..ServeOptions::default() });
         let ended = tokio::spawn(async move {
-            let options = ServeOptions { background, ..ServeOptions::default() };
-            server.serve(vec![listener], &options, async { drop(stopped.await) }).await.unwrap();
+            server.serve_by(vec![listener], watched, async { drop(stopped.await) }).await.unwrap();
         });
         let other = common::open(&node.directory.path().join("root"));
-        Self { node, other, stop, ended }
+        Self { node, other, options, stop, ended }
     }
 
     /// Ends the daemon; the root is there as it leaves it.
@@ -45,6 +46,18 @@ impl Served {
         self.ended.await.unwrap();
         std::fs::remove_file(self.node.directory.path().join("sock")).unwrap();
         Node::at(self.node.directory, Settings::default())
+    }
+
+    /// The daemon goes by other options from now on.
+    fn change(&self, background: Background) {
+        self.options.send_replace(ServeOptions { background, ..ServeOptions::default() });
+    }
+
+    /// Full collections so far.
+    async fn full_collections(&self) -> u64 {
+        let text = self.node.server.metrics_text().await.unwrap();
+        let found = text.lines().find_map(|line| line.strip_prefix(r#"orlop_collections_total{kind="full"} "#));
+        found.map_or(0, |count| count.parse().unwrap())
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&Store) -> bool) {
@@ -281,4 +294,29 @@ async fn everything_is_marked_from_time_to_time_and_nothing_was_missed() {
     let text = tokio::time::timeout(PATIENCE, wanted).await.unwrap();
     assert!(text.contains("orlop_missed_total 0"), "{text}");
     assert_eq!(names(&served.other).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_beside_the_calls_follows_the_options() {
+    let node = Node::new();
+    imported(&node).await;
+    let images = orlop_image::Images::new(node.store.clone(), orlop_image::Settings::default());
+    let request = orlop_image::RemoveRequest { names: vec!["example.org/hello:1.0".into()], ..Default::default() };
+    images.remove(&scope(), &request).await.unwrap();
+    let keep = Background { full_collection: None, trash_free_percent: 0, ..Background::default() };
+    let served = Served::start(node, keep.clone());
+    let collected = async |more: u64| {
+        let wanted = served.full_collections().await + more;
+        let reached = async {
+            while served.full_collections().await < wanted {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.expect("everything is marked");
+    };
+    served.change(Background { full_collection: Some(Duration::from_millis(20)), ..keep.clone() });
+    collected(3).await;
+    assert_eq!(served.other.trash().unwrap().len(), 1, "the trash may stay");
+    served.change(Background { trash_age: Duration::ZERO, ..keep });
+    served.until("the trash is empty", |store| store.trash().unwrap().is_empty()).await;
 }

@@ -1,4 +1,5 @@
-//! Empties the trash: what has rested long enough, and, when the disk gets full, the oldest first.
+//! Empties the trash: what has rested long enough, and, when the disk gets full, the oldest first. Looks again when the options
+//! change.
 
 use std::time::Duration;
 
@@ -14,10 +15,10 @@ use crate::{ServeOptions, Server};
 const EVERY: Duration = Duration::from_secs(60);
 
 /// Looks after the trash, for ever.
-pub(super) async fn run(server: Server, options: watch::Receiver<ServeOptions>) {
+pub(super) async fn run(server: Server, mut options: watch::Receiver<ServeOptions>) {
     loop {
-        let (store, options) = (server.store().clone(), options.borrow().background.clone());
-        match blocking(move || empty(&store, &options)).await {
+        let (store, bounds) = (server.store().clone(), options.borrow_and_update().background.clone());
+        match blocking(move || empty(&store, &bounds)).await {
             Ok(0) => {}
             Ok(bytes) => {
                 server.metrics().collection("trash", bytes);
@@ -27,7 +28,10 @@ pub(super) async fn run(server: Server, options: watch::Receiver<ServeOptions>) 
                 tracing::warn!(error = status.message(), "the trash could not be emptied; it is tried again")
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            Ok(()) = options.changed() => {}
+        }
     }
 }
 
