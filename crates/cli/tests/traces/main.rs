@@ -17,6 +17,7 @@ use orlop_testkit::liar::Liar;
 use orlop_testkit::registry::{Options, PASSWORD, Registry, USER};
 use orlop_testkit::served::Served;
 use orlop_testkit::tar::Entry;
+use orlop_testkit::tls::Certificates;
 use receiver::{Mute, Receiver, Span};
 use rustix::process::Signal;
 
@@ -232,6 +233,37 @@ fn the_client_decides_which_of_its_traces_are_sent_and_the_sampler_of_others() {
     assert_ne!(call.attributes["rpc.grpc.status_code"], "0");
     assert_eq!(call.resource["service.name"], "by name");
     assert_eq!(call.resource["deployment.environment"], "test");
+}
+
+/// What the system trusts is in `SSL_CERT_FILE` here: the receiver's authority, or somebody else's.
+#[test]
+fn traces_go_by_tls_to_a_receiver_that_is_trusted_and_to_no_other() {
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [own, foreign] = [0, 1].map(|n: usize| Certificates::create(directories[n].path()));
+    for (protocol, receiver) in [("grpc", Receiver::grpc_tls(&own)), ("http/protobuf", Receiver::http_tls(&own))] {
+        for (authority, trusted) in [(&foreign.ca, false), (&own.ca, true)] {
+            let store = Orlop::new();
+            let variables = [
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("SSL_CERT_FILE", authority.to_str().unwrap()),
+                ("SSL_CERT_DIR", "/nonexistent"),
+            ];
+            let mut served = serve(&store, &variables, &[]);
+            store.ok(["images"]);
+            if trusted {
+                served.process().wait_for(|_| (!receiver.spans().is_empty()).then_some(()));
+                let log = end(served);
+                assert!(!log.contains("WARN"), "{protocol}: {log}");
+                only(&receiver.spans(), "orlop.v1.Orlop/ListImages");
+            } else {
+                served.process().wait_for(|daemon| daemon.log().contains("WARN").then_some(()));
+                let log = end(served);
+                assert!(log.contains("took no spans"), "{protocol}: {log}");
+                assert!(receiver.bytes().is_empty(), "{protocol}: sent to a stranger");
+            }
+        }
+    }
 }
 
 /// The number of a result among the metrics.

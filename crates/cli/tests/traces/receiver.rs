@@ -1,4 +1,5 @@
-//! Receivers of traces: one that takes them, by gRPC or HTTP, and one that accepts connections and never answers.
+//! Receivers of traces: one that takes them, by gRPC or HTTP, with TLS or without, and one that accepts connections and never
+//! answers.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,9 +10,14 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{Tra
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use orlop_testkit::tls::Certificates;
 use prost::Message;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 /// A span as it came.
 #[derive(Debug, Clone)]
@@ -80,10 +86,22 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) fn grpc() -> Self {
+        Self::serve_grpc(Server::builder(), "http")
+    }
+
+    /// With TLS, under a server's certificate.
+    pub(crate) fn grpc_tls(certificates: &Certificates) -> Self {
+        let read = |path| std::fs::read(path).unwrap();
+        let identity = Identity::from_pem(read(&certificates.server), read(&certificates.server_key));
+        let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+        Self::serve_grpc(server, "https")
+    }
+
+    fn serve_grpc(mut server: Server, scheme: &str) -> Self {
         let (taken, runtime) = (Taken::default(), Runtime::new().unwrap());
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let serving = tonic::transport::Server::builder()
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let serving = server
             .add_service(TraceServiceServer::new(taken.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
         runtime.spawn(serving);
@@ -91,13 +109,34 @@ impl Receiver {
     }
 
     pub(crate) fn http() -> Self {
+        Self::serve_http("http", |stream, taken| {
+            let mut stream = BufReader::new(stream);
+            while answer(&mut stream, taken) {}
+        })
+    }
+
+    /// With TLS, under a server's certificate.
+    pub(crate) fn http_tls(certificates: &Certificates) -> Self {
+        let chain = CertificateDer::pem_file_iter(&certificates.server).unwrap().map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(&certificates.server_key).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+        Self::serve_http("https", move |stream, taken| {
+            let session = ServerConnection::new(config.clone()).unwrap();
+            let mut stream = BufReader::new(StreamOwned::new(session, stream));
+            while answer(&mut stream, taken) {}
+        })
+    }
+
+    fn serve_http(scheme: &str, serve: impl Fn(TcpStream, &Taken) + Clone + Send + 'static) -> Self {
         let (taken, listener) = (Taken::default(), TcpListener::bind("127.0.0.1:0").unwrap());
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
         let taking = taken.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let taking = taking.clone();
-                std::thread::spawn(move || while answer(&stream, &taking) {});
+                let (taking, serve) = (taking.clone(), serve.clone());
+                std::thread::spawn(move || serve(stream, &taking));
             }
         });
         Self { endpoint, taken, _runtime: None }
@@ -126,8 +165,7 @@ impl TraceService for Taken {
 }
 
 /// Answers one HTTP request; false at the end of the connection.
-fn answer(stream: &TcpStream, taken: &Taken) -> bool {
-    let mut reader = BufReader::new(stream);
+fn answer<S: Read + Write>(reader: &mut BufReader<S>, taken: &Taken) -> bool {
     let mut line = String::new();
     if reader.read_line(&mut line).unwrap_or(0) == 0 {
         return false;
@@ -151,8 +189,9 @@ fn answer(stream: &TcpStream, taken: &Taken) -> bool {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     taken.take(ExportTraceServiceRequest::decode(body.as_slice()).unwrap());
-    let mut stream = stream;
-    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n").is_ok()
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
+    let stream = reader.get_mut();
+    stream.write_all(answer).and_then(|()| stream.flush()).is_ok()
 }
 
 /// Accepts connections, for as long as it is there, and never answers.

@@ -170,7 +170,7 @@ fn resource(config: &Config) -> Resource {
         .build()
 }
 
-/// Headers, time limit, compression and TLS of the receiver come from the exporter's own variables.
+/// Headers, time limit and compression come from the exporter's own variables; whom `https:` trusts, from the system.
 fn exporter(config: &Config) -> Result<SpanExporter, ExporterBuildError> {
     match config.protocol {
         Protocol::Grpc => {
