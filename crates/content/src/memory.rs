@@ -116,12 +116,18 @@ impl Ingester for MemoryStore {
         let ingest = state.ingests.entry(options.reference.clone()).or_insert_with(|| Ingest::new(&options.reference));
         ingest.id = id;
         ingest.locked = true;
+        if ![0, ingest.status.total].contains(&options.total) && ingest.status.total != 0 {
+            // It is to be something else: what is there belongs to no part of it.
+            ingest.bytes.clear();
+            ingest.status.offset = 0;
+        }
         ingest.status.total = if options.total == 0 { ingest.status.total } else { options.total };
-        ingest.status.expected = options.expected.or(ingest.status.expected.take());
+        ingest.status.expected = options.expected.clone().or(ingest.status.expected.take());
         let algorithm = ingest.status.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let mut digester = Digester::new(algorithm);
         digester.update(&ingest.bytes);
-        Ok(Box::new(MemoryWriter { store: self.clone(), id, digester, algorithm, last: ingest.status.clone() }))
+        let (store, last, expected) = (self.clone(), ingest.status.clone(), options.expected);
+        Ok(Box::new(MemoryWriter { store, id, digester, algorithm, last, expected }))
     }
 }
 
@@ -146,6 +152,8 @@ struct MemoryWriter {
     digester: Digester,
     algorithm: Algorithm,
     last: Status,
+    /// What this writer expects; what an earlier one did is told by the status and binds nobody.
+    expected: Option<Digest>,
 }
 
 impl MemoryWriter {
@@ -188,7 +196,7 @@ impl Writer for MemoryWriter {
     }
 
     async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> Result<Digest> {
-        let wanted = expected.cloned().or_else(|| self.last.expected.clone());
+        let wanted = expected.cloned().or_else(|| self.expected.clone());
         let algorithm = wanted.as_ref().map_or(self.algorithm, Digest::algorithm);
         let own = self.algorithm;
         let (bytes, total, actual) = self.with(|ingest, digester| {

@@ -316,6 +316,18 @@ mod cases {
         assert_eq!(of(writer.status()), (6, Some(second.clone())));
         drop(writer);
         assert_eq!(of(store.status("later").await.unwrap()), (6, Some(second)));
+        // Another size makes it another blob: it begins again. The same or none goes on.
+        let mut writer = store.writer(named("later")).await.unwrap();
+        writer.write(Bytes::from_static(b"abc")).await.unwrap();
+        drop(writer);
+        for (total, offset) in [(6, 3), (0, 3), (7, 0), (6, 0)] {
+            let writer = store.writer(IngestOptions { total, ..named("later") }).await.unwrap();
+            assert_eq!(writer.status().offset, offset, "a total of {total}");
+        }
+        // Who expects nothing is not bound by what an earlier writer expected.
+        let mut writer = store.writer(named("later")).await.unwrap();
+        writer.write(Bytes::from_static(b"others")).await.unwrap();
+        assert_eq!(writer.commit(6, None).await.unwrap(), Digest::of(b"others"));
     }
 
     pub async fn the_second_commit_of_a_digest_learns_that_it_exists(fixture: &Fixture) {

@@ -97,6 +97,8 @@ struct Run<'a> {
     model: Model,
     /// A writer whose ingest was aborted is alive no more.
     writers: BTreeMap<usize, (Box<dyn Writer>, bool)>,
+    /// What each writer itself expects; what is told of an ingest may be an earlier writer's.
+    expected: BTreeMap<usize, Option<Digest>>,
 }
 
 impl Run<'_> {
@@ -160,6 +162,7 @@ impl Run<'_> {
             return;
         }
         let ingest = ingests.entry(r).or_default();
+        self.expected.insert(r, expected.clone());
         ingest.expected = expected.or(ingest.expected.take());
         self.writers.insert(r, (opened.unwrap(), true));
     }
@@ -178,7 +181,7 @@ impl Run<'_> {
             assert_eq!(found, Outcome::Missing);
             return;
         };
-        if expected.or(ingest.expected).is_some_and(|expected| expected != actual) {
+        if expected.or_else(|| self.expected[&r].clone()).is_some_and(|expected| expected != actual) {
             assert_eq!(found, Outcome::Mismatch);
             return;
         }
@@ -225,7 +228,7 @@ impl Run<'_> {
 }
 
 fn run(store: &dyn Store, bin: &Path, ops: &[Op]) {
-    let mut run = Run { store, bin, model: Model::default(), writers: BTreeMap::new() };
+    let mut run = Run { store, bin, model: Model::default(), writers: BTreeMap::new(), expected: BTreeMap::new() };
     for op in ops {
         run.apply(op);
         run.check();

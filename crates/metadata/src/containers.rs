@@ -249,7 +249,9 @@ fn masked(old: Container, given: Container, mask: &[String]) -> Result<Container
     let mut new = old;
     for path in paths {
         if let Some(key) = path.strip_prefix("labels.") {
-            labels::set(&mut new.labels, key, given.labels.get(key).cloned().unwrap_or_default());
+            labels::by_mask(&mut new.labels, key, &given.labels)?;
+        } else if path == "extensions." {
+            return Err(labels::unknown_field(path, "extensions.<key> with a key"));
         } else if let Some(key) = path.strip_prefix("extensions.") {
             match given.extensions.get(key) {
                 Some(extension) => drop(new.extensions.insert(key.to_owned(), extension.clone())),

@@ -303,7 +303,7 @@ fn masked(old: &Image, given: Image, mask: &[String]) -> Result<Image> {
     let mut new = old.clone();
     for path in mask {
         if let Some(key) = path.strip_prefix("labels.") {
-            labels::set(&mut new.labels, key, given.labels.get(key).cloned().unwrap_or_default());
+            labels::by_mask(&mut new.labels, key, &given.labels)?;
         } else if let Some(key) = path.strip_prefix("annotations.") {
             let value = given.target.annotations.get(key).cloned().unwrap_or_default();
             labels::set(&mut new.target.annotations, key, value);

@@ -18,6 +18,14 @@ pub(crate) fn merge(into: &mut Labels, from: &Labels) {
     }
 }
 
+/// What `labels.<key>` of a field mask sets the label to. The key itself has the bound, even if it is deleted.
+pub(crate) fn by_mask(labels: &mut Labels, key: &str, given: &Labels) -> Result<()> {
+    let value = given.get(key).cloned().unwrap_or_default();
+    within_bound(key, &value)?;
+    set(labels, key, value);
+    Ok(())
+}
+
 /// Sets one label; an empty value deletes it.
 pub(crate) fn set(labels: &mut Labels, key: &str, value: String) {
     if value.is_empty() {
@@ -29,16 +37,17 @@ pub(crate) fn set(labels: &mut Labels, key: &str, value: String) {
 
 /// Refuses what is too long.
 pub(crate) fn validate(labels: &Labels) -> Result<()> {
-    for (key, value) in labels {
-        let length = key.len() + value.len();
-        if length > MAX_LABEL {
-            let start: String = key.chars().take(40).collect();
-            let reason =
-                format!("key and value have {length} bytes together, at most {MAX_LABEL} are allowed: {start:?}");
-            return Err(Error::Invalid { what: "label", reason });
-        }
+    labels.iter().try_for_each(|(key, value)| within_bound(key, value))
+}
+
+fn within_bound(key: &str, value: &str) -> Result<()> {
+    let length = key.len() + value.len();
+    if length <= MAX_LABEL {
+        return Ok(());
     }
-    Ok(())
+    let start: String = key.chars().take(40).collect();
+    let reason = format!("key and value have {length} bytes together, at most {MAX_LABEL} are allowed: {start:?}");
+    Err(Error::Invalid { what: "label", reason })
 }
 
 /// What an update with a field mask makes of an object's labels, for objects that can change nothing else. No mask
@@ -49,7 +58,7 @@ pub(crate) fn masked(old: Labels, new: Labels, mask: &[String]) -> Result<Labels
         if path == "labels" {
             result = new.clone();
         } else if let Some(key) = path.strip_prefix("labels.") {
-            set(&mut result, key, new.get(key).cloned().unwrap_or_default());
+            by_mask(&mut result, key, &new)?;
         } else {
             return Err(unknown_field(path, "labels or labels.<key>"));
         }

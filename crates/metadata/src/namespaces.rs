@@ -56,6 +56,10 @@ impl Store {
     pub fn update_namespace(&self, name: &str, labels: Labels, mask: &[String]) -> Result<NamespaceInfo> {
         self.write("update namespace", |tx| {
             ensure(tx, name)?;
+            // As in containerd a mask names labels one by one; without a mask all are replaced.
+            if let Some(path) = mask.iter().find(|path| *path == "labels") {
+                return Err(labels::unknown_field(path, "labels.<key>"));
+            }
             let old = labels_of(tx, name)?.unwrap_or_default();
             tx.tell(name, Change::NamespaceUpdate { name: name.to_owned(), labels: labels.clone() });
             let labels = labels::masked(old, labels, mask)?;

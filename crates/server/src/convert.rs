@@ -33,11 +33,6 @@ pub(crate) fn digest(text: &str) -> Result<Digest, Status> {
     text.parse().map_err(|e: orlop_oci::DigestError| e.to_status())
 }
 
-/// A digest that may be left out.
-pub(crate) fn optional_digest(text: &str) -> Result<Option<Digest>, Status> {
-    if text.is_empty() { Ok(None) } else { digest(text).map(Some) }
-}
-
 pub(crate) fn platforms(texts: &[String]) -> Result<Vec<Platform>, Status> {
     texts.iter().map(|t| t.parse().map_err(|e: orlop_oci::PlatformError| e.to_status())).collect()
 }

@@ -80,6 +80,9 @@ impl Introspection for Server {
 
     async fn plugin_info(&self, request: Request<pb::PluginInfoRequest>) -> Answer<pb::PluginInfoResponse> {
         let request = request.into_inner();
+        if let Some(options) = &request.options {
+            crate::any::defined(options, "options")?;
+        }
         let found = self.plugins().into_iter().find(|p| p.r#type == request.r#type && p.id == request.id);
         let plugin =
             found.ok_or_else(|| Status::not_found(format!("plugin {}.{}: not found", request.r#type, request.id)))?;

@@ -2,13 +2,13 @@
 
 use orlop_api::containerd::services::snapshots::v1 as pb;
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::Snapshots;
-use orlop_metadata::{ScopedSnapshots, SnapshotInfo, SnapshotKind};
+use orlop_metadata::{Filter, ScopedSnapshots, SnapshotInfo, SnapshotKind};
 use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
 use crate::convert::{mask, mounts_to_wire, required, signed, timestamp};
 use crate::page::pages;
-use crate::status::ToStatus;
+use crate::status::{ToStatus, uncoded};
 use crate::{Answer, AnswerStream, Server, call};
 
 impl Server {
@@ -75,7 +75,9 @@ impl Snapshots for Server {
 
     async fn list(&self, request: Request<pb::ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let snapshots = self.snapshots_of(&request, &request.get_ref().snapshotter)?;
-        let mut found = blocking(move || snapshots.list(&request.into_inner().filters)).await?;
+        let filters = request.into_inner().filters;
+        Filter::parse(&filters).map_err(|e| uncoded(&e))?;
+        let mut found = blocking(move || snapshots.list(&filters)).await?;
         // containerd's order, in which clients print them.
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Response::new(pages(found.into_iter().map(to_wire), |info| pb::ListSnapshotsResponse { info })))

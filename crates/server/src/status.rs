@@ -65,6 +65,11 @@ macro_rules! invalid {
 
 invalid!(DigestError, PlatformError, ReferenceError, metadata::FilterError);
 
+/// A filter that cannot be read, where containerd forgets to say whose fault that is.
+pub(crate) fn uncoded(error: &metadata::FilterError) -> Status {
+    status(error, (Code::Unknown, Class::Usage), "")
+}
+
 impl ToStatus for content::Error {
     fn to_status(&self) -> Status {
         use content::Error as E;

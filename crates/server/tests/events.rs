@@ -185,7 +185,7 @@ async fn what_makes_no_sense_is_refused() {
     let refused = client.publish(Request::new(published("/a", started("x")))).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     let refused = client.subscribe(pb::SubscribeRequest { filters: vec!["topic=x".into()] }).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(refused.code(), Code::Unknown, "as containerd answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

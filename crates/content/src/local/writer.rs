@@ -120,6 +120,8 @@ struct Ingest {
     algorithm: Algorithm,
     digester: Digester,
     status: Status,
+    /// What this writer expects; what an earlier one did is told by the status and binds nobody.
+    expected: Option<Digest>,
 }
 
 impl Drop for Ingest {
@@ -142,7 +144,8 @@ impl Ingest {
         }
         let (directory, data, status) = IngestDir::open(&paths.ingest, &options)?;
         let algorithm = status.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-        let mut ingest = Self { paths, directory, data, algorithm, digester: Digester::new(algorithm), status };
+        let (digester, expected) = (Digester::new(algorithm), options.expected);
+        let mut ingest = Self { paths, directory, data, algorithm, digester, status, expected };
         ingest.digester = ingest.hash(algorithm)?;
         Ok(ingest)
     }
@@ -203,7 +206,7 @@ impl Ingest {
 
     fn commit(&mut self, size: u64, expected: Option<Digest>) -> Result<Digest> {
         self.check_alive()?;
-        let expected = expected.or_else(|| self.status.expected.clone());
+        let expected = expected.or_else(|| self.expected.clone());
         let algorithm = expected.as_ref().map_or(self.algorithm, Digest::algorithm);
         let digester = if algorithm == self.algorithm { self.digester.clone() } else { self.hash(algorithm)? };
         let actual = digester.finish();

@@ -77,7 +77,7 @@ impl ScopedContent {
             (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
         };
         let source = self.source(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
-        Ok(ScopedWriter::new(self.clone(), options.reference, backend, source))
+        Ok(ScopedWriter::new(self.clone(), options, backend, source))
     }
 
     /// Frees a ref whose blob is there, unless somebody is writing it.

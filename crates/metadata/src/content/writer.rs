@@ -45,14 +45,17 @@ pub struct ScopedWriter {
     content: ScopedContent,
     reference: String,
     backend: String,
+    /// What this writer expects; what an earlier one did is told by the status and binds nobody.
+    expected: Option<Digest>,
     source: Source,
     labels: Labels,
     done: bool,
 }
 
 impl ScopedWriter {
-    pub(super) fn new(content: ScopedContent, reference: String, backend: String, source: Source) -> Self {
-        Self { content, reference, backend, source, labels: Labels::new(), done: false }
+    pub(super) fn new(content: ScopedContent, options: IngestOptions, backend: String, source: Source) -> Self {
+        let IngestOptions { reference, expected, .. } = options;
+        Self { content, reference, backend, expected, source, labels: Labels::new(), done: false }
     }
 
     /// Sets the labels that the blob gets when this writer makes it visible. A blob that is there keeps its own.
@@ -86,6 +89,8 @@ impl ScopedWriter {
                 at += part.len() as u64;
                 writer.write(part).await?;
             }
+            // It is to be something else than what was adopted.
+            self.expected = None;
             self.source = Source::Raw(writer);
         }
         match &mut self.source {
@@ -103,7 +108,7 @@ impl ScopedWriter {
             return Err(content::Error::SizeMismatch { reference, expected: size, actual: status.offset });
         }
         let actual = self.digest();
-        let name = expected.cloned().or(status.expected).unwrap_or_else(|| actual.clone());
+        let name = expected.or(self.expected.as_ref()).cloned().unwrap_or_else(|| actual.clone());
         if name != actual && (name.algorithm() == actual.algorithm() || matches!(self.source, Source::Adopted(_))) {
             return Err(content::Error::DigestMismatch { reference: self.reference.clone(), expected: name, actual });
         }

@@ -3,17 +3,18 @@
 //! # Invariants
 //! - The writer is closed before the last answer or the error leaves, so that the client may open the ref again at once.
 //! - Offset 0 begins again, even with a commit; any other offset must be where the ingest ends.
+//! - A total or a digest that cannot be holds up no byte: as in containerd the commit fails, and the ingest stays.
 //! - A client that goes away leaves the ingest, to be resumed.
 
 use orlop_api::containerd::services::content::v1 as pb;
 use orlop_content::{IngestManager, IngestOptions, Writer};
 use orlop_metadata::{Labels, ScopedContent, ScopedWriter};
-use orlop_oci::Digest;
+use orlop_oci::{Digest, DigestError};
 use tonic::{Status, Streaming};
 
 use crate::AnswerStream;
 use crate::blocking::blocking;
-use crate::convert::{optional_digest, signed, timestamp, unsigned};
+use crate::convert::{signed, timestamp};
 use crate::status::ToStatus;
 
 /// A call between two messages.
@@ -27,8 +28,45 @@ struct Session {
 struct Open {
     writer: ScopedWriter,
     reference: String,
-    total: u64,
-    expected: Option<Digest>,
+    whole: Whole,
+}
+
+/// What the client says about the whole: the last word counts.
+struct Whole {
+    total: i64,
+    expected: Option<Result<Digest, DigestError>>,
+}
+
+impl Whole {
+    fn of(message: &pb::WriteContentRequest) -> Self {
+        let expected = (!message.expected.is_empty()).then(|| message.expected.parse());
+        Self { total: message.total, expected }
+    }
+
+    /// As a size; there is none if nothing that can be was said.
+    fn total(&self) -> u64 {
+        u64::try_from(self.total).unwrap_or(0)
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.expected.as_ref().and_then(|expected| expected.as_ref().ok())
+    }
+
+    /// What no bytes can be.
+    fn check(&self) -> Result<(), Status> {
+        if self.total < 0 {
+            let total = self.total;
+            return Err(Status::failed_precondition(format!(
+                "total is {total}: expected 0 or more; nothing is committed"
+            )));
+        }
+        match &self.expected {
+            Some(Err(error)) => Err(Status::failed_precondition(format!(
+                "expected: {error}; no bytes have it, and nothing is committed"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a message led to.
@@ -56,12 +94,15 @@ pub(super) fn stream(
 
 impl Session {
     async fn step(&mut self) -> Result<Option<Step>, Status> {
-        let Some(message) = self.messages.message().await? else { return Ok(None) };
-        let expected = optional_digest(&message.expected)?;
-        let total = unsigned(message.total, "total")?;
+        let Some(message) = self.messages.message().await? else {
+            // containerd's code for a call that ends before it begins.
+            let begun = self.open.is_some();
+            return if begun { Ok(None) } else { Err(Status::unknown("the call ended before its first message")) };
+        };
+        let whole = Whole::of(&message);
         let open = match self.open.take() {
-            None => open(&self.content, message.r#ref.clone(), total, expected).await?,
-            Some(open) => self.revise(open, total, expected).await?,
+            None => open(&self.content, message.r#ref.clone(), whole).await?,
+            Some(open) => self.revise(open, whole).await?,
         };
         match message.action() {
             pb::WriteAction::Stat => {
@@ -83,36 +124,35 @@ impl Session {
     }
 
     /// Takes over what a later message says about the whole. A digest that has become visible ends the write.
-    async fn revise(&mut self, mut open: Open, total: u64, expected: Option<Digest>) -> Result<Open, Status> {
-        if total > 0 {
-            open.total = total;
+    async fn revise(&mut self, mut open: Open, said: Whole) -> Result<Open, Status> {
+        if said.total != 0 {
+            open.whole.total = said.total;
         }
-        let Some(expected) = expected else { return Ok(open) };
-        let (content, wanted) = (self.content.clone(), expected.clone());
-        if blocking(move || content.stat(&wanted)).await.is_ok() {
-            let reference = open.reference.clone();
-            drop(open);
-            // The ref must be free; that it is gone already is as good.
-            let _ = self.content.abort(&reference).await;
-            return Err(orlop_content::Error::AlreadyExists(expected).to_status());
+        if let Some(expected) = said.digest() {
+            let (content, wanted) = (self.content.clone(), expected.clone());
+            if blocking(move || content.stat(&wanted)).await.is_ok() {
+                let reference = open.reference.clone();
+                drop(open);
+                // The ref must be free; that it is gone already is as good.
+                let _ = self.content.abort(&reference).await;
+                return Err(orlop_content::Error::AlreadyExists(expected.clone()).to_status());
+            }
         }
-        open.expected = Some(expected);
+        if said.expected.is_some() {
+            open.whole.expected = said.expected;
+        }
         Ok(open)
     }
 }
 
-async fn open(
-    content: &ScopedContent,
-    reference: String,
-    total: u64,
-    expected: Option<Digest>,
-) -> Result<Open, Status> {
+async fn open(content: &ScopedContent, reference: String, whole: Whole) -> Result<Open, Status> {
     if reference.is_empty() {
         return Err(Status::invalid_argument("ref is required in the first message"));
     }
-    let options = IngestOptions { reference: reference.clone(), total, expected: expected.clone() };
+    let (total, expected) = (whole.total(), whole.digest().cloned());
+    let options = IngestOptions { reference: reference.clone(), total, expected };
     let writer = content.scoped_writer(options).await.map_err(|e| e.to_status())?;
-    Ok(Open { writer, reference, total, expected })
+    Ok(Open { writer, reference, whole })
 }
 
 impl Open {
@@ -134,9 +174,10 @@ impl Open {
 
     /// Commits and closes the writer.
     async fn commit(mut self, labels: Labels) -> Result<pb::WriteContentResponse, Status> {
+        self.whole.check()?;
         self.writer.set_labels(labels).map_err(|e| e.to_status())?;
         let mut answer = self.answer(pb::WriteAction::Commit);
-        let digest = self.writer.commit(self.total, self.expected.as_ref()).await.map_err(|e| e.to_status())?;
+        let digest = self.writer.commit(self.whole.total(), self.whole.digest()).await.map_err(|e| e.to_status())?;
         answer.digest = digest.to_string();
         Ok(answer)
     }
@@ -148,7 +189,7 @@ impl Open {
             started_at: Some(timestamp(status.started_at)),
             updated_at: Some(timestamp(status.updated_at)),
             offset: signed(status.offset),
-            total: signed(self.total),
+            total: signed(self.whole.total()),
             digest: self.writer.digest().to_string(),
         }
     }

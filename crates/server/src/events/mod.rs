@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
 use crate::convert::{required, timestamp};
-use crate::status::ToStatus;
+use crate::status::{ToStatus, uncoded};
 use crate::{Answer, AnswerStream, Server, call};
 
 /// Events that a subscriber may be behind: a pull of a large image makes some hundreds.
@@ -116,7 +116,7 @@ impl Events for Server {
     }
 
     async fn subscribe(&self, request: Request<pb::SubscribeRequest>) -> Answer<Self::SubscribeStream> {
-        let filter = Filter::parse(&request.into_inner().filters).map_err(|e| e.to_status())?;
+        let filter = Filter::parse(&request.into_inner().filters).map_err(|e| uncoded(&e))?;
         let events = matching(self.exchange().subscribe(), filter);
         Ok(Response::new(self.until_shutdown(events)))
     }

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::any::{pack, unpack};
+use crate::any::{broken, pack, unpack};
 use crate::{Answer, AnswerStream, Server, call};
 
 /// Answers made and not yet taken.
@@ -160,12 +160,14 @@ impl Service for Server {
 }
 
 async fn open(streams: Streams, namespace: String, mut messages: Streaming<Any>) -> Result<Answers, Status> {
-    let first = messages.message().await?.ok_or_else(|| Status::invalid_argument("a stream begins with its name"))?;
+    // containerd's code for a call that ends before it begins.
+    let first =
+        messages.message().await?.ok_or_else(|| Status::unknown("the stream ended before its name was said"))?;
     let init = unpack::<StreamInit>(&first).ok_or_else(|| {
         let expected = StreamInit::full_name();
-        Status::invalid_argument(format!("a stream begins with {expected}, found {:?}", first.type_url))
+        Status::unknown(format!("a stream begins with {expected}, found {:?}", first.type_url))
     })?;
-    let init = init.map_err(|e| Status::invalid_argument(format!("the beginning of the stream: {e}")))?;
+    let init = init.map_err(|e| broken(&first, "the beginning of a stream", &e))?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let acknowledged = sender.try_send(Ok(Any { type_url: EMPTY.to_owned(), value: Vec::new() }));
     acknowledged.expect("a new queue has room");

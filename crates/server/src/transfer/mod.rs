@@ -24,13 +24,12 @@ use orlop_api::containerd::types::transfer as types;
 use orlop_image::{Event, ExportRequest, ImportAs, PushRequest};
 use orlop_metadata::Scope;
 use orlop_oci::MediaKind;
-use prost::Name;
 use prost_types::Any;
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::StreamReader;
 use tonic::{Request, Response, Status};
 
-use crate::any::unpack;
+use crate::any::{defined, unpack};
 use crate::blocking::blocking;
 use crate::convert::descriptor_to_wire;
 use crate::status::ToStatus;
@@ -51,8 +50,10 @@ enum End {
 
 impl End {
     fn parse(any: Option<Any>, what: &str) -> Result<Self, Status> {
-        let any = crate::convert::required(any, what)?;
-        let broken = |e: prost::DecodeError| Status::invalid_argument(format!("{what} {}: {e}", any.type_url));
+        // What is left out is a message of no type, as in containerd.
+        let any = any.unwrap_or_default();
+        defined(&any, what)?;
+        let broken = |e: prost::DecodeError| crate::any::broken(&any, what, &e);
         if let Some(found) = unpack::<types::OciRegistry>(&any) {
             return found.map(Self::Registry).map_err(broken);
         }
@@ -66,10 +67,8 @@ impl End {
             return found.map(Self::Export).map_err(broken);
         }
         Err(Status::unimplemented(format!(
-            "{what} of type {:?}: expected OCIRegistry, ImageStore, ImageImportStream or ImageExportStream under their bare \
-             names, as in {}",
-            any.type_url,
-            types::ImageStore::full_name()
+            "{what} of type {:?}: expected OCIRegistry, ImageStore, ImageImportStream or ImageExportStream",
+            any.type_url
         )))
     }
 
