@@ -10,15 +10,16 @@
 //!
 //! # Concurrency
 //! Records are read, then changes are decided, then written; others go on meanwhile. So a change is written only if
-//! nothing has happened since to the record itself or to a record of the same image ([`Since`]); else it is decided
-//! anew. A name that was deleted does not come back, nor does one that was moved go back.
+//! nothing has happened since to the record itself or to a record of the same image ([`Since`]), and a hash reference is
+//! taken away only if no container has come to stand on its image; else it is decided anew. A name that was deleted does
+//! not come back, nor does one that was moved go back.
 //!
 //! [`pass`] goes through all records without holding them.
 
 mod groups;
 mod pass;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
@@ -30,6 +31,7 @@ use tracing::info_span;
 use crate::catalog::Catalog;
 use crate::pull::record_labels;
 use crate::span::within;
+use crate::users::Users;
 use crate::{Images, Result, Settings, labels};
 
 /// What the reconciler calls itself in the history.
@@ -340,7 +342,16 @@ impl Images {
                 };
                 let (image, unread) = (|target: &Digest| learn(target).0, |target: &Digest| learn(target).1);
                 let since = Since { records: &catalog.records, image: &image, unread: &unread };
-                let outdated = |change: &ImageChange, entry: &HistoryEntry| since.outdates(change, entry);
+                // Of containers the history says nothing. What cannot be read may be used.
+                let users: OnceCell<Option<Users>> = OnceCell::new();
+                let used = |target: &Digest| {
+                    let users = users.get_or_init(|| Users::read(store, &scope.namespace).ok());
+                    users.as_ref().is_none_or(|users| !users.of(&catalog, target).is_empty())
+                };
+                let outdated = |change: &ImageChange, entries: &[HistoryEntry]| {
+                    let needed = || strands(change) && since.target(change).is_none_or(used);
+                    entries.iter().any(|entry| since.outdates(change, entry)) || needed()
+                };
                 Ok(store.write_images_decided_at(&scope, catalog.seen, decided, outdated)?)
             })
             .await?;
@@ -399,16 +410,20 @@ struct Since<'a> {
 }
 
 impl Since<'_> {
+    /// What the changed record is to point at, or pointed at.
+    fn target<'c>(&'c self, change: &'c ImageChange) -> Option<&'c Digest> {
+        match change {
+            ImageChange::Upsert { target, .. } => Some(&target.digest),
+            ImageChange::Delete { name } => self.records.iter().find(|r| r.name == *name).map(|r| &r.target.digest),
+        }
+    }
+
     /// Whether what happened since may make a change wrong: it happened to the same record, or to one of the same image.
     fn outdates(&self, change: &ImageChange, since: &HistoryEntry) -> bool {
         if since.name == change.name() {
             return true;
         }
-        let target = match change {
-            ImageChange::Upsert { target, .. } => Some(&target.digest),
-            ImageChange::Delete { name } => self.records.iter().find(|r| r.name == *name).map(|r| &r.target.digest),
-        };
-        let Some(target) = target else { return true };
+        let Some(target) = self.target(change) else { return true };
         let id = (self.image)(target);
         let concerns = |digest: &Digest| digest == target || (id.is_some() && (self.image)(digest) == id);
         let may_need = |digest: &Digest| concerns(digest) || (strands(change) && (self.unread)(digest));

@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::changes::Change;
 use crate::db::{from_nanos, to_nanos};
 use crate::edges::{self, Edges};
 use crate::filter::{Filter, in_map};
+use crate::history::optional_digest;
 use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, namespaces, validate_identifier};
 
@@ -52,6 +54,17 @@ pub struct Container {
     pub updated_at: Timestamp,
 }
 
+/// What a container stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerBase {
+    /// The container's ID.
+    pub container: String,
+    /// The key of the committed snapshot that its own was prepared on: of an image, the chain ID of its top layer.
+    pub snapshot: String,
+    /// What the name of its image pointed at when the container was made, if there was such a record.
+    pub target: Option<Digest>,
+}
+
 const COLUMNS: &str = "id, labels, image, runtime, snapshotter, snapshot_key, sandbox, created, updated";
 
 /// Fields of `container_message`.
@@ -87,16 +100,22 @@ impl Store {
         })
     }
 
-    /// The containers that stand on a committed snapshot, each with the key of that: of an image, the chain ID of its top
-    /// layer.
-    pub fn container_parents(&self, namespace: &str) -> Result<Vec<(String, String)>> {
+    /// The containers that stand on a committed snapshot, by ID. What the image's name meant when a container was made is in
+    /// the history, whatever became of the name.
+    pub fn container_bases(&self, namespace: &str) -> Result<Vec<ContainerBase>> {
         self.read(|conn| {
             let mut query = conn.prepare_cached(
-                "SELECT c.id, p.name FROM container c
+                "SELECT c.id, p.name,
+                        (SELECT h.new FROM history h WHERE h.namespace = c.namespace AND h.name = c.image AND h.at < c.created
+                         ORDER BY h.seq DESC LIMIT 1)
+                 FROM container c
                  JOIN snapshot s ON s.namespace = c.namespace AND s.driver = c.snapshotter AND s.name = c.snapshot_key
                  JOIN snapshot p ON p.id = s.parent WHERE c.namespace = ?1 ORDER BY c.id",
             )?;
-            let rows = query.query_map([namespace], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let base = |row: &Row<'_>| {
+                Ok(ContainerBase { container: row.get(0)?, snapshot: row.get(1)?, target: optional_digest(row, 2)? })
+            };
+            let rows = query.query_map([namespace], base)?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }

@@ -331,7 +331,8 @@ pub(crate) fn digest_column(row: &Row<'_>, index: usize) -> rusqlite::Result<Dig
     })
 }
 
-fn optional_digest(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Digest>> {
+/// A digest column that may be empty.
+pub(crate) fn optional_digest(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Digest>> {
     match row.get_ref(index)? {
         rusqlite::types::ValueRef::Null => Ok(None),
         _ => digest_column(row, index).map(Some),

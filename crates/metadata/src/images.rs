@@ -174,18 +174,18 @@ impl Store {
     }
 
     /// Applies, in one transaction, those changes that still hold, and returns the others: what was decided on records that
-    /// were read after the change `seen` of the history is `outdated` by an entry of the namespace that came later.
+    /// were read after the change `seen` of the history may be `outdated` by what the namespace's history has had since then.
+    /// It is asked for each change while nobody else can write.
     pub fn write_images_decided_at(
         &self,
         scope: &Scope,
         seen: i64,
         changes: Vec<ImageChange>,
-        outdated: impl Fn(&ImageChange, &HistoryEntry) -> bool,
+        outdated: impl Fn(&ImageChange, &[HistoryEntry]) -> bool,
     ) -> Result<Vec<ImageChange>> {
         self.write("write images", |tx| {
             let since = history::since(tx, &scope.namespace, seen)?;
-            let is_outdated = |change: &ImageChange| since.iter().any(|entry| outdated(change, entry));
-            let (left, hold): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_outdated);
+            let (left, hold): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| outdated(change, &since));
             apply(tx, scope, &hold)?;
             Ok(left)
         })

@@ -50,7 +50,7 @@ mod watch;
 
 pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
-pub use containers::{Container, TypedBytes};
+pub use containers::{Container, ContainerBase, TypedBytes};
 pub use content::{ContentInfo, ScopedContent, ScopedWriter};
 pub use db::Clock;
 pub use error::{Error, Fault, ObjectKind, Result};

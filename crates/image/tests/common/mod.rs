@@ -188,6 +188,19 @@ impl Made {
         self.manifest(&config, layers)
     }
 
+    /// An image for amd64 whose config alone says who made it.
+    pub fn image_by(&mut self, author: &str, tars: &[Vec<u8>]) -> Descriptor {
+        let diff_ids: Vec<String> = tars.iter().map(|t| Digest::of(t).to_string()).collect();
+        let layers: Vec<Descriptor> =
+            tars.iter().map(|t| self.add(media_type::OCI_LAYER_GZIP, compress::gzip(t))).collect();
+        let config = json!({
+            "author": author, "architecture": "amd64", "os": "linux", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = self.add(media_type::OCI_CONFIG, config.to_string());
+        self.manifest(&config, &layers)
+    }
+
     pub fn manifest(&mut self, config: &Descriptor, layers: &[Descriptor]) -> Descriptor {
         let manifest = json!({
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers,
