@@ -16,8 +16,8 @@ use crate::reconcile::{self, Facts, is_name, is_pinned};
 use crate::users::Users;
 use crate::{Error, Images, Result, SnapshotRow, labels};
 
-/// How often a plan is made again because somebody writes at the same time.
-const ATTEMPTS: usize = 20;
+/// How often what was decided is decided again because somebody writes at the same time.
+pub(crate) const ATTEMPTS: usize = 20;
 
 /// What to remove.
 #[derive(Debug, Clone, Default)]

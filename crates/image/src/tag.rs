@@ -1,9 +1,12 @@
 //! Names: tag, untag, pin, undo.
 
-use orlop_metadata::{ImageChange, Labels, Scope, UndoReport};
-use orlop_oci::{Descriptor, ImageId, Reference};
+use std::collections::BTreeSet;
+
+use orlop_metadata::{self as metadata, HistoryEntry, Image, ImageChange, Labels, Scope, UndoReport};
+use orlop_oci::{Descriptor, Digest, ImageId, Reference};
 
 use crate::pull::Naming;
+use crate::remove::ATTEMPTS;
 use crate::{Error, Images, Result, labels};
 
 impl Images {
@@ -65,20 +68,47 @@ impl Images {
     }
 
     /// Sets or removes the pin on all records of an image. Returns them.
+    ///
+    /// Nothing else of a record changes: if anybody has written one of them since it was read, all is done anew.
     pub async fn pin(&self, scope: &Scope, name: &str, pinned: bool) -> Result<Vec<String>> {
+        for _ in 0..ATTEMPTS {
+            if let Some(names) = self.try_pin(scope, name, pinned).await? {
+                return Ok(names);
+            }
+        }
+        Err(metadata::Error::Moved.into())
+    }
+
+    /// Returns nothing, and has done nothing, if the records changed meanwhile.
+    async fn try_pin(&self, scope: &Scope, name: &str, pinned: bool) -> Result<Option<Vec<String>>> {
+        let seen = self.blocking(|store| Ok(store.last_change()?)).await?;
         let found = self.resolve_name(scope, name).await?;
         let catalog = self.catalog(scope).await?;
+        let records = self.siblings(&catalog, &found.target.digest);
+        if records.is_empty() && !found.names.is_empty() {
+            return Ok(None);
+        }
+        let targets: BTreeSet<Digest> = records.iter().map(|record| record.target.digest.clone()).collect();
         let value = if pinned { labels::PINNED_VALUE } else { "" };
-        let upsert = |record: &orlop_metadata::Image| ImageChange::Upsert {
+        let upsert = |record: &Image| ImageChange::Upsert {
             name: record.name.clone(),
             target: record.target.clone(),
             labels: Labels::from([(labels::PINNED.to_owned(), value.to_owned())]),
         };
-        let changes: Vec<_> = self.siblings(&catalog, &found.target.digest).into_iter().map(upsert).collect();
+        let changes: Vec<_> = records.into_iter().map(upsert).collect();
         let names = crate::pull::names(&changes);
-        let owned = scope.clone();
-        self.blocking(move |store| Ok(store.write_images(&owned, &changes)?)).await?;
-        Ok(names)
+        let (owned, decided_on) = (scope.clone(), names.clone());
+        let left = self
+            .blocking(move |store| {
+                let of_image = |digest: &Option<Digest>| digest.as_ref().is_some_and(|digest| targets.contains(digest));
+                let concerns = |entry: &HistoryEntry| {
+                    decided_on.contains(&entry.name) || of_image(&entry.old) || of_image(&entry.new)
+                };
+                let outdated = |_: &ImageChange, since: &[HistoryEntry]| since.iter().any(concerns);
+                Ok(store.write_images_decided_at(&owned, seen, changes, outdated)?)
+            })
+            .await?;
+        Ok(left.is_empty().then_some(names))
     }
 
     /// Undoes one removal (`None`: the newest), then reconciles.

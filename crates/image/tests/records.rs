@@ -5,6 +5,7 @@ mod common;
 use common::{Made, Node, Shelf, layers};
 use orlop_image::{Error, ListRequest, RemoveRequest};
 use orlop_metadata::{ImageChange, Labels};
+use orlop_oci::Descriptor;
 
 /// A node with one image pulled; its name, image ID and digest reference.
 async fn pulled() -> (Node, Shelf, String, String, String) {
@@ -211,4 +212,43 @@ async fn a_name_that_goes_while_everything_is_reconciled_does_not_come_back() {
         assert_eq!(node.names().len(), 3);
     }
     passes.abort();
+}
+
+/// Regression: a pin wrote whole records as they had been read. It brought a name back that was deleted meanwhile, or moved
+/// one back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_goes_or_moves_while_its_image_is_pinned_does_not_come_back() {
+    let (node, shelf, name, id, _) = pulled().await;
+    let mut made = Made::default();
+    let second = made.image("amd64", &layers()[..1]);
+    shelf.push(&made, "team/other:1", &second).await;
+    node.pull(&shelf.name("team/other:1")).await.unwrap();
+    let first = node.store().image("k8s.io", &name).unwrap().target;
+    let (images, scope) = (node.images.clone(), node.scope.clone());
+    let pins = tokio::spawn(async move {
+        for pinned in [true, false].into_iter().cycle() {
+            // A client may read and write in between for so long that no attempt is enough.
+            match images.pin(&scope, &id, pinned).await {
+                Ok(_) | Err(Error::NotFound(_) | Error::Metadata(orlop_metadata::Error::Moved)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    });
+    let write = |change: ImageChange| node.store().write_images(&node.scope, &[change]).unwrap();
+    let put = |target: &Descriptor| {
+        write(ImageChange::Upsert { name: name.clone(), target: target.clone(), labels: Labels::new() })
+    };
+    let target = || node.store().image("k8s.io", &name).ok().map(|record| record.target.digest);
+    for _ in 0..100 {
+        write(ImageChange::Delete { name: name.clone() });
+        assert_eq!(target(), None);
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        assert_eq!(target(), None, "nobody makes it");
+        put(&second);
+        tokio::task::yield_now().await;
+        assert_eq!(target().as_ref(), Some(&second.digest), "nobody moves it");
+        put(&first);
+    }
+    assert!(!pins.is_finished());
+    pins.abort();
 }
