@@ -16,7 +16,16 @@ use crate::{
     BlobSource, BlobStream, ClientOptions, Resolved, Tuning, UploadProgress, Uploaded, blob, push, referrers, resolve,
 };
 
-type Known = HashMap<String, (Vec<HostConfig>, Vec<Arc<Endpoint>>)>;
+/// Registries that are remembered with their connections: a daemon is asked for names of any registry, for years. One that is
+/// forgotten is made anew when it is asked for, and lives as long as somebody speaks to it.
+const MAX_REGISTRIES: usize = 64;
+
+/// The hosts of a registry.
+struct Known {
+    configs: Vec<HostConfig>,
+    endpoints: Vec<Arc<Endpoint>>,
+    used: Instant,
+}
 
 /// Talks to registries.
 #[derive(Clone)]
@@ -28,7 +37,7 @@ struct Inner {
     options: Arc<ClientOptions>,
     tuning: Tuning,
     auth: Authenticator,
-    known: Mutex<Known>,
+    known: Mutex<HashMap<String, Known>>,
     /// Mirrors that could not be reached, by host, and when.
     dead: Mutex<HashMap<String, Instant>>,
     /// Held while a referrers tag is read, extended and written.
@@ -161,8 +170,9 @@ impl Client {
             },
         };
         let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, endpoints)) = known.get(registry).filter(|(old, _)| *old == configs) {
-            return Ok(endpoints.clone());
+        if let Some(found) = known.get_mut(registry).filter(|found| found.configs == configs) {
+            found.used = Instant::now();
+            return Ok(found.endpoints.clone());
         }
         let last = configs.len() - 1;
         let (tuning, trace) = (&self.inner.tuning, self.inner.options.trace.as_ref());
@@ -171,7 +181,11 @@ impl Client {
             .enumerate()
             .map(|(at, config)| Endpoint::new(config.clone(), registry, at != last, tuning, trace).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
-        known.insert(registry.to_owned(), (configs, endpoints.clone()));
+        if known.len() >= MAX_REGISTRIES && !known.contains_key(registry) {
+            let oldest = known.iter().min_by_key(|(_, found)| found.used).map(|(name, _)| name.clone());
+            oldest.and_then(|name| known.remove(&name));
+        }
+        known.insert(registry.to_owned(), Known { configs, endpoints: endpoints.clone(), used: Instant::now() });
         Ok(endpoints)
     }
 

@@ -2,6 +2,7 @@
 
 mod common;
 mod fake;
+mod many;
 mod mirrors;
 mod pki;
 mod pulling;
