@@ -122,3 +122,26 @@ fn a_path_too_long_for_a_socket_is_a_usage_error() {
     assert_eq!(done.code, 2, "{}", done.err);
     assert!(done.err.contains("107"), "{}", done.err);
 }
+
+/// Regression: a line of the log had the names of all hash references that a pass wrote: of a store of 10,000 images, megabytes.
+#[test]
+fn a_line_of_the_log_names_a_few_of_many() {
+    let store = Orlop::new();
+    let config = store.path("config.toml");
+    std::fs::write(&config, "[images]\ncri_namespaces = []\n").unwrap();
+    let file = store.path("image.tar");
+    std::fs::write(&file, archive::oci_archive(&[("docker.io/library/small:1", &small())])).unwrap();
+    store.ok(["--config", config.to_str().unwrap(), "import", "--no-unpack", file.to_str().unwrap()]);
+    let names: Vec<String> = (0..20).map(|n| format!("example.com/small{n}:1")).collect();
+    store.ok(["--config", config.to_str().unwrap(), "tag", "small:1"]
+        .into_iter()
+        .chain(names.iter().map(String::as_str)));
+    assert_eq!(store.records().len(), 21);
+    let mut served = store.serve(&[]);
+    let line = served.process().wait_for(|daemon| {
+        Some(daemon.log().lines().find(|line| line.contains("hash references brought in order"))?.to_owned())
+    });
+    assert_eq!(store.records().len(), 21 + 21 + 1, "digest references and the image ID");
+    assert!(line.contains("and 19 more"), "{line}");
+    assert!(line.matches("sha256:").count() <= 9, "{line}");
+}

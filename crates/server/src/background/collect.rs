@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
+use super::Few;
 use crate::blocking::blocking;
 use crate::{ServeOptions, Server};
 
@@ -108,7 +109,8 @@ async fn check(server: &Server) {
         Ok(report) => {
             server.metrics().missed.inc_by(report.missed.len() as u64);
             if !report.missed.is_empty() {
-                tracing::error!(missed = ?report.missed, "the incremental collection had missed garbage: please report this");
+                let missed: Vec<String> = report.missed.iter().cloned().collect();
+                tracing::error!(missed = %Few(&missed), "the incremental collection had missed garbage: please report this");
             }
             told(server, "full", &report);
         }

@@ -9,6 +9,7 @@ mod collect;
 mod reconcile;
 mod trash;
 
+use std::fmt;
 use std::time::Duration;
 
 pub(crate) use collect::Collector;
@@ -17,6 +18,23 @@ use tokio::task::JoinSet;
 
 use crate::events::Exchange;
 use crate::{ServeOptions, Server};
+
+/// How many names a line of the log has: enough to know what it is about, whatever there is.
+const SHOWN: usize = 3;
+
+/// Names, the first few of them in words.
+struct Few<'a>(&'a [String]);
+
+impl fmt::Display for Few<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.0[..self.0.len().min(SHOWN)];
+        write!(f, "{shown:?}")?;
+        match self.0.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
 
 /// What goes on beside the calls.
 #[derive(Debug, Clone)]

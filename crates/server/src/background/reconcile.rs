@@ -18,6 +18,7 @@ use orlop_metadata::{HistoryAction, HistoryEntry, Progress};
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::Few;
 use super::changes::Changes;
 use crate::Server;
 use crate::blocking::blocking;
@@ -123,7 +124,8 @@ fn told(server: &Server, namespace: &str, done: &Reconciled) {
         return;
     }
     server.metrics().reconciled.inc();
-    tracing::info!(namespace, created = ?done.created, updated = ?done.updated, removed = ?done.removed, "hash references brought in order");
+    let [created, updated, removed] = [&done.created, &done.updated, &done.removed].map(|names| Few(names));
+    tracing::info!(namespace, %created, %updated, %removed, "hash references brought in order");
     if !done.removed.is_empty() {
         server.collector().request();
     }
