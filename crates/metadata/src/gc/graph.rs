@@ -5,10 +5,14 @@ use std::ops::ControlFlow;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::mark::{Graph, Hold, Link, Node};
+use super::mark::{self, Found, Graph, Hold, Link, Node};
+use super::whole::Whole;
 use crate::conditions;
 use crate::edges::{CONTAINERS, CONTENT, IMAGES, INGESTS, MOUNTS};
 use crate::{Error, Result};
+
+/// From so many edges on for each suspect, looking at the suspects' own costs less than reading all there are.
+const EDGES_A_SUSPECT: i64 = 4;
 
 /// A container is a root as long as it exists.
 const CONTAINER: &str = "SELECT 1 FROM container WHERE namespace = ?1 AND id = ?2";
@@ -23,7 +27,21 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    fn deleted(&self, node: &Node) -> bool {
+    /// All that is garbage, found in the way that costs less.
+    pub(super) fn garbage(&self) -> Result<Found> {
+        if self.suspects_are_many()? { Whole::load(self)?.garbage() } else { mark::garbage(self) }
+    }
+
+    /// Whether what is suspected is a good part of all there is: as in a store that was filled and never collected.
+    fn suspects_are_many(&self) -> Result<bool> {
+        let mut suspects = self.conn.prepare_cached("SELECT count(*) FROM suspect")?;
+        let suspects: i64 = suspects.query_row([], |row| row.get(0))?;
+        let limit = suspects.saturating_mul(EDGES_A_SUSPECT);
+        let mut edges = self.conn.prepare_cached("SELECT count(*) FROM (SELECT 1 FROM edge LIMIT ?1)")?;
+        Ok(edges.query_row([limit], |row| row.get::<_, i64>(0))? < limit)
+    }
+
+    pub(super) fn deleted(&self, node: &Node) -> bool {
         node.kind == IMAGES
             && !self.without.is_empty()
             && self.without.contains(&(node.namespace.clone(), node.name.clone()))
@@ -102,6 +120,7 @@ fn node(row: &rusqlite::Row<'_>) -> rusqlite::Result<Node> {
 
 impl Graph for Rows<'_> {
     type Error = Error;
+    type Node = Node;
 
     fn seeds(&self) -> Result<Vec<Node>> {
         let mut query = self.conn.prepare_cached(

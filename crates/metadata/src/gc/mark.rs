@@ -9,6 +9,7 @@
 //! such a source is judged too, by its own sources; its other targets need no judgement, for they are in S or alive.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::ops::ControlFlow;
 
 /// An object, or the place of one: what edges join.
@@ -37,8 +38,8 @@ pub(crate) enum Hold {
 
 /// An edge, seen from where it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Link {
-    pub(crate) to: Node,
+pub(crate) struct Link<N = Node> {
+    pub(crate) to: N,
     /// Stated by a label, which flat leases do not follow.
     pub(crate) label: bool,
 }
@@ -47,45 +48,47 @@ pub(crate) struct Link {
 pub(crate) trait Graph {
     /// Why a question has no answer.
     type Error;
+    /// What stands for an object.
+    type Node: Clone + Eq + Hash;
 
     /// The suspects, what has expired, what expired leases hold, snapshots for which a condition turned, what flat leases
     /// hold.
-    fn seeds(&self) -> Result<Vec<Node>, Self::Error>;
+    fn seeds(&self) -> Result<Vec<Self::Node>, Self::Error>;
 
     /// Whether there is such an object.
-    fn exists(&self, node: &Node) -> Result<bool, Self::Error>;
+    fn exists(&self, node: &Self::Node) -> Result<bool, Self::Error>;
 
     /// How strongly it is kept by what is no edge: being a root, leases. Places without an object may be leased too.
-    fn held(&self, node: &Node) -> Result<Option<Hold>, Self::Error>;
+    fn held(&self, node: &Self::Node) -> Result<Option<Hold>, Self::Error>;
 
     /// The edges that begin there.
-    fn links(&self, node: &Node) -> Result<Vec<Link>, Self::Error>;
+    fn links(&self, node: &Self::Node) -> Result<Vec<Link<Self::Node>>, Self::Error>;
 
     /// Shows `visit` where edges to `node` begin, one by one, until it breaks.
     fn sources(
         &self,
-        node: &Node,
-        visit: &mut dyn FnMut(Node) -> Result<ControlFlow<()>, Self::Error>,
+        node: &Self::Node,
+        visit: &mut dyn FnMut(Self::Node) -> Result<ControlFlow<()>, Self::Error>,
     ) -> Result<(), Self::Error>;
 }
 
 /// What the marking found.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
+#[derive(Debug)]
+pub(crate) struct Found<N = Node> {
     /// What exists and nothing keeps.
-    pub(crate) garbage: HashSet<Node>,
+    pub(crate) garbage: HashSet<N>,
     /// Nodes and edges looked at.
     pub(crate) visited: u64,
 }
 
 /// Finds all garbage, given that everything that is garbage can be reached from the seeds.
-pub(crate) fn garbage<G: Graph>(graph: &G) -> Result<Found, G::Error> {
+pub(crate) fn garbage<G: Graph>(graph: &G) -> Result<Found<G::Node>, G::Error> {
     let mut marking =
         Marking { graph, links: HashMap::new(), judged: HashSet::new(), holds: HashMap::new(), visited: 0 };
     marking.close()?;
     let queue = marking.roots()?;
     marking.spread(queue);
-    let mut found = Found { visited: marking.visited, ..Found::default() };
+    let mut found = Found { visited: marking.visited, garbage: HashSet::new() };
     for node in marking.links.into_keys() {
         if !marking.holds.contains_key(&node) && graph.exists(&node)? {
             found.garbage.insert(node);
@@ -94,13 +97,13 @@ pub(crate) fn garbage<G: Graph>(graph: &G) -> Result<Found, G::Error> {
     Ok(found)
 }
 
-struct Marking<'g, G> {
+struct Marking<'g, G: Graph> {
     graph: &'g G,
     /// S, with the edges that begin in it.
-    links: HashMap<Node, Vec<Link>>,
+    links: HashMap<G::Node, Vec<Link<G::Node>>>,
     /// Sources outside S that do not exist.
-    judged: HashSet<Node>,
-    holds: HashMap<Node, Hold>,
+    judged: HashSet<G::Node>,
+    holds: HashMap<G::Node, Hold>,
     visited: u64,
 }
 
@@ -121,8 +124,8 @@ impl<G: Graph> Marking<'_, G> {
     }
 
     /// What of S is kept from outside S, by a lease, or by itself.
-    fn roots(&mut self) -> Result<VecDeque<Node>, G::Error> {
-        let mut open: Vec<Node> = self.links.keys().cloned().collect();
+    fn roots(&mut self) -> Result<VecDeque<G::Node>, G::Error> {
+        let mut open: Vec<G::Node> = self.links.keys().cloned().collect();
         let mut queue = VecDeque::new();
         while let Some(node) = open.pop() {
             let mut hold = self.graph.held(&node)?;
@@ -143,7 +146,7 @@ impl<G: Graph> Marking<'_, G> {
         Ok(queue)
     }
 
-    fn kept_from_outside(&mut self, node: &Node, open: &mut Vec<Node>) -> Result<bool, G::Error> {
+    fn kept_from_outside(&mut self, node: &G::Node, open: &mut Vec<G::Node>) -> Result<bool, G::Error> {
         let Self { graph, links, judged, visited, .. } = self;
         let mut kept = false;
         graph.sources(node, &mut |source| {
@@ -163,7 +166,7 @@ impl<G: Graph> Marking<'_, G> {
     }
 
     /// Passes life on within S.
-    fn spread(&mut self, mut queue: VecDeque<Node>) {
+    fn spread(&mut self, mut queue: VecDeque<G::Node>) {
         while let Some(node) = queue.pop_front() {
             let hold = self.holds[&node];
             for link in &self.links[&node] {

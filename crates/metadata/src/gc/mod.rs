@@ -9,7 +9,8 @@
 //! Incremental: every garbage object is reachable from `suspect`. Let S be what is reachable from the suspects, from
 //! what just expired, from the snapshots for which a condition turned, and from what flat leases hold. An object of S lives if it is a root, if something alive outside
 //! S has an edge to it, or if something alive within S has. Everything outside S is alive. What of S does not live is
-//! deleted; then `suspect` is emptied. The cost follows S. [`Store::collect_full`] marks everything from the roots
+//! deleted; then `suspect` is emptied. The cost follows S; where the suspects are a good part of the store, the graph is read
+//! at once instead of row by row. [`Store::collect_full`] marks everything from the roots
 //! instead and is the oracle. docs/garbage-collection.md says why this is right.
 //!
 //! # Invariants
@@ -27,6 +28,7 @@ mod graph;
 mod mark;
 mod orphans;
 mod removal;
+mod whole;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -125,7 +127,7 @@ impl Store {
         let without = without.iter().cloned().collect();
         let (removal, mut report) = self.read(|conn| {
             let now = self.now();
-            let found = mark::garbage(&Rows { conn, now, without: &without })?;
+            let found = Rows { conn, now, without: &without }.garbage()?;
             let removal = Removal::load(conn, found, graph::expired_leases(conn, now)?)?;
             let report = removal.report(conn)?;
             Ok((removal, report))
@@ -163,7 +165,7 @@ pub(crate) struct Bin<'a> {
 pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_>>) -> Result<(Removal, Report)> {
     let now = tx.now();
     let found = match marking {
-        Marking::Incremental => mark::garbage(&Rows { conn: tx, now, without: &BTreeSet::new() })?,
+        Marking::Incremental => Rows { conn: tx, now, without: &BTreeSet::new() }.garbage()?,
         Marking::Full => full::garbage(tx, now)?,
     };
     let missed = match marking {
@@ -183,7 +185,7 @@ pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_
 
 /// What the full marking found and the incremental one does not.
 fn missed(tx: &Tx<'_>, now: i64, full: &Found) -> Result<BTreeSet<String>> {
-    let incremental = mark::garbage(&Rows { conn: tx, now, without: &BTreeSet::new() })?;
+    let incremental = Rows { conn: tx, now, without: &BTreeSet::new() }.garbage()?;
     let missed = full.garbage.difference(&incremental.garbage);
     Ok(missed.map(|node| format!("{} {} {}", node.namespace, node.kind, node.name)).collect())
 }

@@ -51,6 +51,7 @@ fn number(node: &Node) -> u8 {
 
 impl Graph for Memory {
     type Error = Infallible;
+    type Node = Node;
 
     fn seeds(&self) -> Result<Vec<Node>, Infallible> {
         let flat = self.leased.iter().filter(|(_, hold)| **hold == Hold::Flat).map(|(n, _)| n);
