@@ -38,7 +38,9 @@ fn main() -> ExitCode {
     };
     // The daemon hears signals itself, to finish what runs; and its log is configured.
     let alone = matches!(cli.command, args::Command::Serve(_));
-    if !alone {
+    if alone {
+        daemon::few_arenas();
+    } else {
         output::set_up_logging(&cli.global);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -8,7 +8,7 @@
 //! - Opening reads the schema and nothing else; it takes the same time for an empty root and a full one.
 //!
 //! # Concurrency
-//! Readers take a connection from a pool and see the snapshot of their first query. There is one write connection for
+//! Readers take a connection from a pool of bounded size ([`crate::readers`]) and see the snapshot of their first query. There is one write connection for
 //! the process; its mutex queues the threads, which may share a transaction ([`crate::transact`]), SQLite's write lock the
 //! processes.
 
@@ -22,6 +22,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::changes::Watchers;
 use crate::history::Log;
+use crate::readers::{Held, Readers};
 use crate::reserve::{Loan, Reserve};
 use crate::transact::{Tools, Tx, Writer};
 use crate::{Error, Fault, Result, format};
@@ -30,9 +31,6 @@ use crate::{Error, Fault, Result, format};
 /// process that is stopped, or a disk that hangs.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Idle read connections kept; more are opened when needed, and closed afterwards.
-const IDLE_READERS: usize = 4;
-
 /// Statements each connection keeps prepared: more than there are in this crate.
 const STATEMENTS: usize = 256;
 
@@ -40,7 +38,7 @@ const STATEMENTS: usize = 256;
 pub(crate) struct Db {
     path: PathBuf,
     access: Access,
-    readers: Mutex<Vec<Connection>>,
+    readers: Readers,
     writer: Writer,
     /// Asks for `data_version`, which is told to each connection by its own count; never writes.
     watch: Mutex<Option<Connection>>,
@@ -77,7 +75,7 @@ impl Db {
             watchers: Watchers::default(),
             path,
             access,
-            readers: Mutex::new(Vec::new()),
+            readers: Readers::default(),
             writer: Writer::default(),
             watch: Mutex::new(None),
         };
@@ -91,7 +89,7 @@ impl Db {
             Access::ReadOnly { .. } => {
                 let connection = db.connect()?;
                 format::check(&connection, &db.path)?;
-                lock(&db.readers).push(connection);
+                db.readers.put(connection);
             }
         }
         Ok(db)
@@ -107,20 +105,9 @@ impl Db {
 
     /// Runs `f` on one consistent snapshot of the database.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let pooled = lock(&self.readers).pop();
-        let connection = match pooled {
-            Some(connection) => connection,
-            None => self.connect()?,
-        };
-        let result = {
-            let snapshot = connection.unchecked_transaction()?;
-            f(&snapshot)
-        };
-        let mut readers = lock(&self.readers);
-        if readers.len() < IDLE_READERS {
-            readers.push(connection);
-        }
-        result
+        let connection = self.readers.take(|| self.connect())?;
+        let snapshot = connection.unchecked_transaction()?;
+        f(&snapshot)
     }
 
     /// A number that is another one after any commit, whoever made it.
@@ -175,6 +162,7 @@ impl Db {
 
     fn with_tools<T>(&self, write: impl FnOnce(&Tools<'_>) -> T) -> T {
         let (now, connect) = (|| self.now(), || self.connect());
+        let _held = Held::new();
         write(&Tools { log: &self.log, watchers: &self.watchers, now: &now, connect: &connect })
     }
 
@@ -232,7 +220,7 @@ impl Drop for Db {
     fn drop(&mut self) {
         // The last connection gives back the log and its index: what was lent for them is returned.
         self.writer.put(None);
-        lock(&self.readers).clear();
+        self.readers.close();
         if matches!(self.access, Access::ReadWrite) {
             self.reserve.fill();
         }

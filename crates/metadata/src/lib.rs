@@ -40,6 +40,7 @@ mod look;
 mod mounts;
 mod namespaces;
 mod progress;
+mod readers;
 mod reserve;
 mod snapshots;
 mod store;

@@ -59,6 +59,11 @@ impl Ledger {
         }
     }
 
+    /// Whether it goes on for a time instead of a number of operations.
+    pub(crate) fn is_long(&self) -> bool {
+        matches!(self.amount, Amount::Time(_))
+    }
+
     /// Whether another operation is to be done; looks at the daemon's memory now and then.
     pub(crate) fn goes_on(&self) -> bool {
         let begun = self.done.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,6 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part of this")]
 
 pub mod image;
-pub mod mounts;
 pub mod remote;
 
 use std::path::Path;
