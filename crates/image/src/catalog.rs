@@ -151,6 +151,33 @@ impl Images {
         Ok(catalog)
     }
 
+    /// The records that have to do with these digests: of targets, manifests, configs or layers; `None` if only all records
+    /// can tell, for what nobody has read may have any of them.
+    pub(crate) async fn kin_records(&self, scope: &Scope, digests: BTreeSet<Digest>) -> Result<Option<Vec<Image>>> {
+        let namespace = scope.namespace.clone();
+        self.blocking(move |store| match store.has_loose_targets(&namespace)? {
+            true => Ok(None),
+            false => Ok(Some(store.images_leading_to(&namespace, &digests)?)),
+        })
+        .await
+    }
+
+    /// The same with what is known of them; perhaps of more than those.
+    pub(crate) async fn kin(&self, scope: &Scope, digests: BTreeSet<Digest>) -> Result<Catalog> {
+        match self.kin_records(scope, digests).await? {
+            Some(records) => self.partial_catalog(scope, records).await,
+            None => self.catalog(scope).await,
+        }
+    }
+
+    /// The same for the records of the image of a target, and that image's ID.
+    pub(crate) async fn kin_of(&self, scope: &Scope, target: &Descriptor) -> Result<Catalog> {
+        let own = self.target_catalog(scope, target).await?;
+        let mut digests = BTreeSet::from([target.digest.clone()]);
+        digests.extend(own.image_id(&target.digest, self.platform()).map(|id| id.digest().clone()));
+        self.kin(scope, digests).await
+    }
+
     /// Only what a target needs, whether or not a record names it.
     pub(crate) async fn target_catalog(&self, scope: &Scope, target: &Descriptor) -> Result<Catalog> {
         let now = jiff::Timestamp::now();
@@ -222,6 +249,12 @@ impl Catalog {
             catalog.summaries.insert(digest, summary);
         }
         Ok(catalog)
+    }
+
+    /// Adds what is known of these blobs by themselves.
+    pub(crate) fn describe(&mut self, digests: BTreeSet<Digest>, store: &metadata::Store, scope: &Scope) -> Result<()> {
+        let unknown = digests.into_iter().filter(|digest| !self.content.contains_key(digest)).collect();
+        self.look_up(unknown, store, scope)
     }
 
     /// Looks up the summaries and blobs that the records need.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 use orlop_metadata::gc::{Disposal, Report};
 use orlop_metadata::{self as metadata, Image, ImageChange, Scope};
-use orlop_oci::{Descriptor, Digest};
+use orlop_oci::{Descriptor, Digest, Reference};
 
 use crate::catalog::Catalog;
 use crate::reconcile::{self, Facts, is_name, is_pinned};
@@ -91,7 +91,7 @@ impl Images {
     /// A name takes with it the hash references that only it needs. A hash reference given by its full name is that
     /// record alone, and comes back if a name needs it. Any other digest or prefix stands for the whole image.
     pub async fn plan_remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Plan> {
-        let catalog = self.catalog(scope).await?;
+        let catalog = self.concerned(scope, request).await?;
         let (plan, _) = self.plan_with(scope, &catalog, request).await?;
         Ok(plan)
     }
@@ -114,7 +114,7 @@ impl Images {
     /// Makes the plan, compares it with the one that was asked for, and executes it in the state it was made for.
     async fn try_remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Removed> {
         let at = self.blocking(|store| Ok(store.version()?)).await?;
-        let catalog = self.catalog(scope).await?;
+        let catalog = self.concerned(scope, request).await?;
         let (plan, doomed) = self.plan_with(scope, &catalog, request).await?;
         if let Some(given) = request.plan.as_ref().filter(|given| **given != plan.hash) {
             return Err(Error::StalePlan { given: given.clone(), current: plan.hash });
@@ -130,21 +130,83 @@ impl Images {
         Ok(Removed { plan, trash: report.trash, returned })
     }
 
+    /// What a plan has to know of: the records that are meant, all that have to do with their images, and who else has any of
+    /// their blobs.
+    async fn concerned(&self, scope: &Scope, request: &RemoveRequest) -> Result<Catalog> {
+        let (mut near, mut shared) = (BTreeSet::new(), BTreeSet::new());
+        for text in &request.names {
+            let target = match self.named_record(scope, text).await? {
+                Some(record) => record.target,
+                None => self.resolve_name(scope, text).await?.target,
+            };
+            near.insert(target.digest);
+        }
+        loop {
+            let digests = near.union(&shared).cloned().collect();
+            let Some(records) = self.kin_records(scope, digests).await? else { return self.catalog(scope).await };
+            let records = self.with_hashes(scope, records, &near).await?;
+            let catalog = self.partial_catalog(scope, records).await?;
+            let known = (near.len(), shared.len());
+            for record in &catalog.records {
+                let target = &record.target.digest;
+                let id = catalog.image_id(target, self.platform()).map(|id| id.digest().clone());
+                let own: Vec<Digest> =
+                    [Some(target.clone()), id, digest_of(&record.name)].into_iter().flatten().collect();
+                if own.iter().any(|digest| near.contains(digest)) {
+                    near.extend(own);
+                    shared.extend(catalog.blobs(&record.target).into_keys());
+                }
+            }
+            if (near.len(), shared.len()) == known {
+                return Ok(catalog);
+            }
+        }
+    }
+
+    /// Adds records that have the name of a hash reference of these, wherever they point; by name.
+    async fn with_hashes(&self, scope: &Scope, records: Vec<Image>, near: &BTreeSet<Digest>) -> Result<Vec<Image>> {
+        let mut names: BTreeSet<String> = near.iter().map(ToString::to_string).collect();
+        for record in records.iter().filter(|record| near.contains(&record.target.digest)) {
+            if let Ok(Reference::Tag { repository, .. }) = record.name.parse::<Reference>() {
+                names.insert(repository.with_digest(&record.target.digest).to_string());
+            }
+        }
+        let namespace = scope.namespace.clone();
+        self.blocking(move |store| {
+            let mut by_name: BTreeMap<String, Image> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
+            for name in names {
+                match store.image(&namespace, &name) {
+                    Ok(record) => drop(by_name.insert(name, record)),
+                    Err(metadata::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(by_name.into_values().collect())
+        })
+        .await
+    }
+
     async fn plan_with(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<(Plan, Doomed)> {
         let users = self.users(&scope.namespace).await?;
         let doomed = self.doomed(scope, catalog, &users, request).await?;
         let back: BTreeSet<&str> = doomed.returns.iter().map(|r| r.name.as_str()).collect();
         let going = doomed.names.iter().filter(|name| !back.contains(name.as_str()));
         let without: Vec<(String, String)> = going.map(|name| (scope.namespace.clone(), name.clone())).collect();
-        let (with, before) =
-            self.blocking(move |store| Ok((store.plan_collection(&without)?, store.plan_collection(&[])?))).await?;
+        let (owned, mut known) = (scope.clone(), catalog.clone());
+        let (with, before, known) = self
+            .blocking(move |store| {
+                let (with, before) = (store.plan_collection(&without)?, store.plan_collection(&[])?);
+                known.describe(freed(&with, &before), store, &owned)?;
+                Ok((with, before, known))
+            })
+            .await?;
         let bytes = (with.blob_bytes + with.snapshot_bytes).saturating_sub(before.blob_bytes + before.snapshot_bytes);
         let mut plan = Plan {
             hash: String::new(),
             freed_now: if request.no_trash { bytes } else { 0 },
             freed_when_trash_empties: if request.no_trash { 0 } else { bytes },
             records: doomed.names.iter().cloned().collect(),
-            blobs: blobs(catalog, &with, &before),
+            blobs: blobs(&known, &with, &before),
             snapshots: self.plan_snapshots(scope, &with, &before).await?,
             returns: doomed.returns.clone(),
             unpullable: self.unpullable(scope, catalog, &doomed).await?,
@@ -312,18 +374,26 @@ impl Plan {
     }
 }
 
+/// The digest that a hash reference's name has.
+fn digest_of(name: &str) -> Option<Digest> {
+    name.rsplit_once('@').map_or(name, |(_, digest)| digest).parse().ok()
+}
+
 fn deletions(names: &BTreeSet<String>) -> Vec<ImageChange> {
     names.iter().map(|name| ImageChange::Delete { name: name.clone() }).collect()
 }
 
+/// The digests of blobs that only this removal frees.
+fn freed(with: &Report, before: &Report) -> BTreeSet<Digest> {
+    with.content.difference(&before.content).filter_map(|(_, digest)| digest.parse().ok()).collect()
+}
+
 /// Blobs that only this removal frees, each once.
 fn blobs(catalog: &Catalog, with: &Report, before: &Report) -> Vec<Descriptor> {
-    let gone: BTreeSet<&str> = with.content.difference(&before.content).map(|(_, digest)| digest.as_str()).collect();
-    let digests = gone.into_iter().filter_map(|text| text.parse::<Digest>().ok());
     let describe = |digest: Digest| {
         let media_type = catalog.summaries.get(&digest).map(|s| s.media_type.clone()).unwrap_or_default();
         let size = catalog.content.get(&digest).copied().unwrap_or_default();
         Descriptor::new(media_type, digest, size)
     };
-    digests.map(describe).collect()
+    freed(with, before).into_iter().map(describe).collect()
 }

@@ -1,6 +1,6 @@
 //! From what people type to what is meant; everything known of one image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use orlop_metadata::{self as metadata, Image, Scope};
@@ -65,7 +65,14 @@ impl Images {
         }
         // What can be no digest is told without reading everything.
         let Some(wanted) = Wanted::of(text) else { return Err(Error::NotFound(text.to_owned())) };
-        let catalog = self.catalog(scope).await?;
+        let digests = match &wanted {
+            Wanted::Exactly(digest) => BTreeSet::from([digest.clone()]),
+            Wanted::StartingWith(hex) => {
+                let (namespace, hex) = (scope.namespace.clone(), hex.clone());
+                self.blocking(move |store| Ok(store.digests_starting(&namespace, &hex)?)).await?
+            }
+        };
+        let catalog = self.kin(scope, digests).await?;
         self.by_digest(&catalog, text, &wanted)
     }
 

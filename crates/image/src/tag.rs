@@ -83,7 +83,7 @@ impl Images {
     async fn try_pin(&self, scope: &Scope, name: &str, pinned: bool) -> Result<Option<Vec<String>>> {
         let seen = self.blocking(|store| Ok(store.last_change()?)).await?;
         let found = self.resolve_name(scope, name).await?;
-        let catalog = self.catalog(scope).await?;
+        let catalog = self.kin_of(scope, &found.target).await?;
         let records = self.siblings(&catalog, &found.target.digest);
         if records.is_empty() && !found.names.is_empty() {
             return Ok(None);

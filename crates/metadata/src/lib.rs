@@ -33,6 +33,7 @@ mod format;
 pub mod gc;
 mod history;
 mod images;
+mod kin;
 mod labels;
 mod leases;
 mod listing;
