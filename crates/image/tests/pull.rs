@@ -2,9 +2,12 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::proxy::Proxy;
-use common::{Entry, Made, Node, Shelf, layers, on, scope};
-use orlop_image::{Error, PullRequest};
+use common::{Entry, Made, Node, Shelf, client, layers, on, scope};
+use orlop_content::IngestManager;
+use orlop_image::{Error, Event, PullRequest, Stage};
 use orlop_metadata::Scope;
 use orlop_oci::{Descriptor, Digest, media_type};
 use orlop_testkit::{compress, tar::tar};
@@ -288,4 +291,34 @@ async fn a_manifest_that_contradicts_its_config_is_refused() {
     shelf.push(&made, "team/app:v1", &image).await;
     let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
     assert!(matches!(error, Error::Inconsistent { .. }), "{error}");
+}
+
+/// Regression: of two pulls that wrote one layer at the same time, one failed with "ingest not found" if the other had come to its end
+/// first and its image was removed at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_somebody_else_ends_is_begun_again() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers());
+    shelf.push(&made, "team/app:v1", &image).await;
+    let name = shelf.name("team/app:v1");
+    let ended = AtomicUsize::new(0);
+    let sink = |event: Event| {
+        let Event::Blob(blob) = event else { return };
+        let written = blob.kind == "layer" && blob.stage == Stage::Fetching && blob.offset > 0;
+        if !written || ended.fetch_add(1, Ordering::SeqCst) > 1 {
+            return;
+        }
+        let content = node.store().content(&node.scope);
+        let abort = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            // That the bytes are in use does not matter: the row is gone.
+            let _ = runtime.block_on(content.abort(&format!("layer-{}", blob.digest)));
+        };
+        std::thread::scope(|scope| scope.spawn(abort).join().unwrap());
+    };
+    let request = PullRequest { reference: name.clone(), ..PullRequest::default() };
+    node.images.pull(&node.scope, &client(), &request, &sink).await.unwrap();
+    assert!(ended.load(Ordering::SeqCst) > 1);
+    assert!(node.names().contains(&name));
+    node.is_sound().await;
 }

@@ -76,12 +76,21 @@ impl Session<'_> {
 
     /// Makes a blob be there. If all of it has to come, `tee` is asked for a pipe that it goes into as well.
     pub(crate) async fn blob(&self, descriptor: &Descriptor, tee: &mut Tee<'_>) -> Result<()> {
-        match self.blob_once(descriptor, tee).await {
-            // What an earlier try left was wrong; it is dropped, and everything comes anew.
-            Err((true, Error::Content(content::Error::DigestMismatch { .. }))) => {
-                self.blob_once(descriptor, tee).await.map_err(|(_, error)| error)
+        let mut tries = 1;
+        loop {
+            let (resumed, error) = match self.blob_once(descriptor, tee).await {
+                Ok(()) => return Ok(()),
+                Err(failed) => failed,
+            };
+            let again = match &error {
+                // What an earlier try left was wrong; it is dropped, and everything comes anew.
+                Error::Content(content::Error::DigestMismatch { .. }) => resumed && tries == 1,
+                error => was_ended(error) && tries < TRIES,
+            };
+            if !again {
+                return Err(error);
             }
-            other => other.map_err(|(_, error)| error),
+            tries += 1;
         }
     }
 
@@ -170,10 +179,11 @@ impl Session<'_> {
     /// Puts bytes that are at hand into the store.
     pub(crate) async fn put(&self, descriptor: &Descriptor, kind: &'static str, bytes: Bytes) -> Result<()> {
         let reference = ingest_name(descriptor, kind);
-        let mut turn = Turn::new(&reference);
+        let (mut turn, mut tries) = (Turn::new(&reference), 1);
         loop {
             match self.put_once(descriptor, kind, bytes.clone()).await {
                 Err(Error::Content(content::Error::Locked(_))) => turn.wait(None).await?,
+                Err(error) if was_ended(&error) && tries < TRIES => tries += 1,
                 other => return other,
             }
         }
@@ -249,6 +259,7 @@ impl Session<'_> {
                     return Ok(Some(bytes));
                 }
                 Err(Error::Content(content::Error::DigestMismatch { .. })) => {}
+                Err(error) if was_ended(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -296,6 +307,11 @@ impl<P: Provider> Documents for Stored<P> {
     }
 }
 
+/// Whether somebody wrote the same under the same ref, and ended that: what he wrote may be gone again.
+fn was_ended(error: &Error) -> bool {
+    matches!(error, Error::Content(content::Error::NotFound { kind: "ingest", .. }))
+}
+
 pub(crate) fn ingest_name(descriptor: &Descriptor, kind: &str) -> String {
     format!("{kind}-{}", descriptor.digest)
 }
@@ -328,6 +344,9 @@ impl Waits {
         self.unpack /= 2;
     }
 }
+
+/// How often a blob is fetched that others write and end at the same time.
+const TRIES: usize = 4;
 
 /// One transfer: the next piece comes in while the last is written and handed on.
 struct Copy<'a, 'b> {
