@@ -3,20 +3,22 @@
 //! One is a row with a number; `ROOT/mounts/<number>/` has its mount points. As with snapshots:
 //!
 //! - **Activating** reserves a number by a `doomed` row that lies in the future, mounts, and lets the row of the activation
-//!   take the place of the doomed one. Killed in between, the collector unmounts when the time is up.
+//!   take the place of the doomed one. Meanwhile the directory is locked (flock). Killed in between, the collector unmounts
+//!   when the time is up, or when somebody who serves the root anew finds that nobody holds the lock.
 //! - **Deactivating** puts a doomed row in place of the activation's and unmounts. What is still in use stays for the
 //!   collector.
 //!
 //! An activation is no root. It lives by a lease, by `gc.ref.mount` labels of others, or by its own `gc.bref` labels; of its
 //! labels nothing else counts, as in containerd. What is mounted does not outlive the machine: see [`Store::settle_mounts`].
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use orlop_snapshot::activate::{self, Activated, Active, Wanted};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use rustix::fs::FlockOperation;
 
 use crate::db::from_nanos;
 use crate::edges::{self, Edges};
@@ -67,26 +69,38 @@ impl Store {
         let labels = labels::without_empty(labels);
         let id = self.write("activate mounts", |tx| reserve(tx, scope, name))?;
         let directory = self.mount_directory(id);
-        let made = self.make_mounts(&directory, mounts, temporary).and_then(|made| {
+        let made = self.make_mounts(&directory, mounts, temporary).and_then(|(made, _making)| {
             let Activated { active, system } = made;
             let activation = Activation { name: name.to_owned(), labels, active, system, created_at: from_nanos(0) };
             self.write("activate mounts", |tx| publish(tx, scope, id, activation))
         });
         if made.is_err() {
-            // The first error is the one to tell; what cannot be unmounted now the collector will.
-            if let Err(error) = activate::deactivate(&directory) {
-                tracing::warn!(%error, "cannot undo an activation that failed; it is tried again");
-            }
-            self.write("activate mounts", |tx| doom(tx, id))?;
+            self.take_back(id);
         }
         made
     }
 
-    fn make_mounts(&self, directory: &Path, mounts: &[Wanted], temporary: bool) -> Result<Activated> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        made.map_err(|source| Error::Io { operation: "create", path: directory.to_owned(), source })?;
+    /// Takes back what of an activation was mounted. What fails is logged: the first error is the one to tell, and the
+    /// collector tries again.
+    fn take_back(&self, id: i64) {
+        let undone = activate::deactivate(&self.mount_directory(id));
+        if let Err(error) = &undone {
+            tracing::warn!(%error, "cannot undo an activation that failed; it is tried again");
+        }
+        let noted = self.write("activate mounts", |tx| if undone.is_ok() { forget(tx, id) } else { doom(tx, id) });
+        if let Err(error) = noted {
+            tracing::warn!(%error, "cannot note that an activation failed; in an hour it is found out");
+        }
+    }
+
+    /// The mounts, and the lock that says that somebody is making them.
+    fn make_mounts(&self, directory: &Path, mounts: &[Wanted], temporary: bool) -> Result<(Activated, File)> {
+        let io = |operation| move |source| Error::Io { operation, path: directory.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io("create"))?;
+        let making = File::open(directory).map_err(io("open"))?;
+        rustix::fs::flock(&making, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("lock")(e.into()))?;
         let (trees, points) = (self.root().join("snapshots"), self.root().join("mounts"));
-        Ok(activate::activate(mounts, temporary, directory, &[&trees, &points])?)
+        Ok((activate::activate(mounts, temporary, directory, &[&trees, &points])?, making))
     }
 
     /// Ends an activation: the last mount goes first.
@@ -103,10 +117,7 @@ impl Store {
             Ok(id)
         })?;
         activate::deactivate(&self.mount_directory(id)).map_err(|error| busy(name, error))?;
-        self.write("deactivate mounts", |tx| {
-            tx.execute("DELETE FROM doomed WHERE kind = ?1 AND name = ?2", params![DOOMED, id.to_string()])?;
-            Ok(())
-        })
+        self.write("deactivate mounts", |tx| forget(tx, id))
     }
 
     /// One activation.
@@ -126,8 +137,10 @@ impl Store {
     }
 
     /// Forgets activations whose mounts are not all there any more, for the machine was started anew or somebody unmounted
-    /// them; what is left of them goes at the next collection. Whoever serves the root asks for it when it starts.
+    /// them, and those that a process was making when it was killed; what is left of them goes at the next collection. Whoever
+    /// serves the root asks for it when it starts.
     pub fn settle_mounts(&self) -> Result<()> {
+        self.give_up_unfinished()?;
         let all: Vec<(String, i64, Activation)> = self.read(|conn| {
             let mut query = conn.prepare(&format!("SELECT {COLUMNS}, namespace, id FROM mount"))?;
             let rows = query.query_map([], |row| Ok((row.get(5)?, row.get(6)?, activation(row)?)))?;
@@ -141,10 +154,33 @@ impl Store {
         self.write("forget mounts", |tx| lost.iter().try_for_each(|(ns, id, lost)| remove(tx, ns, &lost.name, *id)))
     }
 
+    fn give_up_unfinished(&self) -> Result<()> {
+        let begun: Vec<i64> = self.read(|conn| {
+            let mut query = conn.prepare("SELECT CAST(name AS INTEGER) FROM doomed WHERE kind = ?1 AND after > 0")?;
+            let rows = query.query_map([DOOMED], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        let given_up: Vec<i64> = begun.into_iter().filter(|id| !is_making(&self.mount_directory(*id))).collect();
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        self.write("give up mounts", |tx| given_up.iter().try_for_each(|id| doom_unfinished(tx, *id)))
+    }
+
     /// Where the mount points of an activation are.
     pub(crate) fn mount_directory(&self, id: i64) -> PathBuf {
         self.root().join("mounts").join(id.to_string())
     }
+}
+
+/// Whether a process holds the lock of an activation that is being made. One that has only its number does not yet: should it
+/// be alive, it finds its number taken away, and undoes what it did.
+fn is_making(directory: &Path) -> bool {
+    let Ok(directory) = File::open(directory) else { return false };
+    matches!(
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive),
+        Err(rustix::io::Errno::WOULDBLOCK)
+    )
 }
 
 /// Takes a number, and marks it so that its directory goes should nobody claim it.
@@ -175,7 +211,8 @@ fn publish(tx: &Tx<'_>, scope: &Scope, id: i64, made: Activation) -> Result<Acti
         .prepare_cached("DELETE FROM doomed WHERE kind = ?1 AND name = ?2 AND after > ?3")?
         .execute(params![DOOMED, id.to_string(), tx.now()])?;
     if claimed == 0 {
-        return Err(failed(name, "mounting took more than an hour; try again".to_owned()));
+        let reason = "mounting took more than an hour, or another process took the root over meanwhile; try again";
+        return Err(failed(name, reason.to_owned()));
     }
     tx.prepare_cached("INSERT INTO mount VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params![
         namespace,
@@ -206,6 +243,19 @@ pub(crate) fn doom(tx: &Connection, id: i64) -> Result<()> {
         "INSERT INTO doomed (kind, name) VALUES (?1, ?2) ON CONFLICT (kind, name) DO UPDATE SET after = 0",
     )?
     .execute(params![DOOMED, id.to_string()])?;
+    Ok(())
+}
+
+/// The same for one that was being made, unless it is complete or has gone meanwhile.
+fn doom_unfinished(tx: &Connection, id: i64) -> Result<()> {
+    tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?
+        .execute(params![DOOMED, id.to_string()])?;
+    Ok(())
+}
+
+/// Nothing of it is left.
+fn forget(tx: &Connection, id: i64) -> Result<()> {
+    tx.prepare_cached("DELETE FROM doomed WHERE kind = ?1 AND name = ?2")?.execute(params![DOOMED, id.to_string()])?;
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! containerd.services.mounts.v1. A client asks before it mounts whether the server has to mount something first.
 //!
 //! For what Orlop's snapshotters give, overlay and bind mounts that any system makes, the answer is containerd's:
-//! `UNIMPLEMENTED`, upon which clients mount by themselves. What has to be prepared, and what is asked for as temporary, is
-//! mounted by this process and kept until it is deactivated or nothing keeps it. What this server does not know how to mount
-//! is refused by its type, with the same code.
+//! `UNIMPLEMENTED`, upon which clients mount by themselves. What has to be prepared, every `erofs`, and what is asked for as
+//! temporary, is mounted by this process and kept until it is deactivated or nothing keeps it. What this server cannot mount is
+//! refused with the same code and what it is.
 
 use orlop_api::containerd::services::mounts::v1 as pb;
 use orlop_api::containerd::services::mounts::v1::mounts_server::Mounts;

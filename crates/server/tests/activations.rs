@@ -3,123 +3,23 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::{Node, labels, leased, request};
+use common::mounts::{Map, Side, mount};
+use common::{Node, labels, request};
 use orlop_api::containerd::services::containers::v1 as containers;
 use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
 use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
-use orlop_api::containerd::services::mounts::v1 as pb;
-use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
-use orlop_api::containerd::types::{ActivationInfo, Descriptor, Mount};
+use orlop_api::containerd::types::{Descriptor, Mount};
 use orlop_metadata::gc::Disposal;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
+use orlop_testkit::mounts::{Cleaned, mounted};
 use orlop_testkit::process::need_root;
 use rustix::mount::UnmountFlags;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
-
-type Map = BTreeMap<String, String>;
-
-fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
-    let options = options.iter().map(|option| (*option).to_owned()).collect();
-    Mount { r#type: kind.into(), source: source.into(), options, ..Mount::default() }
-}
-
-/// Mount points below a directory, in the order in which they were made, each with the type of its file system.
-fn mounted(below: &Path) -> Vec<(PathBuf, String)> {
-    let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = |line: &str| {
-        let (point, kind) = (line.split(' ').nth(4)?, line.split(" - ").nth(1)?.split(' ').next()?);
-        Path::new(point).starts_with(below).then(|| (point.into(), kind.to_owned()))
-    };
-    info.lines().filter_map(line).collect()
-}
-
-/// Unmounts what a test that fails leaves, before its directory goes.
-struct Cleaned(PathBuf);
-
-impl Drop for Cleaned {
-    fn drop(&mut self) {
-        for (point, _) in mounted(&self.0).into_iter().rev() {
-            // What cannot be unmounted stays to be seen.
-            let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);
-        }
-    }
-}
-
-/// One side, and a directory in which it may make directories: `a` with `sub/file`, `b` with `other`.
-struct Side {
-    channel: Channel,
-    client: MountsClient<Channel>,
-    work: PathBuf,
-}
-
-impl Side {
-    fn new(channel: &Channel, root: &Path) -> Self {
-        let work = root.join("snapshots/work");
-        std::fs::create_dir_all(work.join("a/sub")).unwrap();
-        std::fs::create_dir_all(work.join("b")).unwrap();
-        std::fs::write(work.join("a/sub/file"), "a").unwrap();
-        std::fs::write(work.join("b/other"), "b").unwrap();
-        Self { channel: channel.clone(), client: MountsClient::new(channel.clone()), work }
-    }
-
-    fn at(&self, path: &str) -> String {
-        self.work.join(path).display().to_string()
-    }
-
-    async fn activate(
-        &mut self,
-        name: &str,
-        mounts: Vec<Mount>,
-        labels: Map,
-        temporary: bool,
-        lease: Option<&str>,
-    ) -> Result<ActivationInfo, Status> {
-        let wanted = pb::ActivateRequest { name: name.into(), mounts, labels, temporary };
-        let wanted = lease.map_or_else(|| request(wanted.clone()), |lease| leased(lease, wanted.clone()));
-        Ok(self.client.activate(wanted).await?.into_inner().info.unwrap())
-    }
-
-    async fn info(&mut self, name: &str) -> Result<ActivationInfo, Status> {
-        Ok(self.client.info(request(pb::InfoRequest { name: name.into() })).await?.into_inner().info.unwrap())
-    }
-
-    async fn deactivate(&mut self, name: &str) -> Result<(), Status> {
-        self.client.deactivate(request(pb::DeactivateRequest { name: name.into() })).await.map(drop)
-    }
-
-    async fn names(&mut self) -> Vec<String> {
-        let mut listed = self.client.list(request(pb::ListRequest::default())).await.unwrap().into_inner();
-        let mut names = Vec::new();
-        while let Some(message) = listed.message().await.unwrap() {
-            names.extend(message.info.map(|info| info.name));
-        }
-        names.sort();
-        names
-    }
-
-    /// What a client sees, without what differs: of the mounts made, containerd keeps type and place alone.
-    fn shown(&self, answer: Result<ActivationInfo, Status>) -> String {
-        let info = match answer {
-            Ok(info) => info,
-            Err(status) => return format!("{:?}", status.code()),
-        };
-        let kinds: Vec<String> = info.active.iter().map(|a| a.mount.clone().unwrap().r#type).collect();
-        let mut text = format!("{} {kinds:?} {:?} {:?}", info.name, info.system, info.labels);
-        for (at, active) in info.active.iter().enumerate() {
-            assert!(active.mounted_at.as_ref().is_some_and(|at| at.seconds > 1_700_000_000));
-            assert!(mounted(Path::new("/")).iter().any(|(point, _)| *point == Path::new(&active.mount_point)));
-            text = text.replace(&active.mount_point, &format!("@{at}"));
-        }
-        text.replace(&self.work.display().to_string(), "@work")
-    }
-}
+use tonic::Code;
 
 /// What is tried: a name, mounts, whether temporary.
 fn tries(side: &Side) -> Vec<(&'static str, Vec<Mount>, bool)> {

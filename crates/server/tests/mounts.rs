@@ -42,13 +42,14 @@ async fn what_snapshotters_give_is_left_to_the_client() {
 }
 
 #[tokio::test]
-async fn what_this_server_cannot_mount_is_refused_by_its_type() {
+async fn what_this_server_cannot_mount_is_refused_and_says_what_it_is() {
     let node = Node::new();
     let mut client = MountsClient::new(node.channel.clone());
-    for (kind, temporary) in [("mkfs/format/ext4", false), ("erofs", true), ("format/erofs", false)] {
-        let told = client.activate(activate(vec![mount("bind"), mount(kind)], temporary)).await.unwrap_err();
+    for (kind, temporary) in [("erofs", false), ("erofs", true), ("format/erofs", false)] {
+        let verified = Mount { options: vec!["ro".into(), "X-containerd.dmverity=/hashes".into()], ..mount(kind) };
+        let told = client.activate(activate(vec![verified], temporary)).await.unwrap_err();
         assert_eq!(told.code(), Code::Unimplemented);
-        assert!(told.message().contains(&format!("{kind:?}")), "{}", told.message());
+        assert!(told.message().contains("dm-verity") && told.message().contains("/hashes"), "{}", told.message());
     }
 }
 

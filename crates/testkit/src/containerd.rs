@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use orlop_oci::ChainId;
+use rustix::process::Signal;
 
 use crate::archive::is_whole;
 use crate::process::{Daemon, Output, output};
@@ -77,14 +78,26 @@ impl Containerd {
         let dir = tempfile::Builder::new().prefix("ctrd").tempdir_in("/tmp").expect("a temporary directory");
         let config = dir.path().join("config.toml");
         std::fs::write(&config, configuration(programs, options, dir.path())).expect("a writable directory");
-        let mut command = Command::new(&programs.containerd);
-        command.arg("--config").arg(&config);
-        let daemon = Daemon::start(&mut command, &dir.path().join("log"));
-        let daemon = daemon.unwrap_or_else(|e| panic!("{}: {e}", programs.containerd.display()));
+        let daemon = spawned(programs, dir.path());
         let mut running = Self { daemon, programs: programs.clone(), dir };
-        let probe = running.command("default", &["version"]);
-        running.daemon.wait_for(|_| rerun(&probe).status.success().then_some(()));
+        running.wait_until_it_answers();
         running
+    }
+
+    /// Ends it by a signal and starts it again on what it left.
+    ///
+    /// # Panics
+    /// If it does not end or does not start.
+    pub fn restart(&mut self, signal: Signal) {
+        self.daemon.signal(signal);
+        self.daemon.wait();
+        self.daemon = spawned(&self.programs, self.dir.path());
+        self.wait_until_it_answers();
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let probe = self.command("default", &["version"]);
+        self.daemon.wait_for(|_| rerun(&probe).status.success().then_some(()));
     }
 
     /// Its socket.
@@ -166,6 +179,13 @@ impl Containerd {
         let rest = ["-n", namespace].into_iter().chain(args.iter().copied());
         ctr.into_iter().chain(rest.map(str::to_owned)).collect()
     }
+}
+
+fn spawned(programs: &Programs, directory: &Path) -> Daemon {
+    let mut command = Command::new(&programs.containerd);
+    command.arg("--config").arg(directory.join("config.toml"));
+    let daemon = Daemon::start(&mut command, &directory.join("log"));
+    daemon.unwrap_or_else(|e| panic!("{}: {e}", programs.containerd.display()))
 }
 
 fn rerun(command: &[String]) -> Output {

@@ -23,6 +23,7 @@ pub mod from_dir;
 pub mod go;
 pub mod image;
 pub mod liar;
+pub mod mounts;
 pub mod process;
 pub mod proxy;
 pub mod registry;

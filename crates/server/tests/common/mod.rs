@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part of this")]
 
 pub mod image;
+pub mod mounts;
 pub mod remote;
 
 use std::path::Path;

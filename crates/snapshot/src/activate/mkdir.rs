@@ -1,14 +1,13 @@
 //! Directories that a mount needs: options `X-containerd.mkdir.path=PATH[:MODE[:UID:GID]]`.
-//!
-//! They are made below given roots alone, and no symbolic link is followed on the way.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Component, Path};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::roots::{Place, place};
 use super::{Wanted, bad, not_here};
 use crate::error::At as _;
 use crate::{Result, fs};
@@ -48,19 +47,7 @@ fn parse<'a>(rest: &'a str, option: &str) -> Result<Directory<'a>> {
 
 fn directory(wanted: &Directory<'_>, roots: &[&Path]) -> Result<()> {
     let Directory { path, mode, owner } = *wanted;
-    let below = roots.iter().find_map(|root| Some((*root, path.strip_prefix(root).ok()?)));
-    let Some((root, below)) = below else {
-        let allowed: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
-        let reason = format!("directory {}: made below {} alone", path.display(), allowed.join(" and "));
-        return Err(not_here(reason));
-    };
-    if below.components().any(|part| !matches!(part, Component::Normal(_))) {
-        return Err(bad(format!("directory {}: it leads out of {}", path.display(), root.display())));
-    }
-    let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return Ok(()) };
-    let root = fs::open_dir(root).at("open", root)?;
-    let parent = fs::open_beneath(root.as_fd(), parent.as_os_str().as_bytes(), OFlags::DIRECTORY | OFlags::RDONLY)
-        .at("open what is above", path)?;
+    let Some(Place { parent, name }) = place("directory", path, roots)? else { return Ok(()) };
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(mode)) {
         Ok(()) => {}
         Err(Errno::EXIST) => return exists(&parent, name, wanted),

@@ -2,8 +2,9 @@
 //! manager does.
 //!
 //! A type may have transforms before it, each ended by `/`: `format` fills in templates over the mounts before it, `mkdir`
-//! makes directories. Whatever comes before the last mount with a transform is mounted here, each on a directory of its
-//! own; the rest is left to the client. A temporary activation is mounted here whole, and the client gets a bind mount.
+//! makes directories, `mkfs` a file system in a file. Whatever comes before the last mount with a transform is mounted here,
+//! each on a directory of its own, and so is what comes before an `erofs`, with it; the rest is left to the client. A temporary
+//! activation is mounted here whole, and the client gets a bind mount.
 //!
 //! ```text
 //! <directory>/0, 1, …    mount points, unmounted from the last to the first
@@ -12,41 +13,29 @@
 //! # Invariants
 //! - Whoever activates has chosen a new directory, and calls [`deactivate`] when it fails or ends.
 //! - Nothing is ever removed but empty directories: what is still mounted is somebody's tree.
+//! - Loop devices go with the mounts that use them. What `mkdir` and `mkfs` made stays: it is the client's.
 
+mod erofs;
+mod loops;
+mod making;
 mod mkdir;
+mod mkfs;
+mod options;
+mod roots;
 mod template;
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::error::At as _;
-use crate::{Error, Mount, Result};
+use crate::{Error, Result};
 
-/// A transform, and whether it is made here.
-const TRANSFORMS: [(&str, bool); 3] = [("format", true), ("mkdir", true), ("mkfs", false)];
-
-/// What containerd mounts by a handler of its own, and this program does not.
-const HANDLED: &str = "erofs";
-
-/// Options of mount(8) that are flags of mount(2).
-const FLAGS: [(&str, MountFlags); 9] = [
-    ("ro", MountFlags::RDONLY),
-    ("nosuid", MountFlags::NOSUID),
-    ("nodev", MountFlags::NODEV),
-    ("noexec", MountFlags::NOEXEC),
-    ("noatime", MountFlags::NOATIME),
-    ("nodiratime", MountFlags::NODIRATIME),
-    ("relatime", MountFlags::RELATIME),
-    ("strictatime", MountFlags::STRICTATIME),
-    ("sync", MountFlags::SYNCHRONOUS),
-];
-
-/// Options that say what is so anyway.
-const DEFAULTS: [&str; 7] = ["rw", "suid", "dev", "exec", "defaults", "bind", "rbind"];
+/// What may stand before a type.
+const TRANSFORMS: [&str; 3] = ["format", "mkdir", "mkfs"];
 
 /// A mount as a client describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +53,7 @@ pub struct Wanted {
 /// A mount that was made here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Active {
-    /// What it is, with all transforms made.
+    /// What it is, with all transforms made; an `erofs` from the loop devices that it needed.
     pub mount: Wanted,
     /// Where.
     pub point: PathBuf,
@@ -82,37 +71,29 @@ pub struct Activated {
 /// How many of `mounts`, from the first, have to be made by a server.
 ///
 /// # Errors
-/// [`Error::NotMountedHere`] if none has to: the client mounts them by itself; and if one is of a type, or with a transform,
-/// that this program does not know.
+/// [`Error::NotMountedHere`] if none has to: the client mounts them by itself; and if one asks for what this program cannot.
 pub fn needed(mounts: &[Wanted], temporary: bool) -> Result<usize> {
     let mut needed = None;
     for (at, mount) in mounts.iter().enumerate() {
         let (transforms, kind) = transforms(&mount.kind);
-        if kind == HANDLED || transforms.iter().any(|name| !made_here(name)) {
-            return Err(not_here(format!(
-                "type {:?} is not mounted by this server: mount it on the client's side",
-                mount.kind
-            )));
-        }
         if !transforms.is_empty() {
             needed = Some(at);
         }
-        if temporary {
+        if kind == erofs::KIND {
+            erofs::possible(mount)?;
+        }
+        if kind == erofs::KIND || temporary {
             needed = Some(at + 1);
         }
     }
     needed.ok_or_else(|| not_here("nothing has to be activated, the system can mount it as it is".into()))
 }
 
-fn made_here(transform: &str) -> bool {
-    TRANSFORMS.contains(&(transform, true))
-}
-
 /// The transforms at the beginning of a type, and what they lead to.
 fn transforms(kind: &str) -> (Vec<&str>, &str) {
     let (mut found, mut rest) = (Vec::new(), kind);
     while let Some((first, after)) = rest.split_once('/')
-        && TRANSFORMS.iter().any(|(name, _)| *name == first)
+        && TRANSFORMS.contains(&first)
     {
         found.push(first);
         rest = after;
@@ -120,7 +101,8 @@ fn transforms(kind: &str) -> (Vec<&str>, &str) {
     (found, rest)
 }
 
-/// Makes the first of `mounts` that have to be, in `directory`, which is new. Directories are made below `roots` alone.
+/// Makes the first of `mounts` that have to be, in `directory`, which is new. Directories and file systems are made below
+/// `roots` alone.
 ///
 /// # Errors
 /// What was mounted until then stays for [`deactivate`].
@@ -131,7 +113,7 @@ pub fn activate(mounts: &[Wanted], temporary: bool, directory: &Path, roots: &[&
         let mount = transformed(mount, &made.active, roots)?;
         let point = directory.join(at.to_string());
         std::fs::create_dir(&point).at("make the directory", &point)?;
-        mount_on(&mount, &point)?;
+        let mount = making::mount_on(mount, &point)?;
         made.active.push(Active { mount, point });
     }
     if let Some((first, rest)) = mounts[needed..].split_first() {
@@ -151,60 +133,11 @@ fn transformed(mount: &Wanted, before: &[Active], roots: &[&Path]) -> Result<Wan
     for transform in transforms {
         match transform {
             "format" => template::format(&mut result, before)?,
+            "mkfs" => mkfs::make(&mut result, roots)?,
             _ => mkdir::make(&mut result, roots)?,
         }
     }
     Ok(result)
-}
-
-fn mount_on(mount: &Wanted, point: &Path) -> Result<()> {
-    if !mount.target.is_empty() {
-        return Err(not_here(format!(
-            "a mount below the mount point, at {:?}, is not made by this server",
-            mount.target
-        )));
-    }
-    match mount.kind.as_str() {
-        "overlay" => {
-            let (kind, source, options) = (mount.kind.clone(), mount.source.clone(), mount.options.clone());
-            crate::mount_all(&[Mount { kind, source, options }], point)
-        }
-        "bind" => bind_on(mount, point),
-        kind => {
-            let (flags, data) = flags(&mount.options)?;
-            let data = std::ffi::CString::new(data).map_err(|_| bad("an option has a zero byte".into()))?;
-            rustix::mount::mount(mount.source.as_str(), point, kind, flags, data.as_c_str()).at("mount on", point)
-        }
-    }
-}
-
-fn bind_on(mount: &Wanted, point: &Path) -> Result<()> {
-    let (flags, rest) = flags(&mount.options)?;
-    if !rest.is_empty() {
-        return Err(bad(format!("a bind mount takes no option {rest:?}")));
-    }
-    let recursive = mount.options.iter().any(|option| option == "rbind");
-    let bind = if recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
-    rustix::mount::mount(mount.source.as_str(), point, "", bind, None).at("bind-mount on", point)?;
-    if !flags.is_empty() {
-        rustix::mount::mount_remount(point, MountFlags::BIND | flags, c"").at("change the flags of", point)?;
-    }
-    Ok(())
-}
-
-/// The flags among the options, and what else there is.
-fn flags(options: &[String]) -> Result<(MountFlags, String)> {
-    let (mut flags, mut rest) = (MountFlags::empty(), Vec::new());
-    for option in options.iter().map(String::as_str).filter(|option| !DEFAULTS.contains(option)) {
-        match FLAGS.iter().find(|(name, _)| *name == option) {
-            Some((_, flag)) => flags |= *flag,
-            None if option == "loop" => {
-                return Err(not_here("loop devices are not made by this server: mount it on the client's side".into()));
-            }
-            None => rest.push(option),
-        }
-    }
-    Ok((flags, rest.join(",")))
 }
 
 /// Unmounts what an activation mounted in `directory`, the last one first, and removes it. That it is gone is fine.
@@ -247,6 +180,17 @@ pub fn is_mounted(point: &Path) -> bool {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(CWD, point, flags, StatxFlags::empty());
     found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Says what it takes to mount, where the system only says that it was not enough.
+fn permitted<T>(result: rustix::io::Result<T>, operation: &'static str, path: &Path) -> Result<T> {
+    let what = "Operation not permitted: this process may not mount; run it as root, or in a user and mount namespace of \
+                its own (unshare -Urm)";
+    let said = result.map_err(|error| match error {
+        Errno::PERM => std::io::Error::new(std::io::ErrorKind::PermissionDenied, what),
+        other => other.into(),
+    });
+    said.at(operation, path)
 }
 
 fn bad(reason: String) -> Error {
