@@ -178,6 +178,43 @@ async fn a_record_that_another_program_wrote_is_read_when_it_is_first_seen() {
     assert_eq!(listed.repo_tags, [Arc::from("example.com/a:1")]);
 }
 
+/// Writes an image and a record that another program made; `source`: with the registry that it came from.
+async fn written(node: &Node, made: &mut Made, n: usize, source: bool) {
+    let target = made.image(&host(), &[vec![common::Entry::file("n", n.to_string())]]);
+    let manifest: serde_json::Value = serde_json::from_slice(made.bytes(&target.digest)).unwrap();
+    let parts = manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]);
+    let parts = parts.map(|part| part["digest"].as_str().unwrap().parse().unwrap());
+    let content = node.store().content(&node.scope);
+    for digest in parts.chain([target.digest.clone()]) {
+        let options = orlop_content::IngestOptions { reference: digest.to_string(), ..Default::default() };
+        let mut writer = orlop_content::Ingester::writer(&content, options).await.unwrap();
+        writer.write(made.bytes(&digest).clone()).await.unwrap();
+        writer.commit(0, None).await.unwrap();
+    }
+    if source {
+        let label = ("containerd.io/distribution.source.r.example".to_owned(), "many".to_owned());
+        content.label_all(&[(target.digest.clone(), Labels::from([label]))]).unwrap();
+    }
+    create(node, &format!("r.example/many:{n}"), &target);
+}
+
+/// Of many images, what they are and who supplies them is read by two threads.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_images_read_at_once_are_those_that_were_followed_one_by_one() {
+    let (node, mut made) = (Node::new(), Made::default());
+    let followed = catalog(&node);
+    for n in 0..70 {
+        written(&node, &mut made, n, n % 2 == 0).await;
+        assert_eq!(followed.view().await.unwrap().images().len(), n + 1);
+    }
+    let (followed, fresh) = (followed.view().await.unwrap(), catalog(&node).view().await.unwrap());
+    assert_eq!(fresh.images(), followed.images());
+    for n in 0..70 {
+        let image = fresh.resolve(&format!("r.example/many:{n}")).unwrap();
+        assert_eq!(image.pinned.is_empty(), n % 2 == 0, "{n}: {:?}", image.pinned);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pins_come_from_labels_and_from_the_configuration() {
     let (shelf, mut made) = (Shelf::start().await, Made::default());

@@ -40,6 +40,54 @@ struct Target {
     supply: Supply,
 }
 
+/// Reads beside what another thread reads at its look.
+struct Beside<'a> {
+    store: &'a Store,
+    namespace: &'a str,
+    /// Of the store, before that look.
+    version: i64,
+    /// Whether there is so much to read that it pays.
+    wanted: bool,
+}
+
+impl Beside<'_> {
+    /// Who supplies each target; `None` if this thread would see another state of the store than the other does.
+    fn supplies(&self, targets: &[Digest]) -> metadata::Result<Option<Vec<Supply>>> {
+        self.store.look(self.namespace, |look| {
+            // The first question takes the snapshot. If nothing was committed until after it, it is the same.
+            look.mark()?;
+            if self.store.version()? != self.version {
+                return Ok(None);
+            }
+            targets.iter().map(|target| supply::of(look, target)).collect::<metadata::Result<_>>().map(Some)
+        })
+    }
+}
+
+impl Target {
+    /// Looks again at what there is of it, where that may have changed; returns whether it did.
+    fn follow(
+        &mut self,
+        look: &Look<'_>,
+        presence: &Presence<'_>,
+        settings: &Settings,
+        dropped: bool,
+    ) -> metadata::Result<bool> {
+        let known = match &self.standing {
+            Standing::Complete(_) => !dropped,
+            Standing::Foreign => true,
+            Standing::Partial | Standing::Unread => false,
+        };
+        if known {
+            return Ok(false);
+        }
+        let now = standing(look, presence, &self.descriptor, &settings.platform)?;
+        let changed = now != self.standing;
+        self.standing = now;
+        Ok(changed)
+    }
+}
+
 impl State {
     /// Whether the view was made by these settings.
     pub(super) fn is_by(&self, settings: &Arc<Settings>) -> bool {
@@ -48,6 +96,7 @@ impl State {
 
     /// Follows the store, and says which records' documents nobody has read yet.
     pub(super) fn refresh(&mut self, store: &Store, namespace: &str, settings: &Arc<Settings>) -> Result<Vec<Image>> {
+        let version = store.version()?;
         let follow = |look: &Look<'_>| {
             let mark = look.mark()?;
             let dropped = self.mark.as_ref().is_none_or(|earlier| !mark.kept_content_since(earlier));
@@ -55,7 +104,8 @@ impl State {
                 Some(earlier) => self.follow_records(look.images_since(earlier)?),
                 None => self.read_records(look)?,
             };
-            let told = self.follow_targets(look, settings, dropped)?;
+            let beside = Beside { store, namespace, version, wanted: self.mark.is_none() };
+            let told = self.follow_targets(look, settings, dropped, &beside)?;
             self.mark = Some(mark);
             Ok((moved || told, self.unread()))
         };
@@ -69,11 +119,14 @@ impl State {
 
     /// All records; returns whether there are any.
     fn read_records(&mut self, look: &Look<'_>) -> metadata::Result<bool> {
+        let mut records = Vec::new();
         look.each_image(|glance| {
             let pinned = glance.label(labels::PINNED).is_some_and(|value| value == labels::PINNED_VALUE);
             let target = self.target(&glance.digest, glance.media_type, glance.size);
-            self.records.insert(glance.name.into(), Record { target, created: glance.created_at, pinned });
+            records.push((Arc::from(glance.name), Record { target, created: glance.created_at, pinned }));
         })?;
+        // All at once: they come in order.
+        self.records = records.into_iter().collect();
         Ok(!self.records.is_empty())
     }
 
@@ -108,33 +161,44 @@ impl State {
     }
 
     /// Looks again at what may have changed; returns whether it did.
-    fn follow_targets(&mut self, look: &Look<'_>, settings: &Settings, dropped: bool) -> metadata::Result<bool> {
+    fn follow_targets(
+        &mut self,
+        look: &Look<'_>,
+        settings: &Settings,
+        dropped: bool,
+        beside: &Beside<'_>,
+    ) -> metadata::Result<bool> {
         let open = |target: &Target| !matches!(target.standing, Standing::Complete(_) | Standing::Foreign);
         let asked = self.targets.values().filter(|target| dropped || open(target)).count();
-        let presence = if asked > MANY { Presence::Known(look.blobs()?) } else { Presence::Asked(look) };
-        let mut changed = false;
         // In the order of the tables: a page of them is read once.
         let mut targets: Vec<_> = self.targets.iter_mut().collect();
         targets.sort_unstable_by(|a, b| a.0.cmp(b.0));
-        for (_, target) in targets {
-            let known = match &target.standing {
-                Standing::Complete(_) => !dropped,
-                Standing::Foreign => true,
-                Standing::Partial | Standing::Unread => false,
+        let digests: Vec<Digest> = targets.iter().map(|(digest, _)| (*digest).clone()).collect();
+        std::thread::scope(|scope| {
+            let reading = (beside.wanted && asked > MANY)
+                .then(|| std::thread::Builder::new().spawn_scoped(scope, || beside.supplies(&digests)).ok())
+                .flatten();
+            let presence = if asked > MANY { Presence::Known(look.blobs()?) } else { Presence::Asked(look) };
+            let mut changed = false;
+            for (_, target) in &mut targets {
+                changed |= target.follow(look, &presence, settings, dropped)?;
+            }
+            let supplies = match reading.map(std::thread::ScopedJoinHandle::join) {
+                None => None,
+                Some(Ok(read)) => read?,
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
             };
-            if !known {
-                let now = standing(look, &presence, &target.descriptor, &settings.platform)?;
-                changed |= now != target.standing;
-                target.standing = now;
+            for (n, (digest, target)) in targets.into_iter().enumerate() {
+                let complete = matches!(target.standing, Standing::Complete(_));
+                if complete && (dropped || target.supply != Supply::Known) {
+                    let read = supplies.as_ref().and_then(|all| all.get(n).cloned());
+                    let now = read.map_or_else(|| supply::of(look, digest), Ok)?;
+                    changed |= now != target.supply;
+                    target.supply = now;
+                }
             }
-            let complete = matches!(target.standing, Standing::Complete(_));
-            if complete && (dropped || target.supply != Supply::Known) {
-                let now = supply::of(look, &target.descriptor.digest)?;
-                changed |= now != target.supply;
-                target.supply = now;
-            }
-        }
-        Ok(changed)
+            Ok(changed)
+        })
     }
 
     fn unread(&self) -> Vec<Image> {
@@ -151,12 +215,14 @@ impl State {
     }
 
     fn picture(&self, settings: &Settings) -> CriView {
-        let mut groups: BTreeMap<&ImageId, Vec<(&Arc<str>, &Record)>> = BTreeMap::new();
+        let mut groups: HashMap<&ImageId, Vec<(&Arc<str>, &Record)>> = HashMap::new();
         for (name, record) in &self.records {
             if let Some(Standing::Complete(gist)) = self.targets.get(&record.target.digest).map(|t| &t.standing) {
                 groups.entry(&gist.id).or_default().push((name, record));
             }
         }
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        groups.sort_unstable_by_key(|(id, _)| *id);
         let pins = settings.pins();
         let images = groups.into_iter().filter_map(|(id, group)| self.image(id, &group, &pins, settings));
         CriView::new(images.collect())
