@@ -3,8 +3,8 @@
 
 The client says where its timed part begins and ends; server CPU seconds and peak memory are those of that part. Every run of
 write, read, small and snapshots has a new root; list, cri and start have one root for each server, which is filled once
-through the API (and kept with --stores), and a new daemon. The time of `start` runs from exec until CRI's ListImages answers
-with every image; its CPU and memory are the daemon's from its beginning to there.
+through the API (and kept with --stores), and a new daemon (with --together one for all three). The time of `start` runs from
+exec until CRI's ListImages answers with every image; its CPU and memory are the daemon's from its beginning to there.
 """
 import argparse, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
 
@@ -136,6 +136,7 @@ def main():
     args.add_argument("--bin", type=pathlib.Path, default=pathlib.Path.home() / "go/bin", help="where containerd 2.x is")
     args.add_argument("--work", type=pathlib.Path, help="directory on the file system to measure, as /dev/shm [a temporary one]")
     args.add_argument("--stores", type=pathlib.Path, help="where large stores are, to be used again [they go at the end]")
+    args.add_argument("--together", action="store_true", help="start, list and cri on the same daemon of a run")
     args.add_argument("--only", choices=["orlop", "containerd"], help="one of the two alone")
     args = args.parse_args()
     cases = args.case or CASES
@@ -152,6 +153,9 @@ def main():
         if any(case in ON_LARGE_STORES for case in cases):
             for who, start in servers.items():
                 fill(who, start, stores / who, args.images)
+        if args.together:
+            together(servers, stores, args, out)
+            cases = [case for case in cases if case not in ON_LARGE_STORES]
         for case in cases:
             rows = {who: [] for who in servers}
             for _ in range(args.runs):
@@ -169,6 +173,22 @@ def main():
             report(case, rows, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def together(servers, stores, args, out):
+    """The cases on large stores, one after the other on the same daemon: starting containerd there takes longest."""
+    rows = {case: {who: [] for who in servers} for case in ["start", "list", "cri"]}
+    for _ in range(args.runs):
+        for who, start in servers.items():
+            server = begin(start, stores / who, args.images)
+            try:
+                for case, of in rows.items():
+                    of[who].append(measure(server, case, args))
+            finally:
+                server.stop()
+            os.sync()
+    for case, of in rows.items():
+        report(case, of, out)
 
 
 def report(case, rows, out):
