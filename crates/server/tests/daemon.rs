@@ -253,6 +253,18 @@ async fn a_client_that_vanishes_leaves_a_write_that_can_go_on() {
 
 /// A call as bytes; its status and message.
 async fn raw(socket: &Path, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (String, String) {
+    let found = answered(socket, path, headers, body).await.expect("an answer");
+    let text = |name: &str| found.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+    (text("grpc-status"), text("grpc-message"))
+}
+
+/// Headers and trailers of a call.
+async fn answered(
+    socket: &Path,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<http::HeaderMap, hyper::Error> {
     let stream = UnixStream::connect(socket).await.unwrap();
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -262,13 +274,63 @@ async fn raw(socket: &Path, path: &str, headers: &[(&str, &str)], body: &[u8]) -
     {
         request = request.header(*name, *value);
     }
-    let response = client.send_request(request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()).await.unwrap();
+    let response = client.send_request(request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()).await?;
     let mut found = response.headers().clone();
-    if let Some(trailers) = response.into_body().collect().await.unwrap().trailers() {
+    if let Some(trailers) = response.into_body().collect().await?.trailers() {
         found.extend(trailers.clone());
     }
-    let text = |name: &str| found.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
-    (text("grpc-status"), text("grpc-message"))
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_is_the_clients_or_ours_and_comes_back() {
+    let daemon = Daemon::start(ServeOptions::default());
+    let path = "/containerd.services.version.v1.Version/Version";
+    let long = "x".repeat(4096);
+    let mut own = Vec::new();
+    for given in [Some("the-clients"), None, None, Some(&long)] {
+        let headers: Vec<(&str, &str)> = given.map(|id| ("x-request-id", id)).into_iter().collect();
+        let found = answered(&daemon.socket, path, &headers, &framed(&[])).await.unwrap();
+        let told = found["x-request-id"].to_str().unwrap().to_owned();
+        match given {
+            Some("the-clients") => assert_eq!(told, "the-clients"),
+            _ => own.push(told),
+        }
+    }
+    own.sort();
+    own.dedup();
+    assert!(own.len() == 3 && own.iter().all(|id| id.len() < 64 && id.contains('-')), "{own:?}");
+    // A call that is refused has one too.
+    let found = answered(&daemon.socket, path, &[("grpc-timeout", "soon")], &framed(&[])).await.unwrap();
+    assert!(found.contains_key("x-request-id") && found["grpc-status"] == "13", "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_may_have_16_mib_and_headers_64_kib() {
+    let daemon = Daemon::start(ServeOptions::default());
+    let info = "/containerd.services.content.v1.Content/Info";
+    // One field, a digest that is none, as long as makes the message exactly as long as may be.
+    let length = (16 << 20) - 5;
+    let mut message = vec![0x0a];
+    let mut rest = length;
+    while rest >= 0x80 {
+        message.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    message.push(rest as u8);
+    message.resize(16 << 20, b'x');
+    let (status, told) = raw(&daemon.socket, info, &[], &framed(&message)).await;
+    assert_eq!(status, "3", "{told}");
+
+    let version = "/containerd.services.version.v1.Version/Version";
+    let (fits, large) = ("x".repeat(60 << 10), "x".repeat(70 << 10));
+    let found = answered(&daemon.socket, version, &[("x-note", &fits)], &framed(&[])).await.unwrap();
+    assert_eq!(found["grpc-status"], "0");
+    // Refused before it is a call: as HTTP does, or by resetting the stream.
+    if let Ok(found) = answered(&daemon.socket, version, &[("x-note", &large)], &framed(&[])).await {
+        assert!(found.get("grpc-status").is_none_or(|status| status != "0"), "{found:?}");
+    }
+    daemon.is_well().await;
 }
 
 /// A message as it travels.
