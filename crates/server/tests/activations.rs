@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::mounts::{Map, Side, mount};
+use common::mounts::{Map, Side, collect_until_unmounted, mount};
 use common::{Node, labels, request};
 use orlop_api::containerd::services::containers::v1 as containers;
 use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
@@ -257,6 +257,6 @@ async fn what_is_in_use_is_unmounted_later_and_a_failure_leaves_nothing() {
     node.store.collect(Disposal::Reclaim).unwrap();
     assert_eq!((side.names().await.len(), mounted(&root).len()), (0, 1));
     drop(open);
-    node.store.collect(Disposal::Reclaim).unwrap();
+    collect_until_unmounted(&node.store);
     assert_eq!((mounted(&root).len(), std::fs::read_dir(root.join("mounts")).unwrap().count()), (0, 0));
 }

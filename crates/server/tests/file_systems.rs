@@ -7,7 +7,7 @@ mod common;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use common::mounts::{Map, Side, mount};
+use common::mounts::{Map, Side, collect_until_unmounted, mount};
 use common::{Node, labels, request};
 use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
@@ -316,12 +316,7 @@ async fn a_device_in_use_goes_when_it_is_not_any_more() {
     node.store.collect(Disposal::Reclaim).unwrap();
     assert_eq!((side.names().await.len(), loops(&root).len()), (0, 2), "no names, but files are open");
     drop(open);
-    // A program that another test of this process is just starting may still hold the files: until it is there.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !mounted(&root).is_empty() {
-        assert!(std::time::Instant::now() < deadline, "still mounted: {:?}", mounted(&root));
-        node.store.collect(Disposal::Reclaim).unwrap();
-    }
+    collect_until_unmounted(&node.store);
     no_loops(&root);
     assert_eq!((mounted(&root).len(), std::fs::read_dir(root.join("mounts")).unwrap().count()), (0, 0));
     assert_eq!(node.store.check_metadata().unwrap(), []);

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use orlop_api::containerd::services::mounts::v1 as pb;
 use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
 use orlop_api::containerd::types::{ActivationInfo, Mount};
+use orlop_metadata::Store;
+use orlop_metadata::gc::Disposal;
 use orlop_testkit::mounts::mounted;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -17,6 +20,20 @@ pub type Map = BTreeMap<String, String>;
 pub fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
     let options = options.iter().map(|option| (*option).to_owned()).collect();
     Mount { r#type: kind.into(), source: source.into(), options, ..Mount::default() }
+}
+
+/// Collects until nothing is mounted any more: what a test has closed, a program that another test of this process is just
+/// starting may still hold, until it is there.
+pub fn collect_until_unmounted(store: &Store) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        store.collect(Disposal::Reclaim).unwrap();
+        let left = mounted(store.root());
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "still mounted: {left:?}");
+    }
 }
 
 /// One side, and a directory in which it may make directories: `a` with `sub/file`, `b` with `other`.
