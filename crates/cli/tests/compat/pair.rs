@@ -9,6 +9,7 @@ use orlop_oci::{Compression, chain_ids};
 use orlop_testkit::archive::{self, is_whole};
 use orlop_testkit::containerd::{Containerd, Options};
 use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::mounts::Cleaned;
 use orlop_testkit::registry::{self, Registry};
 use orlop_testkit::served::Served;
 use orlop_testkit::tar::Entry;
@@ -37,6 +38,8 @@ pub(crate) struct Pair {
     // Ended before what they use.
     _containerd: Containerd,
     _orlop: Served,
+    /// What a client has the daemon mount stays mounted when the daemon ends.
+    _cleaned: Cleaned,
     pub(crate) theirs: Side,
     pub(crate) ours: Side,
     pub(crate) client: Client,
@@ -66,6 +69,7 @@ impl Pair {
         Some(Self {
             _containerd: containerd,
             _orlop: orlop,
+            _cleaned: Cleaned(root),
             theirs,
             ours,
             client,
