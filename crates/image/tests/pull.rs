@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::proxy::Proxy;
 use common::{Entry, Made, Node, Shelf, client, layers, on, scope};
-use orlop_content::IngestManager;
+use orlop_content::{IngestManager, IngestOptions, Ingester};
 use orlop_image::{Error, Event, PullRequest, Stage};
 use orlop_metadata::Scope;
 use orlop_oci::{Descriptor, Digest, media_type};
@@ -291,6 +291,48 @@ async fn a_manifest_that_contradicts_its_config_is_refused() {
     shelf.push(&made, "team/app:v1", &image).await;
     let error = node.pull(&shelf.name("team/app:v1")).await.unwrap_err();
     assert!(matches!(error, Error::Inconsistent { .. }), "{error}");
+}
+
+/// Regression: of two pulls that wrote one layer at the same time, one failed with "the layer's bytes stopped coming" if its write
+/// was ended in the middle and the other had brought the layer when it asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_was_cut_and_that_somebody_else_brought_is_unpacked_from_the_store() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    // More than one piece, however it is compressed.
+    let draw = |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    let noise: Vec<u8> = std::iter::successors(Some(1u64), draw).map(|n| (n >> 56) as u8).take(4_000_000).collect();
+    let image = made.image("amd64", &[vec![Entry::file("noise", noise)]]);
+    shelf.push(&made, "team/app:v1", &image).await;
+    let cut = AtomicUsize::new(0);
+    let sink = |event: Event| {
+        let Event::Blob(blob) = event else { return };
+        let written = blob.kind == "layer" && blob.stage == Stage::Fetching && blob.offset > 0;
+        if !written || cut.fetch_add(1, Ordering::SeqCst) > 0 {
+            return;
+        }
+        let content = node.store().content(&node.scope);
+        let bytes = made.blobs[&blob.digest].1.clone();
+        let instead = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let _ = content.abort(&format!("layer-{}", blob.digest)).await;
+                // Who ends a write removes its bytes, which nobody but this pull holds here.
+                for write in std::fs::read_dir(node.store().root().join("content/ingest")).unwrap() {
+                    let _ = std::fs::remove_file(write.unwrap().path().join("data"));
+                }
+                let options = IngestOptions { reference: "somebody else".into(), ..IngestOptions::default() };
+                let mut writer = content.writer(options).await.unwrap();
+                writer.write(bytes).await.unwrap();
+                writer.commit(blob.total, Some(&blob.digest)).await.unwrap();
+            });
+        };
+        std::thread::scope(|scope| scope.spawn(instead).join().unwrap());
+    };
+    let request = PullRequest { reference: shelf.name("team/app:v1"), ..PullRequest::default() };
+    node.images.pull(&node.scope, &client(), &request, &sink).await.unwrap();
+    assert!(cut.load(Ordering::SeqCst) > 0);
+    assert_eq!(node.snapshots().len(), 1);
+    node.is_sound().await;
 }
 
 /// Regression: of two pulls that wrote one layer at the same time, one failed with "ingest not found" if the other had come to its end

@@ -320,12 +320,15 @@ impl Session<'_> {
         };
         brought?;
         match applied {
+            // What came was cut, and when it was to come anew somebody else had brought it.
+            Some(Err(Error::Layer { source: orlop_snapshot::Error::Source { .. }, .. })) | None => {
+                self.apply_stored(unpacker, step, "").await
+            }
             Some(applied) => {
                 let (key, bytes) = applied?;
                 self.unpacked(blob, bytes);
                 Ok(key)
             }
-            None => self.apply_stored(unpacker, step, "").await,
         }
     }
 
