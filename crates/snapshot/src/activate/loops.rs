@@ -73,6 +73,7 @@ unsafe impl Ioctl for GetFree {
         std::ptr::null_mut()
     }
 
+    // SAFETY: the pointer, which is null, is not looked at.
     unsafe fn output_from_ptr(output: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<u32> {
         u32::try_from(output).map_err(|_| Errno::RANGE)
     }
@@ -98,7 +99,7 @@ pub(super) fn attach(path: &Path, read_only: bool, direct: bool) -> Result<Devic
     let file = File::options().read(true).write(!read_only).open(path).at("open", path)?;
     let control = opened(Path::new(CONTROL), true)?;
     for tried in 0..TRIES {
-        // SAFETY: `GetFree` is what this request is.
+        // SAFETY: `control` is the loop driver's, to which this request means what `GetFree` says: no argument, a number back.
         let number = unsafe { ioctl(&control, GetFree) }.at("ask for a free device of", CONTROL)?;
         let device = PathBuf::from(format!("/dev/loop{number}"));
         let held = match opened(&device, !read_only) {
@@ -141,7 +142,8 @@ fn configure(device: &File, file: &File, path: &Path, read_only: bool, direct: b
     status.file_name[..shown].copy_from_slice(&name[..shown]);
     let file = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::BADF)?;
     let config = Config { file, block_size: 0, status, reserved: [0; 8] };
-    // SAFETY: the kernel reads a `struct loop_config`, which `Config` is, and writes nothing.
+    // SAFETY: `device` is the loop driver's, which reads a `struct loop_config` for this request, as `Config` is laid out, and
+    // writes nothing. What `config` names by number, `file`, is open for as long.
     unsafe { ioctl(device, Setter::<CONFIGURE, Config>::new(config)) }
 }
 
