@@ -66,7 +66,7 @@ pub use import::ImportRequest;
 pub use place::{ImportAs, NameRule, Place};
 pub use pull::PullRequest;
 pub use push::PushRequest;
-pub use reconcile::Reconciled;
+pub use reconcile::{RECONCILER, Reconciled};
 pub use remove::{Plan, Reason, RemoveRequest, Removed};
 pub use resolve::{DocumentRow, Found, Inspection};
 pub use rows::{ImageRow, ListRequest, RecordRow, Sizes, SnapshotRow};

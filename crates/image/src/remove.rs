@@ -12,7 +12,7 @@ use orlop_metadata::{self as metadata, Image, ImageChange, Scope};
 use orlop_oci::{Descriptor, Digest, Reference};
 
 use crate::catalog::Catalog;
-use crate::reconcile::{self, Facts, is_name, is_pinned};
+use crate::reconcile::{self, Facts, digest_of, is_name, is_pinned};
 use crate::users::Users;
 use crate::{Error, Images, Result, SnapshotRow, labels};
 
@@ -174,13 +174,8 @@ impl Images {
         let namespace = scope.namespace.clone();
         self.blocking(move |store| {
             let mut by_name: BTreeMap<String, Image> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
-            for name in names {
-                match store.image(&namespace, &name) {
-                    Ok(record) => drop(by_name.insert(name, record)),
-                    Err(metadata::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            let named = store.images_named(&namespace, &names)?;
+            by_name.extend(named.into_iter().map(|record| (record.name.clone(), record)));
             Ok(by_name.into_values().collect())
         })
         .await
@@ -372,11 +367,6 @@ impl Plan {
             .map_err(|error| Error::Stream { operation: "encode plan", source: error.into() })?;
         Ok(Digest::of(&json).to_string())
     }
-}
-
-/// The digest that a hash reference's name has.
-fn digest_of(name: &str) -> Option<Digest> {
-    name.rsplit_once('@').map_or(name, |(_, digest)| digest).parse().ok()
 }
 
 fn deletions(names: &BTreeSet<String>) -> Vec<ImageChange> {

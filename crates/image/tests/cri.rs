@@ -198,7 +198,7 @@ async fn written(node: &Node, made: &mut Made, n: usize, source: bool) {
     create(node, &format!("r.example/many:{n}"), &target);
 }
 
-/// Of many images, what they are and who supplies them is read by two threads.
+/// Of many images, all blobs' names are read at once instead of asking for each.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_images_read_at_once_are_those_that_were_followed_one_by_one() {
     let (node, mut made) = (Node::new(), Made::default());

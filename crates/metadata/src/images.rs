@@ -126,9 +126,13 @@ impl Store {
     }
 
     /// Those of these records that are there.
-    pub fn images_named<N: AsRef<str>>(&self, namespace: &str, names: &[N]) -> Result<Vec<Image>> {
+    pub fn images_named<N: AsRef<str>>(
+        &self,
+        namespace: &str,
+        names: impl IntoIterator<Item = N>,
+    ) -> Result<Vec<Image>> {
         self.read(|conn| {
-            let found = names.iter().filter_map(|name| get(conn, namespace, name.as_ref()).transpose());
+            let found = names.into_iter().filter_map(|name| get(conn, namespace, name.as_ref()).transpose());
             found.collect()
         })
     }

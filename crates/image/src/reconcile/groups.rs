@@ -7,6 +7,8 @@
 
 use orlop_oci::{Digest, DigestNumber, DigestTable};
 
+use super::digest_of;
+
 /// Records by what they have to do with: digests that are joined when one record, or one image, has both.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
@@ -71,11 +73,6 @@ impl Groups {
         }
         number
     }
-}
-
-/// The digest that a name has.
-pub(super) fn digest_of(name: &str) -> Option<Digest> {
-    name.rsplit_once('@').map_or(name, |(_, digest)| digest).parse().ok()
 }
 
 #[cfg(test)]

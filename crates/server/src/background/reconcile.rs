@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orlop_image::Reconciled;
+use orlop_image::{RECONCILER, Reconciled};
 use orlop_metadata::{HistoryAction, HistoryEntry, Progress};
 use tokio::time::Instant;
 use tonic::Status;
@@ -23,9 +23,6 @@ use super::changes::Changes;
 use crate::Server;
 use crate::blocking::blocking;
 use crate::status::ToStatus;
-
-/// What the reconciler calls itself in the history. Its own changes need no second look.
-const ACTOR: &str = "reconciler";
 
 /// How long after a change it is remembered that it was followed, and all that came meanwhile: that costs a commit.
 const REMEMBER: Duration = Duration::from_secs(1);
@@ -111,7 +108,8 @@ async fn some(server: &Server, changed: &[HistoryEntry]) -> Result<(), Status> {
         server.collector().request();
     }
     for namespace in &server.images().settings().cri_namespaces {
-        let others = changed.iter().filter(|change| change.namespace == *namespace && change.actor != ACTOR);
+        // The reconciler's own changes need no second look.
+        let others = changed.iter().filter(|change| change.namespace == *namespace && change.actor != RECONCILER);
         let others: Vec<HistoryEntry> = others.cloned().collect();
         let done = server.images().reconcile_changes(namespace, &others).await.map_err(|e| e.to_status())?;
         told(server, namespace, &done);
