@@ -8,9 +8,9 @@
 //! - Opening reads the schema and nothing else; it takes the same time for an empty root and a full one.
 //!
 //! # Concurrency
-//! Readers take a connection from a pool of bounded size ([`crate::readers`]) and see the snapshot of their first query. There is one write connection for
-//! the process; its mutex queues the threads, which may share a transaction ([`crate::transact`]), SQLite's write lock the
-//! processes.
+//! Readers take a connection from a pool of bounded size ([`crate::readers`]) and see the snapshot of their first query.
+//! There is one write connection for the process; its mutex queues the threads, which may share a transaction
+//! ([`crate::transact`]), SQLite's write lock the processes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -231,6 +231,11 @@ impl Drop for Db {
 pub(crate) fn to_nanos(time: Timestamp) -> i64 {
     let nanos = time.as_nanosecond();
     i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// A column whose text is not what was written there.
+pub(crate) fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
 /// The opposite of [`to_nanos`].

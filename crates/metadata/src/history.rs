@@ -16,7 +16,7 @@ use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use crate::changes::Change;
-use crate::db::from_nanos;
+use crate::db::{from_nanos, unreadable};
 use crate::transact::Tx;
 use crate::{Error, Image, Labels, ObjectKind, Result, Store};
 
@@ -318,17 +318,13 @@ fn change(action: HistoryAction, name: &str, labels: Labels) -> Change {
 /// The labels that a record had after a change, from the column `detail`.
 pub(crate) fn labels_after(row: &Row<'_>, index: usize) -> rusqlite::Result<Labels> {
     let state: Result<RecordState, _> = serde_json::from_str(row.get_ref(index)?.as_str()?);
-    state
-        .map(|state| state.labels)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e)))
+    state.map(|state| state.labels).map_err(|e| unreadable(index, e))
 }
 
 /// A digest column.
 pub(crate) fn digest_column(row: &Row<'_>, index: usize) -> rusqlite::Result<Digest> {
     let text = row.get_ref(index)?.as_str()?;
-    text.parse().map_err(|e: orlop_oci::DigestError| {
-        rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e))
-    })
+    text.parse().map_err(|e: orlop_oci::DigestError| unreadable(index, e))
 }
 
 /// A digest column that may be empty.

@@ -1,5 +1,6 @@
 //! Labels and field masks: the rules every labelled object shares.
 
+use crate::db::unreadable;
 use crate::{Error, Labels, Result};
 
 /// Bytes that a key and its value may have together: containerd's bound.
@@ -86,8 +87,7 @@ pub(crate) fn from_json(json: &str) -> Result<Labels, serde_json::Error> {
 /// Reads a column of labels.
 pub(crate) fn column(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Labels> {
     let json = row.get_ref(index)?.as_str()?;
-    from_json(json)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e)))
+    from_json(json).map_err(|e| unreadable(index, e))
 }
 
 /// The time in an expiry label, if there is one and it parses: containerd ignores what does not.

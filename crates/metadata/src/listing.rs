@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use orlop_oci::{Algorithm, DigestNumber, DigestTable, Platform};
 use rusqlite::{Connection, Row};
 
-use crate::db::from_nanos;
+use crate::db::{from_nanos, unreadable};
 use crate::filter::Filter;
 use crate::images::{Fields, size_from_column};
 use crate::summary::encoding::{self, Taker};
@@ -216,10 +216,7 @@ impl Reading<'_> {
 
     fn number(&mut self, row: &Row<'_>, index: usize) -> rusqlite::Result<DigestNumber> {
         let text = row.get_ref(index)?.as_str()?;
-        self.listing
-            .digests
-            .add_text(text)
-            .map_err(|e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e)))
+        self.listing.digests.add_text(text).map_err(|e| unreadable(index, e))
     }
 }
 

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use orlop_oci::{Digest, DigestTable};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::db::from_nanos;
+use crate::db::{from_nanos, unreadable};
 use crate::history::digest_column;
 use crate::images::size_from_column;
 use crate::transact::Tx;
@@ -179,10 +179,6 @@ impl Look<'_> {
         });
         Ok(found.optional()?)
     }
-}
-
-fn unreadable(index: usize, error: orlop_oci::DigestError) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(error))
 }
 
 /// Moves the counter of dropped and relabelled blobs.

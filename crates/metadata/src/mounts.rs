@@ -20,7 +20,7 @@ use orlop_snapshot::activate::{self, Activated, Active, Wanted};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use rustix::fs::FlockOperation;
 
-use crate::db::from_nanos;
+use crate::db::{from_nanos, unreadable};
 use crate::edges::{self, Edges};
 use crate::transact::Tx;
 use crate::{Error, Labels, ObjectKind, Result, Scope, Store, labels, leases, namespaces};
@@ -276,8 +276,7 @@ fn activation(row: &Row<'_>) -> rusqlite::Result<Activation> {
 }
 
 fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
-    let wrong = |e| rusqlite::Error::FromSqlConversionFailure(index, rusqlite::types::Type::Text, Box::new(e));
-    serde_json::from_str(row.get_ref(index)?.as_str()?).map_err(wrong)
+    serde_json::from_str(row.get_ref(index)?.as_str()?).map_err(|e| unreadable(index, e))
 }
 
 /// What is in use can be unmounted later; it is nobody's fault here.
