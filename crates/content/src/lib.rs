@@ -75,6 +75,13 @@ pub struct Status {
     pub updated_at: Timestamp,
 }
 
+impl Status {
+    /// Whether who opens a write with this total means something else than what is begun. Zero says nothing.
+    pub(crate) const fn is_of_another_total(&self, total: u64) -> bool {
+        self.total != 0 && total != 0 && self.total != total
+    }
+}
+
 /// What a writer is opened for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IngestOptions {

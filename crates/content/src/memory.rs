@@ -116,7 +116,7 @@ impl Ingester for MemoryStore {
         let ingest = state.ingests.entry(options.reference.clone()).or_insert_with(|| Ingest::new(&options.reference));
         ingest.id = id;
         ingest.locked = true;
-        if ![0, ingest.status.total].contains(&options.total) && ingest.status.total != 0 {
+        if ingest.status.is_of_another_total(options.total) {
             // It is to be something else: what is there belongs to no part of it.
             ingest.bytes.clear();
             ingest.status.offset = 0;

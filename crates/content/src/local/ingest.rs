@@ -57,7 +57,7 @@ impl IngestDir {
         let data = self.open_data().context("open", &self.path.join("data"))?;
         let mut status = read_status(&self.fd, &self.path, options.reference.clone())?;
         if options.total != 0 {
-            if status.total != 0 && status.total != options.total && status.offset != 0 {
+            if status.is_of_another_total(options.total) && status.offset != 0 {
                 // It is to be something else: what is there belongs to no part of it.
                 rustix::fs::ftruncate(&data, 0).context("truncate", &self.path.join("data"))?;
                 status.offset = 0;
