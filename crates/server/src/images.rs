@@ -1,7 +1,6 @@
 //! containerd.services.images.v1. After each change the hash references of CRI-managed namespaces are brought in order
 //! before the answer, so that a client that lists next sees them.
 
-use orlop_api::MAX_MESSAGE_BYTES;
 use orlop_api::containerd::services::images::v1 as pb;
 use orlop_api::containerd::services::images::v1::images_server::Images;
 use orlop_api::rows::{EncodedRows, ImageRows};
@@ -11,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
 use crate::convert::{descriptor_from_wire, descriptor_to_wire, mask, required, timestamp};
+use crate::page::too_long;
 use crate::status::ToStatus;
 use crate::{Answer, Server, call};
 
@@ -34,11 +34,7 @@ impl Images for Server {
             })?;
             Ok::<_, orlop_metadata::Error>(full.map_or(Ok(rows), Err))
         });
-        let rows = rows.await?.map_err(|bytes| {
-            Status::resource_exhausted(format!(
-                "the list of records has {bytes} bytes and more, and a message at most {MAX_MESSAGE_BYTES}: ask with filters"
-            ))
-        })?;
+        let rows = rows.await?.map_err(|bytes| too_long("records", bytes, "ask with filters"))?;
         Ok(Response::new(rows.into()))
     }
 

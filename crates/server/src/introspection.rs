@@ -10,7 +10,7 @@ use orlop_api::containerd::types;
 use orlop_api::google::rpc;
 use orlop_metadata::Filter;
 use orlop_oci::{Digest, Platform};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::status::ToStatus;
 use crate::{Answer, Server};
@@ -138,9 +138,9 @@ fn plugin((kind, id, requires): &(&str, &str, &[&str])) -> pb::Plugin {
 }
 
 fn unloaded(listed: &(&str, &str, &[&str])) -> pb::Plugin {
-    let reason = Status::unimplemented("Orlop keeps images and runs nothing: skip plugin");
-    let init_err = Some(rpc::Status { code: reason.code() as i32, message: reason.message().into(), details: vec![] });
-    pb::Plugin { init_err, ..plugin(listed) }
+    let message = "Orlop keeps images and runs nothing: skip plugin".to_owned();
+    let init_err = rpc::Status { code: Code::Unimplemented.into(), message, details: Vec::new() };
+    pb::Plugin { init_err: Some(init_err), ..plugin(listed) }
 }
 
 fn export(plugin: &mut pb::Plugin, name: &str, path: &Path) {

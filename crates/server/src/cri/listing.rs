@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use orlop_api::MAX_MESSAGE_BYTES;
 use orlop_api::rows::EncodedRows;
 use orlop_api::runtime::v1 as pb;
 use orlop_image::{CriImage, CriView};
 use tonic::Status;
+
+use crate::page::too_long;
 
 /// The message of the newest picture.
 #[derive(Default)]
@@ -42,11 +43,7 @@ impl Listing {
 pub(super) fn encoded<'v>(images: impl Iterator<Item = &'v CriImage>) -> Result<Bytes, Status> {
     let mut rows = EncodedRows::default();
     for image in images {
-        rows.push(&message(image)).map_err(|bytes| {
-            Status::resource_exhausted(format!(
-                "the list of images has {bytes} bytes and more, and a message at most {MAX_MESSAGE_BYTES}: use StreamImages"
-            ))
-        })?;
+        rows.push(&message(image)).map_err(|bytes| too_long("images", bytes, "use StreamImages"))?;
     }
     Ok(rows.freeze())
 }
