@@ -5,8 +5,8 @@ mod common;
 
 use std::path::Path;
 
-use common::mounts::{Map, Side, collect_until_unmounted, mount};
-use common::{Node, labels, request};
+use common::mounts::{Map, Side, collect_until_unmounted, mount, node};
+use common::{labels, request};
 use orlop_api::containerd::services::containers::v1 as containers;
 use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
 use orlop_api::containerd::services::images::v1 as images;
@@ -16,7 +16,7 @@ use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_api::containerd::types::{Descriptor, Mount};
 use orlop_metadata::gc::Disposal;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
-use orlop_testkit::mounts::{Cleaned, mounted};
+use orlop_testkit::mounts::mounted;
 use orlop_testkit::process::need_root;
 use rustix::mount::UnmountFlags;
 use tonic::Code;
@@ -98,9 +98,7 @@ async fn answers_and_mounts_are_containerds() {
     if !need_root() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let ours = transcript(&mut Side::new(&node.channel, &root), &root.join("mounts")).await;
     assert!(ours.iter().any(|line| line.contains("lowerdir=@1:@0")), "{ours:#?}");
     assert_eq!(ours.last().unwrap(), "left [] 0", "{ours:#?}");
@@ -177,9 +175,7 @@ async fn what_keeps_an_activation_is_what_keeps_it_in_containerd() {
     if !need_root() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let ours = collected(&mut Side::new(&node.channel, &root), &root.join("mounts")).await;
     assert_eq!(ours[0].0, ["flat", "leased", "named", "of-container", "of-image"]);
     assert_eq!(ours[2], (vec!["flat".to_owned()], 1));
@@ -201,9 +197,7 @@ async fn what_is_still_mounted_is_known_after_a_restart_and_what_is_not_goes() {
     if !need_root() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let mut side = Side::new(&node.channel, &root);
     node.store.create_lease("test", "l", Map::new()).unwrap();
     let mut points = Vec::new();
@@ -231,9 +225,7 @@ async fn what_is_in_use_is_unmounted_later_and_a_failure_leaves_nothing() {
     if !need_root() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let mut side = Side::new(&node.channel, &root);
     let source = || mount("bind", &side.work.join("a").display().to_string(), &["rbind"]);
     let (first, second) = (source(), source());

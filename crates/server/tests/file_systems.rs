@@ -7,7 +7,7 @@ mod common;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use common::mounts::{Map, Side, collect_until_unmounted, mount};
+use common::mounts::{Map, Side, collect_until_unmounted, mount, node};
 use common::{Node, labels, request};
 use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
@@ -143,9 +143,7 @@ async fn answers_mounts_and_devices_are_containerds() {
     if !needed() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let ours = transcript(&mut Side::new(&node.channel, &root), &root.join("mounts")).await;
     assert_eq!(std::fs::read_dir(root.join("mounts")).unwrap().count(), 0, "directories are left");
     assert_eq!(node.store.check_metadata().unwrap(), []);
@@ -207,9 +205,7 @@ async fn a_failure_in_the_middle_leaves_nothing() {
     if !needed() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let mut side = Side::new(&node.channel, &root);
     let theirs = Programs::current().map(|programs| Containerd::start(&programs, &Options::default()));
     let mut their_side = match &theirs {
@@ -299,9 +295,7 @@ async fn a_device_in_use_goes_when_it_is_not_any_more() {
     if !needed() {
         return;
     }
-    let node = Node::new();
-    let root = node.store.root().to_owned();
-    let _cleaned = Cleaned(root.clone());
+    let (node, root, _cleaned) = node();
     let mut side = Side::new(&node.channel, &root);
     // One is deactivated, of the other the lease expires: both while a file is open.
     node.store.create_lease("test", "lasting", Map::new()).unwrap();

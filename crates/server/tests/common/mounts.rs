@@ -9,17 +9,24 @@ use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
 use orlop_api::containerd::types::{ActivationInfo, Mount};
 use orlop_metadata::Store;
 use orlop_metadata::gc::Disposal;
-use orlop_testkit::mounts::mounted;
+use orlop_testkit::mounts::{Cleaned, mounted};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{leased, request};
+use super::{Node, leased, request};
 
 pub type Map = BTreeMap<String, String>;
 
 pub fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
     let options = options.iter().map(|option| (*option).to_owned()).collect();
     Mount { r#type: kind.into(), source: source.into(), options, ..Mount::default() }
+}
+
+/// A root that is served, where it is, and what unmounts all below it in the end.
+pub fn node() -> (Node, PathBuf, Cleaned) {
+    let node = Node::new();
+    let root = node.store.root().to_owned();
+    (node, root.clone(), Cleaned(root))
 }
 
 /// Collects until nothing is mounted any more: what a test has closed, a program that another test of this process is just
