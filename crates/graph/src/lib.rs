@@ -18,6 +18,8 @@
 //!   chain whose topmost snapshot is there.
 //! - [`Graph::plan`] frees exactly what no record that stays and no holder reaches.
 
+pub mod model;
+
 mod build;
 mod images;
 mod intern;
