@@ -78,6 +78,11 @@ impl Marks {
 pub(crate) struct Bits(Vec<u64>);
 
 impl Bits {
+    /// An empty set that needs no more memory for numbers below `length`.
+    pub(crate) fn with_length(length: usize) -> Self {
+        Self(vec![0; length.div_ceil(64)])
+    }
+
     pub(crate) fn insert(&mut self, number: Number) {
         let word = number as usize / 64;
         if self.0.len() <= word {

@@ -5,6 +5,9 @@
 //! answers without looking at anything again. Digests are numbered first; `benches/graph.rs` says how long 10,000
 //! images of ten layers take.
 //!
+//! [`model`] is the other half: everything that a store's lists say, as one graph with the edges that garbage collection
+//! follows, for questions about single things.
+//!
 //! # Words
 //! - An *image* is all records of one namespace that lead to one image ID on the wanted platform (else the first
 //!   platform that is there); records that lead to none (artifacts, missing content) are one image for each target.

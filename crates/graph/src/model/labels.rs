@@ -23,6 +23,12 @@ impl Labels {
         rest.take_while(move |(key, _)| key.starts_with(prefix))
     }
 
+    /// The label at a position in [`iter`](Self::iter).
+    pub(super) fn at(&self, at: u32) -> (&str, &str) {
+        let (key, value) = &self.0[at as usize];
+        (key, value)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,12 +1,39 @@
-//! A whole store as plain data: records, blobs, snapshots, leases, writes in progress and containers of all namespaces.
+//! A whole store as one graph: records, blobs, snapshots, leases, writes in progress and containers of all namespaces, and
+//! who keeps what. It answers what a thing is, what keeps it and what it costs, for any containerd.
 //!
-//! An [`Inventory`] holds the rows as whoever read them found them: over containerd's API, or in the files of a store.
+//! An [`Inventory`] holds the rows as they were read; [`Model::new`] links them once. Edges are those that garbage
+//! collection follows (docs/garbage-collection.md): what the store would keep is what the model says is kept.
+//!
+//! # Words
+//! - A *node* is a row, or a thing that some row names and that is not there ([`Node::Missing`]): it costs nothing and
+//!   passes life on.
+//! - A *root* keeps itself: a record or lease that has not expired, a container, what has the label
+//!   `containerd.io/gc.root`, a write in progress.
+//! - A *copy* of a blob is another namespace's row of the same digest: the bytes are there once.
+//!
+//! # Invariants
+//! - No edge leaves its namespace.
+//! - A node is kept if, and only if, a root reaches it.
+//! - Each digest counts once in any sum of bytes, and counts only if no copy stays.
+//!
+//! # Where it knows less than the store
+//! A conditional reference (`containerd.io/gc.cond.…`) counts as if its condition held: the model may keep what the store
+//! would let go, never the other way round.
 
+mod build;
+mod cost;
+mod find;
 mod inventory;
+mod keep;
 mod labels;
+mod nodes;
 
+pub use cost::{Cost, Weight};
+pub use find::{Found, Matched};
 pub use inventory::{
     BlobRow, ContainerRow, Gap, IngestRow, Inventory, LeaseRow, NamespaceId, NamespaceRow, RecordRow, Resource,
     SnapshotKind, SnapshotRow, Usage,
 };
+pub use keep::{Chain, Kept, Link};
 pub use labels::Labels;
+pub use nodes::{Edge, Missing, Model, Node, NodeId, NodeKind, Root, Why};

@@ -1,0 +1,323 @@
+//! Linking an inventory's rows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use orlop_oci::{Digest, DigestTable};
+
+use super::nodes::{Edges, Stated};
+use super::{Inventory, Labels, Missing, Model, NamespaceId, NodeId, NodeKind, Resource, Root};
+use crate::intern::{Bits, FastMap};
+
+const REF: &str = "containerd.io/gc.ref.";
+const BACK_REF: &str = "containerd.io/gc.bref.";
+const CONDITION: &str = "containerd.io/gc.cond.";
+const ROOT: &str = "containerd.io/gc.root";
+const EXPIRE: &str = "containerd.io/gc.expire";
+const FLAT: &str = "containerd.io/gc.flat";
+
+/// How long a write that no lease lists is kept after it began (containerd, `core/metadata/content.go`).
+const INGEST_AGE: SignedDuration = SignedDuration::from_hours(24);
+
+/// Rows while their edges are found.
+struct Linker<'i> {
+    rows: &'i Inventory,
+    firsts: [u32; 8],
+    digests: DigestTable,
+    blobs: FastMap<(u32, u32), NodeId>,
+    records: HashMap<(NamespaceId, Arc<str>), NodeId>,
+    snapshots: HashMap<super::nodes::Place, NodeId>,
+    ingests: HashMap<(NamespaceId, Arc<str>), NodeId>,
+    containers: HashMap<(NamespaceId, Arc<str>), NodeId>,
+    missing: Vec<Missing>,
+    absent: HashMap<Missing, NodeId>,
+    /// Every edge once: from, to, what states it.
+    edges: Vec<(NodeId, NodeId, Stated)>,
+}
+
+impl Model {
+    /// Links what was read.
+    pub fn new(inventory: Inventory) -> Self {
+        let mut linker = Linker::new(&inventory);
+        linker.link();
+        let Linker { mut firsts, digests, blobs, records, snapshots, missing, edges, .. } = linker;
+        firsts[7] = firsts[6] + missing.len() as u32;
+        let count = firsts[7] as usize;
+        let (first_copy, next_copy) = copies(&inventory, &digests, firsts[NodeKind::Blob as usize]);
+        let mut model = Self {
+            missing,
+            firsts,
+            out: sorted(count, edges.iter().map(|(from, to, stated)| (*from, *to, *stated))),
+            back: sorted(count, edges.iter().map(|(from, to, stated)| (*to, *from, *stated))),
+            roots: Vec::new(),
+            flat: Bits::default(),
+            digests,
+            blobs,
+            first_copy,
+            next_copy,
+            records,
+            snapshots,
+            inventory,
+        };
+        model.find_roots();
+        model
+    }
+
+    fn find_roots(&mut self) {
+        let (rows, now) = (&self.inventory, self.inventory.taken);
+        let live = |labels: &Labels| expiry(labels).is_none_or(|at| at >= now);
+        let kept = |labels: &Labels| labels.get(ROOT).is_some();
+        let mut roots = Vec::new();
+        let mut add = |kind, at, root| roots.push((self.number(kind, at), root));
+        let positions = |kept: &mut dyn Iterator<Item = (usize, bool)>| -> Vec<usize> {
+            kept.filter(|(_, is_root)| *is_root).map(|(at, _)| at).collect()
+        };
+        for at in positions(&mut rows.records.iter().map(|r| live(&r.labels)).enumerate()) {
+            add(NodeKind::Record, at, Root::Record);
+        }
+        for at in positions(&mut rows.blobs.iter().map(|r| kept(&r.labels)).enumerate()) {
+            add(NodeKind::Blob, at, Root::Label);
+        }
+        for at in positions(&mut rows.snapshots.iter().map(|r| kept(&r.labels)).enumerate()) {
+            add(NodeKind::Snapshot, at, Root::Label);
+        }
+        for at in positions(&mut rows.leases.iter().map(|r| live(&r.labels)).enumerate()) {
+            add(NodeKind::Lease, at, Root::Lease);
+        }
+        let young = |started: Option<Timestamp>| started.is_none_or(|at| now.duration_since(at) < INGEST_AGE);
+        for at in positions(&mut rows.ingests.iter().map(|r| young(r.started)).enumerate()) {
+            add(NodeKind::Ingest, at, Root::Ingest);
+        }
+        for at in 0..rows.containers.len() {
+            add(NodeKind::Container, at, Root::Container);
+        }
+        for (at, lease) in rows.leases.iter().enumerate() {
+            if lease.labels.get(FLAT).is_some() {
+                self.flat.insert(self.firsts[NodeKind::Lease as usize] + at as u32);
+            }
+        }
+        self.roots = roots;
+    }
+}
+
+/// When an object expires. A text that is no time counts for nothing.
+pub(super) fn expiry(labels: &Labels) -> Option<Timestamp> {
+    labels.get(EXPIRE)?.parse().ok()
+}
+
+impl<'i> Linker<'i> {
+    fn new(rows: &'i Inventory) -> Self {
+        let counts = [
+            rows.records.len(),
+            rows.blobs.len(),
+            rows.snapshots.len(),
+            rows.leases.len(),
+            rows.ingests.len(),
+            rows.containers.len(),
+        ];
+        let mut firsts = [0; 8];
+        for (at, count) in counts.iter().enumerate() {
+            firsts[at + 1] = firsts[at] + *count as u32;
+        }
+        let mut linker = Self {
+            rows,
+            firsts,
+            digests: DigestTable::with_capacity(rows.blobs.len()),
+            blobs: FastMap::default(),
+            records: HashMap::with_capacity(rows.records.len()),
+            snapshots: HashMap::with_capacity(rows.snapshots.len()),
+            ingests: HashMap::new(),
+            containers: HashMap::new(),
+            missing: Vec::new(),
+            absent: HashMap::new(),
+            edges: Vec::with_capacity(2 * rows.blobs.len() + rows.records.len() + rows.snapshots.len()),
+        };
+        linker.number();
+        linker
+    }
+
+    fn number(&mut self) {
+        let node = |kind: NodeKind, at: usize| NodeId(self.firsts[kind as usize] + at as u32);
+        self.blobs.reserve(self.rows.blobs.len());
+        for (at, row) in self.rows.blobs.iter().enumerate() {
+            let number = self.digests.add(&row.digest);
+            self.blobs.insert((u32::from(row.namespace), number), node(NodeKind::Blob, at));
+        }
+        for (at, row) in self.rows.records.iter().enumerate() {
+            self.records.insert((row.namespace, row.name.clone()), node(NodeKind::Record, at));
+        }
+        for (at, row) in self.rows.snapshots.iter().enumerate() {
+            let place = (row.namespace, row.snapshotter.clone(), row.key.clone());
+            self.snapshots.insert(place, node(NodeKind::Snapshot, at));
+        }
+        for (at, row) in self.rows.ingests.iter().enumerate() {
+            self.ingests.insert((row.namespace, row.reference.clone()), node(NodeKind::Ingest, at));
+        }
+        for (at, row) in self.rows.containers.iter().enumerate() {
+            self.containers.insert((row.namespace, row.id.clone()), node(NodeKind::Container, at));
+        }
+    }
+
+    fn link(&mut self) {
+        let rows = self.rows;
+        for (at, row) in rows.records.iter().enumerate() {
+            let from = self.node(NodeKind::Record, at);
+            let target = self.find(row.namespace, Resource::Content(row.target.clone()));
+            self.edges.push((from, target, Stated::Target));
+            self.labels(row.namespace, from, &row.labels);
+        }
+        for (at, row) in rows.blobs.iter().enumerate() {
+            self.labels(row.namespace, self.node(NodeKind::Blob, at), &row.labels);
+        }
+        for (at, row) in rows.snapshots.iter().enumerate() {
+            let from = self.node(NodeKind::Snapshot, at);
+            if let Some(parent) = row.parent.clone() {
+                let (snapshotter, key) = (row.snapshotter.clone(), parent);
+                let parent = self.find(row.namespace, Resource::Snapshot { snapshotter, key });
+                self.edges.push((from, parent, Stated::Parent));
+            }
+            self.labels(row.namespace, from, &row.labels);
+        }
+        for (at, row) in rows.leases.iter().enumerate() {
+            let from = self.node(NodeKind::Lease, at);
+            for resource in row.resources.iter().filter(|r| !matches!(r, Resource::Other { .. })) {
+                let to = self.find(row.namespace, resource.clone());
+                self.edges.push((from, to, Stated::Resource));
+            }
+        }
+        for (at, row) in rows.ingests.iter().enumerate() {
+            if let Some(expected) = row.expected.clone() {
+                let to = self.find(row.namespace, Resource::Content(expected));
+                self.edges.push((self.node(NodeKind::Ingest, at), to, Stated::Expected));
+            }
+        }
+        self.link_containers();
+    }
+
+    fn link_containers(&mut self) {
+        for (at, row) in self.rows.containers.iter().enumerate() {
+            let from = self.node(NodeKind::Container, at);
+            if !row.snapshot_key.is_empty() {
+                let (snapshotter, key) = (row.snapshotter.clone(), row.snapshot_key.clone());
+                let to = self.find(row.namespace, Resource::Snapshot { snapshotter, key });
+                self.edges.push((from, to, Stated::RootFs));
+            }
+            self.labels(row.namespace, from, &row.labels);
+        }
+    }
+
+    fn node(&self, kind: NodeKind, at: usize) -> NodeId {
+        NodeId(self.firsts[kind as usize] + at as u32)
+    }
+
+    /// The edges that labels state.
+    fn labels(&mut self, namespace: NamespaceId, node: NodeId, labels: &Labels) {
+        for (at, (key, value)) in labels.iter().enumerate().filter(|(_, (key, _))| key.starts_with("containerd.io/gc."))
+        {
+            let at = at as u32;
+            if let Some(kind) = key.strip_prefix(REF) {
+                self.stated(namespace, kind, value, |edges, other| edges.push((node, other, Stated::Label(at))));
+            } else if let Some(kind) = key.strip_prefix(BACK_REF) {
+                self.stated(namespace, kind, value, |edges, other| edges.push((other, node, Stated::BackLabel(at))));
+            } else if let (Some(kind), Some((_, key))) = (key.strip_prefix(CONDITION), value.rsplit_once('|')) {
+                self.stated(namespace, kind, key, |edges, other| edges.push((node, other, Stated::Condition(at))));
+            }
+        }
+    }
+
+    fn stated(
+        &mut self,
+        namespace: NamespaceId,
+        kind: &str,
+        value: &str,
+        push: impl FnOnce(&mut Vec<(NodeId, NodeId, Stated)>, NodeId),
+    ) {
+        let Some(other) = self.named(namespace, kind, value) else { return };
+        push(&mut self.edges, other);
+    }
+
+    /// The node that a label names: `kind` is what follows `gc.ref.` in its key.
+    fn named(&mut self, namespace: NamespaceId, kind: &str, value: &str) -> Option<NodeId> {
+        let is = |what: &str| {
+            kind.strip_prefix(what).is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'.' | b'/')))
+        };
+        if is("content") {
+            // Most labels name a blob that is there: no digest is made for these.
+            let number = self.digests.add_text(value).ok()?;
+            if let Some(blob) = self.blobs.get(&(u32::from(namespace), number)) {
+                return Some(*blob);
+            }
+            return Some(self.absent(namespace, Resource::Content(self.digests.digest(number))));
+        }
+        if is("image") {
+            return Some(self.find(namespace, Resource::Image(value.into())));
+        }
+        if is("container") {
+            return self.containers.get(&(namespace, value.into())).copied();
+        }
+        let snapshotter = kind.strip_prefix("snapshot.")?.split('/').next()?;
+        Some(self.find(namespace, Resource::Snapshot { snapshotter: snapshotter.into(), key: value.into() }))
+    }
+
+    fn find(&mut self, namespace: NamespaceId, resource: Resource) -> NodeId {
+        let found = match &resource {
+            Resource::Content(digest) => {
+                let number = self.digests.add(digest);
+                self.blobs.get(&(u32::from(namespace), number))
+            }
+            Resource::Image(name) => self.records.get(&(namespace, name.clone())),
+            Resource::Ingest(reference) => self.ingests.get(&(namespace, reference.clone())),
+            Resource::Snapshot { snapshotter, key } => {
+                self.snapshots.get(&(namespace, snapshotter.clone(), key.clone()))
+            }
+            Resource::Other { .. } => None,
+        };
+        found.copied().unwrap_or_else(|| self.absent(namespace, resource))
+    }
+
+    fn absent(&mut self, namespace: NamespaceId, resource: Resource) -> NodeId {
+        let missing = Missing { namespace, resource };
+        if let Some(known) = self.absent.get(&missing) {
+            return *known;
+        }
+        let node = NodeId(self.firsts[NodeKind::Missing as usize] + self.missing.len() as u32);
+        self.missing.push(missing.clone());
+        self.absent.insert(missing, node);
+        node
+    }
+}
+
+/// Edges by their first end.
+fn sorted(nodes: usize, edges: impl Iterator<Item = (NodeId, NodeId, Stated)> + Clone) -> Edges {
+    let mut starts = vec![0u32; nodes + 1];
+    for (near, ..) in edges.clone() {
+        starts[near.0 as usize + 1] += 1;
+    }
+    for at in 0..nodes {
+        starts[at + 1] += starts[at];
+    }
+    let mut next = starts.clone();
+    let mut ends = vec![(NodeId(0), Stated::Target); starts[nodes] as usize];
+    for (near, far, stated) in edges {
+        let slot = &mut next[near.0 as usize];
+        ends[*slot as usize] = (far, stated);
+        *slot += 1;
+    }
+    Edges { starts, ends }
+}
+
+/// Which blobs are one digest: the first by number of digest, and from each the next.
+fn copies(rows: &Inventory, digests: &DigestTable, first: u32) -> (Vec<Option<NodeId>>, Vec<Option<NodeId>>) {
+    let mut first_copy = vec![None; digests.len()];
+    let mut next_copy = vec![None; rows.blobs.len()];
+    for (at, row) in rows.blobs.iter().enumerate().rev() {
+        let number = known(digests, &row.digest) as usize;
+        next_copy[at] = first_copy[number].replace(NodeId(first + at as u32));
+    }
+    (first_copy, next_copy)
+}
+
+fn known(digests: &DigestTable, digest: &Digest) -> u32 {
+    digests.get(digest).expect("every blob's digest was numbered")
+}

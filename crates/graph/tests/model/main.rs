@@ -1,0 +1,6 @@
+//! The model of a whole store: who keeps what, what it costs, what a text means; against small stores and a naive recount.
+
+mod find;
+mod keep;
+mod naive;
+mod store;
