@@ -38,23 +38,25 @@ pub(crate) struct Global {
     /// Whether the root comes from the command line itself.
     #[arg(skip)]
     pub(crate) root_by_option: bool,
-    /// Speak to the server on this socket [default: the daemon that serves the root, if there is one]
+    /// Speak to the server on this socket: Orlop's or any containerd's [default: the first of `orlop stores`]
     #[arg(long, global = true, env = "ORLOP_ADDRESS", value_name = "SOCKET", help_heading = "Global options")]
     pub(crate) address: Option<PathBuf>,
     /// Whether the address comes from the command line itself.
     #[arg(skip)]
     pub(crate) address_by_option: bool,
-    /// containerd namespace
+    /// Look for stores below DIR, where the file system of a host is mounted: `kubectl debug node/…` has it at /host
+    #[arg(long, global = true, env = "ORLOP_HOST", value_name = "DIR", help_heading = "Global options")]
+    pub(crate) host: Option<PathBuf>,
+    /// containerd namespace [default: the store's own: k8s.io, of Docker's moby]
     #[arg(
         short,
         long,
         global = true,
         env = "CONTAINERD_NAMESPACE",
-        default_value = "k8s.io",
         value_name = "NS",
         help_heading = "Global options"
     )]
-    pub(crate) namespace: String,
+    pub(crate) namespace: Option<String>,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value = "table", help_heading = "Global options")]
     pub(crate) output: Format,
@@ -143,6 +145,8 @@ pub(crate) enum Command {
     /// Namespaces: list, create, label, remove
     #[command(subcommand)]
     Namespaces(c::namespaces::Namespaces),
+    /// List the stores of this machine, and say which one is used
+    Stores(c::stores::Args),
     /// The configuration: its defaults, whether a file is right, what is in effect
     #[command(subcommand)]
     Config(c::config::Command),

@@ -16,6 +16,8 @@ use crate::client::{Clients, pb};
 use crate::commands::{Context, dispatch};
 use crate::config::Config;
 use crate::error::{Class, CliError, Result};
+use crate::find::places::{KUBERNETES, Surroundings};
+use crate::find::{At, Store};
 use crate::output::{self, size};
 use crate::settings::Settings;
 use crate::{embed, images_made};
@@ -189,17 +191,20 @@ All records of an image point at one target; they are names, not copies.")
     async fn context(&self, store: &str) -> Result<Context> {
         let root = self.dir.join(store);
         let channel = embed::open(&root).await?;
-        let clients = Clients::new(channel, "k8s.io", "orlop demo")?;
+        let clients = Clients::new(channel, KUBERNETES, "orlop demo")?;
         let settings = Settings {
             root,
             root_given: true,
             address: None,
             default_socket: None,
+            namespace: None,
+            around: Surroundings::default(),
             docker_config: String::new(),
             config: Config::default(),
             left_out: Vec::new(),
         };
-        Ok(Context { global: self.global.clone(), settings, clients })
+        let store = Store::own(At::Directory(settings.root.clone()), KUBERNETES.to_owned(), "the demo's own");
+        Ok(Context { global: self.global.clone(), settings, store, clients })
     }
 
     /// Prints a command and runs it, as if it had been typed.

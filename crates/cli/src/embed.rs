@@ -1,20 +1,22 @@
 //! The channel to a store: a daemon's socket, or the same services in this process.
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orlop_api::containerd::services::version::v1::version_client::VersionClient;
 use orlop_content::LocalStore;
 use orlop_image::{Gate, Images};
-use orlop_metadata::{OpenOptions, Store};
+use orlop_metadata::OpenOptions;
 use orlop_server::Server;
 use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use tonic::transport::Channel;
 
 use crate::config::Config;
 use crate::error::{self, Class, CliError, Result, causes};
+use crate::find::places::{KUBERNETES, Product, at_host};
+use crate::find::{self, At, Reach, Store, probe};
 use crate::holder;
 use crate::policy;
 use crate::settings::Settings;
@@ -25,33 +27,83 @@ const ENDING: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(50);
 
 /// Connects to where the settings point: an address that was given, else the daemon that serves the root, else the
-/// daemon at the default place unless a root was asked for, else the store in this process.
-pub(crate) async fn connect(settings: &Settings) -> Result<Channel> {
-    if let Some(socket) = &settings.address {
-        return dial(socket)
-            .await
-            .map_err(|failed| failed.hint("is the daemon running? Without an address the store at --root is used"));
+/// daemon at the default place unless a root was asked for, else the store in this process; and where there is none, a
+/// command that is for any store to the first one that answers.
+///
+/// # Errors
+/// [`Class::Usage`] if the store is not Orlop's and the command needs `orlop.v1`.
+pub(crate) async fn connect(settings: &Settings, reach: Reach) -> Result<(Channel, Store)> {
+    let (channel, store) = connect_any(settings, reach).await?;
+    if reach == Reach::Own && !store.is_own() {
+        let message = format!("this command works on Orlop's own store only, and {store} ({}) is not", store.why);
+        return Err(CliError::new(Class::Usage, message)
+            .hint("without an address it uses Orlop's own store, or --root DIR; `orlop stores` shows what is here"));
     }
-    if let Some(channel) = join(&settings.root).await? {
-        return Ok(channel);
+    Ok((channel, store))
+}
+
+async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Store)> {
+    let namespace = || settings.namespace.clone().unwrap_or_else(|| KUBERNETES.to_owned());
+    if let Some(socket) = &settings.address {
+        let channel = dial(socket)
+            .await
+            .map_err(|failed| failed.hint("is the daemon running? Without an address the store at --root is used"))?;
+        let server = probe::server(channel).await?;
+        let product = find::product_of(&server, socket, settings);
+        return described(settings, product, server, socket, "its address was given").await;
+    }
+    if let Some((channel, socket)) = join(settings).await? {
+        let why = format!("it serves {}", settings.root.display());
+        return Ok((channel, Store::own(At::Socket(socket), namespace(), why)));
     }
     if let Some(socket) = settings.default_socket.as_deref().filter(|_| !settings.root_given)
         && UnixStream::connect(socket).is_ok()
     {
-        return dial(socket).await;
+        let store = Store::own(At::Socket(socket.to_owned()), namespace(), "Orlop's daemon listens there");
+        return Ok((dial(socket).await?, store));
     }
-    Ok(Server::new(images(&settings.root, &settings.config).await?).in_process())
+    if reach == Reach::Any && !settings.root_given && !find::is_root(Product::Orlop, &settings.root) {
+        let (found, server) = find::first(settings).await?;
+        let why = match &settings.around.host {
+            Some(host) => format!("no Orlop store below {}", host.display()),
+            None => "no Orlop store on this machine".to_owned(),
+        };
+        return described(settings, found.product, server, &found.socket, &why).await;
+    }
+    let channel = Server::new(images(&settings.root, &settings.config).await?).in_process();
+    Ok((channel, Store::own(At::Directory(settings.root.clone()), namespace(), "Orlop's own")))
 }
 
-/// Dials the daemon that serves a root, if there is one. One that is just ending takes no calls and has the root still:
-/// it is waited for.
-async fn join(root: &Path) -> Result<Option<Channel>> {
+/// A server that answers, with the namespace that a command means there.
+async fn described(
+    settings: &Settings,
+    product: Product,
+    server: probe::Server,
+    socket: &Path,
+    why: &str,
+) -> Result<(Channel, Store)> {
+    let namespace = match &settings.namespace {
+        Some(namespace) => namespace.clone(),
+        None => probe::home(product, &server.channel).await?,
+    };
+    let version = server.version.filter(|_| product != Product::Orlop);
+    let root = server.root.map(|root| at_host(settings.around.host.as_deref(), &root));
+    let store = Store { product, at: At::Socket(socket.to_owned()), version, root, namespace, why: why.to_owned() };
+    Ok((server.channel, store))
+}
+
+/// Dials the daemon that serves the root, if there is one, and says where it listens. One that is just ending takes no
+/// calls and has the root still: it is waited for.
+async fn join(settings: &Settings) -> Result<Option<(Channel, PathBuf)>> {
+    let root = &settings.root;
     let deadline = Instant::now() + ENDING;
     loop {
-        let looked = root.to_owned();
+        let looked = root.clone();
         let Some(holder) = blocking(move || holder::find(&looked)).await? else { return Ok(None) };
-        let failed = match dial_taken(&holder.socket).await {
-            Ok(channel) => return Ok(Some(channel)),
+        let host = settings.around.host.as_deref().filter(|_| !settings.root_given);
+        let socket = at_host(host, &holder.socket);
+        let failed = match dial_taken(&socket).await {
+            Ok(channel) => return Ok(Some((channel, socket))),
             Err(failed) => failed,
         };
         if failed.class == Class::NotPermitted || Instant::now() >= deadline {
@@ -109,8 +161,8 @@ async fn with_gate(root: &Path, config: &Config, gate: Gate) -> Result<Images> {
     Ok(Images::new(store, orlop_image::Settings { gate, ..config.images() }))
 }
 
-fn open_store(root: &Path) -> Result<Store> {
-    Store::check_root(root).map_err(|e| classify(root, e))?;
+fn open_store(root: &Path) -> Result<orlop_metadata::Store> {
+    orlop_metadata::Store::check_root(root).map_err(|e| classify(root, e))?;
     let content = LocalStore::open(root.join("content")).map_err(|e| classify(root, e))?;
     let snapshots = root.join("snapshots");
     let tree = |e| classify(root, orlop_metadata::Error::Snapshot(e));
@@ -119,7 +171,7 @@ fn open_store(root: &Path) -> Result<Store> {
         Arc::new(NativeDriver::open(snapshots.join("native")).map_err(tree)?),
     ];
     let options = OpenOptions { content: Arc::new(content), drivers, read_only: false };
-    Store::open(root, options).map_err(|e| classify(root, e))
+    orlop_metadata::Store::open(root, options).map_err(|e| classify(root, e))
 }
 
 /// The class of the system error beneath, wherever it is.

@@ -12,6 +12,7 @@ mod daemon;
 mod demo;
 mod embed;
 mod error;
+mod find;
 mod holder;
 mod images_made;
 mod output;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::args::Global;
 use crate::config::{self, Config};
 use crate::error::{Class, CliError, Result};
+use crate::find::places::{OWN_ROOT, OWN_SOCKET, Surroundings, at_host, runtime_directories};
 
 /// Everything a command needs to know of its surroundings.
 #[derive(Debug, Clone)]
@@ -17,6 +18,10 @@ pub(crate) struct Settings {
     pub(crate) address: Option<PathBuf>,
     /// Where a daemon listens by default; none if this user has no such place.
     pub(crate) default_socket: Option<PathBuf>,
+    /// The namespace that was asked for; without one it follows the store.
+    pub(crate) namespace: Option<String>,
+    /// Where other stores may be.
+    pub(crate) around: Surroundings,
     /// Docker's config.json; empty: there is none.
     pub(crate) docker_config: String,
     /// What the configuration file says, or would say by default; `[traces]` with what the environment says.
@@ -34,15 +39,27 @@ impl Settings {
         let address = address(global, config.address.clone());
         let given = global.root.clone().or_else(|| config.root.clone());
         let root_given = given.is_some();
-        let root = match given {
-            Some(root) => root,
-            None => default_root()?,
+        let host = global.host.as_deref().filter(|host| !host.as_os_str().is_empty());
+        if let Some(host) = host.filter(|host| !host.is_dir()) {
+            return Err(CliError::new(Class::Usage, format!("--host {}: no such directory", host.display()))
+                .hint("expected the directory at which a host's file system is mounted, such as /host"));
+        }
+        let root = match (given, host) {
+            (Some(root), _) => root,
+            (None, Some(_)) => at_host(host, Path::new(OWN_ROOT)),
+            (None, None) => default_root()?,
+        };
+        let socket = match host {
+            Some(_) => Some(at_host(host, Path::new(OWN_SOCKET))),
+            None => config.serve.socket.clone().or_else(default_socket),
         };
         Ok(Self {
             root,
             root_given,
             address: address.map(strip_unix_scheme),
-            default_socket: config.serve.socket.clone().or_else(default_socket),
+            default_socket: socket,
+            namespace: global.namespace.clone().filter(|namespace| !namespace.is_empty()),
+            around: surroundings(host),
             docker_config: docker_config().map(|p| p.display().to_string()).unwrap_or_default(),
             config,
             left_out,
@@ -81,12 +98,25 @@ fn read_file(named: Option<&Path>) -> Result<Config> {
     }
 }
 
+/// Where other stores may be. Those of a mounted host belong to users whose variables nobody knows here.
+fn surroundings(host: Option<&Path>) -> Surroundings {
+    if let Some(host) = host {
+        let host = Some(host.to_owned());
+        return Surroundings { others: runtime_directories(host.as_deref()), host, ..Surroundings::default() };
+    }
+    let others = if is_system_root() { runtime_directories(None) } else { Vec::new() };
+    Surroundings { host: None, runtime_dir: non_empty("XDG_RUNTIME_DIR"), data_home: data_home(), others }
+}
+
+fn data_home() -> Option<PathBuf> {
+    non_empty("XDG_DATA_HOME").or_else(|| non_empty("HOME").map(|home| home.join(".local/share")))
+}
+
 fn default_root() -> Result<PathBuf> {
     if is_system_root() {
-        return Ok(PathBuf::from("/var/lib/orlop"));
+        return Ok(PathBuf::from(OWN_ROOT));
     }
-    let data = non_empty("XDG_DATA_HOME").or_else(|| non_empty("HOME").map(|home| home.join(".local/share")));
-    data.map(|dir| dir.join("orlop")).ok_or_else(|| {
+    data_home().map(|dir| dir.join("orlop")).ok_or_else(|| {
         CliError::new(Class::Usage, "no place for the store: neither XDG_DATA_HOME nor HOME is set")
             .hint("give --root DIR")
     })
@@ -108,7 +138,7 @@ fn maps_everybody(map: &str) -> bool {
 /// Where the daemon listens if nothing is said.
 fn default_socket() -> Option<PathBuf> {
     if is_system_root() {
-        return Some(PathBuf::from("/run/orlop/orlop.sock"));
+        return Some(PathBuf::from(OWN_SOCKET));
     }
     non_empty("XDG_RUNTIME_DIR").map(|dir| dir.join("orlop/orlop.sock"))
 }

@@ -19,6 +19,7 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod snapshots;
+pub(crate) mod stores;
 pub(crate) mod tag;
 pub(crate) mod undo;
 pub(crate) mod verify;
@@ -29,12 +30,16 @@ use crate::args::{Cli, Command, Global};
 use crate::client::Clients;
 use crate::embed;
 use crate::error::Result;
+use crate::find::places::KUBERNETES;
+use crate::find::{Reach, Store};
 use crate::settings::Settings;
 
 /// What every command works with.
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) settings: Settings,
+    /// What `clients` speak to.
+    pub(crate) store: Store,
     pub(crate) clients: Clients,
 }
 
@@ -43,6 +48,17 @@ impl Context {
     pub(crate) fn say(&self, text: impl AsRef<str>) {
         if !self.global.quiet {
             eprintln!("{}", text.as_ref());
+        }
+    }
+
+    /// Says which store is used if nobody had said it whole: one that was found, or a namespace that follows the product.
+    fn say_what_was_found(&self) {
+        let Store { namespace, why, root, .. } = &self.store;
+        tracing::info!(store = %self.store, ?root, namespace, why, "this store is used");
+        let usual = self.settings.namespace.is_some() || namespace == KUBERNETES;
+        let was_said = self.settings.address.is_some() && usual;
+        if !self.store.is_own() && !was_said {
+            self.say(format!("using {}, namespace {namespace} ({why})", self.store));
         }
     }
 }
@@ -55,13 +71,32 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         Command::Config(command) => return config::run(&cli.global, &command),
         Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
         Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
+        Command::Stores(args) => return stores::run(&cli.global, &args).await,
         _ => {}
     }
     let settings = Settings::load(&cli.global)?;
-    let channel = embed::connect(&settings).await?;
-    let clients = Clients::new(channel, &cli.global.namespace, actor)?;
-    let context = Context { global: cli.global, settings, clients };
+    let (channel, store) = embed::connect(&settings, reach(&cli.command)).await?;
+    let clients = Clients::new(channel, &store.namespace, actor)?;
+    let context = Context { global: cli.global, settings, store, clients };
+    context.say_what_was_found();
     dispatch(&context, cli.command).await
+}
+
+/// Which stores a command is for.
+const fn reach(command: &Command) -> Reach {
+    use content::Content as C;
+    use leases::Leases as L;
+    use namespaces::Namespaces as N;
+    use snapshots::Snapshots as S;
+    match command {
+        Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
+        Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
+        | Command::Snapshots(S::Ls { .. } | S::Tree { .. } | S::Usage { .. } | S::Info { .. } | S::Mounts { .. })
+        | Command::Leases(L::Ls { .. } | L::Resources { .. })
+        | Command::Namespaces(N::Ls) => Reach::Any,
+        Command::Content(_) | Command::Snapshots(_) | Command::Leases(_) | Command::Namespaces(_) => Reach::Given,
+        _ => Reach::Own,
+    }
 }
 
 /// Runs one command on an open store.
@@ -89,9 +124,12 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Snapshots(command) => snapshots::run(context, command).await?,
         Command::Leases(command) => leases::run(context, command).await?,
         Command::Namespaces(command) => namespaces::run(context, command).await?,
-        Command::Demo(_) | Command::Serve(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {
-            unreachable!("handled before a store is opened")
-        }
+        Command::Demo(_)
+        | Command::Serve(_)
+        | Command::Stores(_)
+        | Command::Config(_)
+        | Command::Completions(_)
+        | Command::Man(_) => unreachable!("handled before a store is opened"),
     }
     Ok(ExitCode::SUCCESS)
 }

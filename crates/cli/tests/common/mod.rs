@@ -202,9 +202,15 @@ pub(crate) fn binary() -> Command {
 }
 
 fn clean(mut command: Command) -> Command {
-    for variable in
-        ["ORLOP_ROOT", "ORLOP_ADDRESS", "ORLOP_CONFIG", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "COLUMNS"]
-    {
+    for variable in [
+        "ORLOP_ROOT",
+        "ORLOP_ADDRESS",
+        "ORLOP_CONFIG",
+        "ORLOP_HOST",
+        "CONTAINERD_ADDRESS",
+        "CONTAINERD_NAMESPACE",
+        "COLUMNS",
+    ] {
         command.env_remove(variable);
     }
     for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
