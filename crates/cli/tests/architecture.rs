@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "orlop-api",
         ],
     ),
+    ("orlop-lens", &["orlop-oci", "orlop-graph", "orlop-api"]),
     ("orlop-registry", &["orlop-oci", "orlop-content"]),
     ("orlop-testkit", &["orlop-oci"]),
     (
@@ -41,6 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "orlop-graph",
             "orlop-api",
             "orlop-server",
+            "orlop-lens",
             "orlop-registry",
         ],
     ),
@@ -49,8 +51,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// An outside crate that only some crates may know (development dependencies are free).
 const RESERVED: &[(&str, &[&str])] = &[
     ("prost", &["orlop-api", "orlop-server"]),
-    ("prost-types", &["orlop-api", "orlop-server", "orlop"]),
-    ("tonic", &["orlop-api", "orlop-server", "orlop"]),
+    ("prost-types", &["orlop-api", "orlop-server", "orlop-lens", "orlop"]),
+    ("tonic", &["orlop-api", "orlop-server", "orlop-lens", "orlop"]),
     ("axum", &["orlop-registry", "orlop-testkit"]),
     ("rusqlite", &["orlop-metadata"]),
     ("reqwest", &["orlop-remote"]),

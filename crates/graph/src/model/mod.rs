@@ -23,6 +23,7 @@
 mod build;
 mod cost;
 mod find;
+mod images;
 mod inventory;
 mod keep;
 mod labels;
@@ -30,6 +31,7 @@ mod nodes;
 
 pub use cost::{Cost, Weight};
 pub use find::{Found, Matched};
+pub use images::{ImageNames, ImageSize, Role};
 pub use inventory::{
     BlobRow, ContainerRow, Gap, IngestRow, Inventory, LeaseRow, NamespaceId, NamespaceRow, RecordRow, Resource,
     SnapshotKind, SnapshotRow, Usage,

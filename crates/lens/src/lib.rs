@@ -1,0 +1,23 @@
+//! Looks into a containerd, or whatever speaks its API, and gives what it finds to `graph`. Read-only: no call that it
+//! makes changes anything.
+//!
+//! [`Reader::inventory`] reads the lists of every service once, all namespaces, nothing item by item but what leases hold.
+//! [`Reader::measure`] asks what snapshots take, [`Documents`] reads manifests and configs, each once, and only where a
+//! question needs it.
+//!
+//! # Invariants
+//! - Lists of one store are read one after the other, not at one moment: names and leases before content, so that what is
+//!   being pulled meanwhile may look unreferenced, but nothing that is referenced looks absent for long. Who acts on what was
+//!   read, reads again before.
+//! - What cannot be read (a service that is not there, a snapshotter that fails) is a [`Gap`](orlop_graph::model::Gap),
+//!   never an empty list without a word.
+
+mod convert;
+mod documents;
+mod error;
+mod read;
+mod usage;
+
+pub use documents::Documents;
+pub use error::Error;
+pub use read::{Reader, Scope};
