@@ -7,6 +7,7 @@ use std::process::Command;
 /// A crate may depend on those in its row and on nothing else of the workspace.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("orlop-oci", &[]),
+    ("orlop-bolt", &[]),
     ("orlop-graph", &["orlop-oci"]),
     ("orlop-content", &["orlop-oci"]),
     ("orlop-snapshot", &["orlop-oci"]),
@@ -73,7 +74,7 @@ const RESERVED_WORDS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that do no I/O.
-const PURE: &[&str] = &["orlop-oci", "orlop-graph"];
+const PURE: &[&str] = &["orlop-oci", "orlop-bolt", "orlop-graph"];
 
 #[derive(serde::Deserialize)]
 struct Metadata {
