@@ -2,9 +2,10 @@
 //! for. Messages, clients and servers are generated from the definitions in `proto/`; package names, field numbers and
 //! types are containerd's, so that its own clients can call Orlop and Orlop can call containerd.
 //!
-//! Beside them: [`channel`] connects, in memory or over a socket; [`error`] carries the class of a failure; [`rows`] are
+//! Beside them: [`any`] wraps messages; [`channel`] connects, in memory or over a socket; [`error`] carries the class of a failure; [`rows`] are
 //! lists in one message.
 
+pub mod any;
 pub mod channel;
 pub mod error;
 pub mod rows;

@@ -145,6 +145,8 @@ pub(crate) enum Command {
     /// Namespaces: list, create, label, remove
     #[command(subcommand)]
     Namespaces(c::namespaces::Namespaces),
+    /// Show what happens in the store, as it happens, in words
+    Watch(c::watch::Args),
     /// List the stores of this machine, and say which one is used
     Stores(c::stores::Args),
     /// The configuration: its defaults, whether a file is right, what is in effect

@@ -1,6 +1,8 @@
 //! The gRPC clients of every service, over one channel, with containerd's headers.
 
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
+use orlop_api::containerd::services::events::v1::events_client::EventsClient;
+use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_api::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
@@ -77,6 +79,14 @@ impl Clients {
 
     pub(crate) fn content(&self) -> ContentClient<Service> {
         sized!(ContentClient, self)
+    }
+
+    pub(crate) fn events(&self) -> EventsClient<Service> {
+        sized!(EventsClient, self)
+    }
+
+    pub(crate) fn images(&self) -> ImagesClient<Service> {
+        sized!(ImagesClient, self)
     }
 
     pub(crate) fn leases(&self) -> LeasesClient<Service> {

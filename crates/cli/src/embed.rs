@@ -62,7 +62,10 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
         let store = Store::own(At::Socket(socket.to_owned()), namespace(), "Orlop's daemon listens there");
         return Ok((dial(socket).await?, store));
     }
-    if reach == Reach::Any && !settings.root_given && !find::is_root(Product::Orlop, &settings.root) {
+    if matches!(reach, Reach::Any | Reach::Live)
+        && !settings.root_given
+        && !find::is_root(Product::Orlop, &settings.root)
+    {
         let (found, server) = find::first(settings).await?;
         let why = match &settings.around.host {
             Some(host) => format!("no Orlop store below {}", host.display()),
@@ -70,8 +73,11 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
         };
         return described(settings, found.product, server, &found.socket, &why).await;
     }
-    let channel = Server::new(images(&settings.root, &settings.config).await?).in_process();
-    Ok((channel, Store::own(At::Directory(settings.root.clone()), namespace(), "Orlop's own")))
+    let server = Server::new(images(&settings.root, &settings.config).await?);
+    if reach == Reach::Live {
+        server.follow_others();
+    }
+    Ok((server.in_process(), Store::own(At::Directory(settings.root.clone()), namespace(), "Orlop's own")))
 }
 
 /// A server that answers, with the namespace that a command means there.

@@ -12,6 +12,7 @@ mod daemon;
 mod demo;
 mod embed;
 mod error;
+mod events;
 mod find;
 mod holder;
 mod images_made;

@@ -38,6 +38,7 @@ const COMMANDS: &[&str] = &[
     "snapshots",
     "leases",
     "namespaces",
+    "watch",
     "stores",
     "config",
     "completions",

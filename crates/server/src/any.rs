@@ -3,19 +3,10 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use prost::{Message, Name};
+pub(crate) use orlop_api::any::{pack, unpack};
+use prost::Message;
 use prost_types::{Any, FileDescriptorSet};
 use tonic::Status;
-
-/// Wraps a message.
-pub(crate) fn pack<M: Message + Name>(message: &M) -> Any {
-    Any { type_url: M::full_name(), value: message.encode_to_vec() }
-}
-
-/// The message in a wrapper; `None` if it is of another type.
-pub(crate) fn unpack<M: Message + Name + Default>(any: &Any) -> Option<Result<M, prost::DecodeError>> {
-    (any.type_url == M::full_name()).then(|| M::decode(any.value.as_slice()))
-}
 
 /// Full names of all messages that are defined.
 static DEFINED: LazyLock<HashSet<String>> = LazyLock::new(|| {

@@ -101,6 +101,12 @@ impl Server {
         channel
     }
 
+    /// Tells subscribers in this process what other processes do to image records, until the runtime ends. A daemon does
+    /// so by itself. Must be called within a runtime.
+    pub fn follow_others(&self) {
+        tokio::spawn(Exchange::follow(self.store().clone()));
+    }
+
     pub(crate) fn store(&self) -> &Store {
         self.images.store()
     }

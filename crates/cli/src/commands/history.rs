@@ -39,6 +39,11 @@ struct Change {
 
 /// Runs `history`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    if !context.store.is_own() {
+        let message = format!("{} keeps no history of its records", context.store);
+        return Err(CliError::new(Class::Usage, message)
+            .hint("`orlop watch` shows what happens from now on; --root DIR shows the history of Orlop's own store"));
+    }
     let request = pb::HistoryRequest { name: args.name.clone().unwrap_or_default(), limit: args.limit };
     let mut stream = context.clients.orlop().history(request).await?.into_inner();
     let mut rows = Vec::new();

@@ -23,6 +23,7 @@ pub(crate) mod stores;
 pub(crate) mod tag;
 pub(crate) mod undo;
 pub(crate) mod verify;
+pub(crate) mod watch;
 
 use std::process::ExitCode;
 
@@ -89,6 +90,7 @@ const fn reach(command: &Command) -> Reach {
     use namespaces::Namespaces as N;
     use snapshots::Snapshots as S;
     match command {
+        Command::Watch(_) => Reach::Live,
         Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
         | Command::Snapshots(S::Ls { .. } | S::Tree { .. } | S::Usage { .. } | S::Info { .. } | S::Mounts { .. })
@@ -124,6 +126,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Snapshots(command) => snapshots::run(context, command).await?,
         Command::Leases(command) => leases::run(context, command).await?,
         Command::Namespaces(command) => namespaces::run(context, command).await?,
+        Command::Watch(args) => watch::run(context, &args).await?,
         Command::Demo(_)
         | Command::Serve(_)
         | Command::Stores(_)

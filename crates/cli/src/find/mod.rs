@@ -81,6 +81,8 @@ pub(crate) enum Reach {
     Given,
     /// Whatever is there: it looks, or deletes what a plan has shown.
     Any,
+    /// As [`Reach::Any`]; it goes on, and hears what other processes do meanwhile.
+    Live,
 }
 
 /// Whose the server at an address is.

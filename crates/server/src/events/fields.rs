@@ -97,6 +97,9 @@ fields! {
     event::SnapshotRemove { "key" => key, "snapshotter" => snapshotter };
     event::ContainerUpdate { "id" => id, "image" => image, "snapshot_key" => snapshot_key } + labels;
     event::ContainerDelete { "id" => id };
+    event::SandboxCreate { "sandbox_id" => sandbox_id };
+    event::SandboxStart { "sandbox_id" => sandbox_id };
+    event::SandboxExit { "sandbox_id" => sandbox_id };
     event::TaskStart { "container_id" => container_id };
     event::TaskDelete { "container_id" => container_id, "id" => id };
     event::TaskExit { "container_id" => container_id, "id" => id };
