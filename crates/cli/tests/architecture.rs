@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "orlop-api",
         ],
     ),
-    ("orlop-lens", &["orlop-oci", "orlop-graph", "orlop-api"]),
+    ("orlop-lens", &["orlop-oci", "orlop-bolt", "orlop-graph", "orlop-api"]),
     ("orlop-registry", &["orlop-oci", "orlop-content"]),
     ("orlop-testkit", &["orlop-oci"]),
     (

@@ -81,7 +81,8 @@ pub(crate) fn snapshot(namespace: NamespaceId, snapshotter: &Arc<str>, info: sna
     let kind = match info.kind() {
         snapshots::v1::Kind::Active => SnapshotKind::Active,
         snapshots::v1::Kind::View => SnapshotKind::View,
-        snapshots::v1::Kind::Committed | snapshots::v1::Kind::Unknown => SnapshotKind::Committed,
+        snapshots::v1::Kind::Committed => SnapshotKind::Committed,
+        snapshots::v1::Kind::Unknown => SnapshotKind::Unknown,
     };
     SnapshotRow {
         namespace,

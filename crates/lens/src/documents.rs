@@ -13,7 +13,7 @@ use crate::read::AT_ONCE;
 use crate::{Error, Reader};
 
 /// A document larger than this is none: containerd's own bound for manifests.
-const LARGEST: u64 = 4 * 1048 * 1048;
+pub(crate) const LARGEST: u64 = 4 * 1048 * 1048;
 
 /// Documents that were read.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +23,14 @@ impl Documents {
     /// The bytes of a document, if it was asked for and is there.
     pub fn get(&self, digest: &Digest) -> Option<&Bytes> {
         self.0.get(digest)?.as_ref()
+    }
+
+    pub(crate) fn was_asked_for(&self, digest: &Digest) -> bool {
+        self.0.contains_key(digest)
+    }
+
+    pub(crate) fn answer(&mut self, digest: Digest, bytes: Option<Bytes>) {
+        self.0.insert(digest, bytes);
     }
 
     /// Takes in one that is known already.
@@ -75,9 +83,13 @@ impl Reader {
                 Err(status) => return Err(failed()(status)),
             }
         }
-        let bytes = bytes.freeze();
-        let mut digester = orlop_oci::Digester::new(digest.algorithm());
-        digester.update(&bytes);
-        Ok((digester.finish() == *digest).then_some(bytes))
+        Ok(checked(digest, bytes.freeze()))
     }
+}
+
+/// The bytes, if they hash to the digest.
+pub(crate) fn checked(digest: &Digest, bytes: Bytes) -> Option<Bytes> {
+    let mut digester = orlop_oci::Digester::new(digest.algorithm());
+    digester.update(&bytes);
+    (digester.finish() == *digest).then_some(bytes)
 }

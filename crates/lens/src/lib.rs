@@ -3,7 +3,7 @@
 //!
 //! [`Reader::inventory`] reads the lists of every service once, all namespaces, nothing item by item but what leases hold.
 //! [`Reader::measure`] asks what snapshots take, [`Documents`] reads manifests and configs, each once, and only where a
-//! question needs it.
+//! question needs it. [`offline`] fills the same rows from a root's files, where no containerd answers.
 //!
 //! # Invariants
 //! - Lists of one store are read one after the other, not at one moment: names and leases before content, so that what is
@@ -15,6 +15,7 @@
 mod convert;
 mod documents;
 mod error;
+pub mod offline;
 mod read;
 mod usage;
 

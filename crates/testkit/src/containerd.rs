@@ -89,10 +89,18 @@ impl Containerd {
     /// # Panics
     /// If it does not end or does not start.
     pub fn restart(&mut self, signal: Signal) {
-        self.daemon.signal(signal);
-        self.daemon.wait();
+        self.stop(signal);
         self.daemon = spawned(&self.programs, self.dir.path());
         self.wait_until_it_answers();
+    }
+
+    /// Ends it; its directories stay until this is dropped.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn stop(&mut self, signal: Signal) {
+        self.daemon.signal(signal);
+        self.daemon.wait();
     }
 
     fn wait_until_it_answers(&mut self) {

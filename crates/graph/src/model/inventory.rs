@@ -91,6 +91,8 @@ pub enum SnapshotKind {
     View,
     /// A layer.
     Committed,
+    /// Nobody could tell: its snapshotter's own records could not be read.
+    Unknown,
 }
 
 /// A snapshot.

@@ -1,0 +1,214 @@
+//! Reads a containerd's root directory where only its files are left: no containerd runs, or the one that does cannot answer.
+//!
+//! [`Root::read`] fills the same rows that [`Reader`](crate::Reader) fills over the API: names, leases, containers and what
+//! namespaces know of blobs, snapshots and writes in progress from `meta.db`, what snapshots are and take from each
+//! snapshotter's own `metadata.db`, how far writes are from the files of content. [`Stored`] adds what no API tells: the
+//! directory of each snapshot, what lies on disk although no record names it, and which blobs a record names that are not there.
+//!
+//! # Invariants
+//! - Nothing is written, created, renamed or locked, and files are opened without touching their access time where the
+//!   kernel lets this user do so.
+//! - Each database is of one moment, also beside a containerd that writes to it (`orlop_bolt`); if that moved on before the
+//!   snapshotters' had been read and something does not fit, all is read again.
+//! - What cannot be read is a [`Gap`](orlop_graph::model::Gap) that says what and why; damage in one place costs what is
+//!   there and nothing else. What files cannot tell is not guessed: whether the owner of a lease lives, what runs, the usage
+//!   of a snapshotter that counts in its own way.
+//! - Paths are made of digests, numbers and names that were listed, never of a name that a database holds.
+//!
+//! Blocking: it is files.
+
+mod content;
+mod error;
+mod fields;
+mod file;
+mod metadata;
+mod snapshotters;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use orlop_graph::model::{Gap, Inventory, NamespaceId, SnapshotKind, SnapshotRow};
+use orlop_oci::Digest;
+
+pub use error::Error;
+
+/// How often everything is read again because containerd went on meanwhile and something did not fit.
+const ATTEMPTS: usize = 5;
+
+/// Everything that a root's files tell, in the rows of the API.
+///
+/// # Errors
+/// As [`Root::open`] and [`Root::read`].
+pub fn load(root: &Path) -> Result<Inventory, Error> {
+    Root::open(root)?.read().map(|stored| stored.inventory)
+}
+
+/// A containerd's root directory.
+#[derive(Debug, Clone)]
+pub struct Root {
+    path: PathBuf,
+}
+
+/// What a root holds.
+#[derive(Debug, Clone, Default)]
+pub struct Stored {
+    /// The rows, and what could not be read. What snapshots take is known where their snapshotter wrote it down;
+    /// [`Root::measure`] looks at those that are still written to.
+    pub inventory: Inventory,
+    /// What lies on disk although no namespace has it: containerd's next collection takes it. If `meta.db` could not be
+    /// read, all that there is.
+    pub unlisted: Vec<Unlisted>,
+    /// Blobs that a namespace has and whose file is not there, once each.
+    pub absent: Vec<Digest>,
+    directories: HashMap<SnapshotId, PathBuf>,
+}
+
+type SnapshotId = (NamespaceId, Arc<str>, Arc<str>);
+
+/// Something on disk that no namespace has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unlisted {
+    /// A blob.
+    Blob {
+        /// Its digest, which is its name; whether its bytes match was not looked at.
+        digest: Digest,
+        /// Its bytes.
+        size: u64,
+    },
+    /// A write in progress.
+    Ingest {
+        /// Its directory.
+        directory: PathBuf,
+        /// Its reference, with containerd's prefix of namespace and number, if it can be read.
+        reference: Option<String>,
+        /// Bytes that are there.
+        size: u64,
+    },
+    /// A snapshot that its snapshotter knows, or a directory where snapshots are.
+    Snapshot {
+        /// The snapshotter.
+        snapshotter: Arc<str>,
+        /// Its directory, if there is one.
+        directory: Option<PathBuf>,
+        /// By what key its snapshotter knows it, if it does.
+        key: Option<String>,
+    },
+}
+
+impl Stored {
+    /// The directory of a snapshot: its files are below `fs` (overlayfs and its like) or in it (`native`).
+    pub fn directory(&self, row: &SnapshotRow) -> Option<&Path> {
+        let id = (row.namespace, row.snapshotter.clone(), row.key.clone());
+        self.directories.get(&id).map(PathBuf::as_path)
+    }
+}
+
+impl Root {
+    /// Looks whether a directory is a containerd's root.
+    ///
+    /// # Errors
+    /// [`Error::NotRoot`] if it is none, and what the system says if it cannot be listed.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let listed = file::names(path).map_err(Error::io("listing", path))?;
+        if listed.iter().any(file::is_part_of_root) {
+            return Ok(Self { path: path.to_owned() });
+        }
+        let inside = file::NESTED.iter().map(|below| path.join(below));
+        let mut candidates =
+            inside.filter(|below| file::names(below).is_ok_and(|n| n.iter().any(file::is_part_of_root)));
+        Err(Error::NotRoot { path: path.to_owned(), inside: candidates.next() })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// If the root cannot be listed any more. Anything else that cannot be read is a gap.
+    pub fn read(&self) -> Result<Stored, Error> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let (stored, doubtful, metadata) = self.read_once()?;
+            if !doubtful || attempt == ATTEMPTS || metadata == file::version(&self.metadata_file()) {
+                return Ok(stored);
+            }
+        }
+    }
+
+    /// What is there, whether something did not fit, and of which version of `meta.db` it is.
+    fn read_once(&self) -> Result<(Stored, bool, Option<u64>), Error> {
+        let taken = Timestamp::now();
+        let mut stored = Stored::default();
+        let path = self.metadata_file();
+        let metadata = match file::database(&path, metadata::read) {
+            Ok(metadata) => metadata,
+            Err(why) => {
+                stored.inventory.gaps.push(Gap {
+                    what: "all that meta.db records: namespaces, image records, leases, containers, \
+                                                       and which blobs and snapshots they have"
+                        .into(),
+                    why,
+                });
+                metadata::Metadata::default()
+            }
+        };
+        let gaps = std::mem::take(&mut stored.inventory.gaps);
+        stored.inventory = metadata.inventory;
+        stored.inventory.taken = taken;
+        stored.inventory.gaps.splice(0..0, gaps);
+        let doubtful = snapshotters::fill(&self.path, metadata.snapshots, &mut stored)?;
+        content::fill(&self.path, metadata.ingests, &mut stored);
+        Ok((stored, doubtful, metadata.version))
+    }
+
+    fn metadata_file(&self) -> PathBuf {
+        self.path.join(file::METADATA).join("meta.db")
+    }
+
+    /// Measures snapshots whose usage is not known and that `wanted` takes, by walking their directories as their
+    /// snapshotter does: the active ones of overlayfs and native. Others stay unknown.
+    pub fn measure(&self, stored: &mut Stored, wanted: impl Fn(&SnapshotRow) -> bool) {
+        for at in 0..stored.inventory.snapshots.len() {
+            let row = &stored.inventory.snapshots[at];
+            if row.usage.is_some() || row.kind != SnapshotKind::Active || !wanted(row) {
+                continue;
+            }
+            let Some(tree) = stored.directory(row).and_then(|dir| snapshotters::tree(&row.snapshotter, dir)) else {
+                continue;
+            };
+            match snapshotters::disk_usage(&tree) {
+                Ok(usage) => stored.inventory.snapshots[at].usage = Some(usage),
+                Err(error) => {
+                    let what = format!("usage of snapshot {} of {}", row.key, row.snapshotter);
+                    stored.inventory.gaps.push(Gap { what, why: error.to_string() });
+                }
+            }
+        }
+    }
+
+    /// Reads documents that have not been read from the files of content; each is checked against its digest, and one
+    /// that differs from it, is too large or is not there counts as absent.
+    ///
+    /// # Errors
+    /// If a file that is there cannot be read.
+    pub fn documents(
+        &self,
+        documents: &mut crate::Documents,
+        wanted: impl IntoIterator<Item = Digest>,
+    ) -> Result<(), Error> {
+        for digest in wanted {
+            if !documents.was_asked_for(&digest) {
+                let bytes = content::document(&self.path, &digest)?;
+                documents.answer(digest, bytes);
+            }
+        }
+        Ok(())
+    }
+}
