@@ -2,15 +2,23 @@
 
 mod common;
 
-use std::os::fd::AsRawFd;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Done, Orlop, binary};
+use orlop_api::containerd::services::content::v1::content_client::ContentClient;
+use orlop_api::containerd::services::content::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
 use orlop_testkit::process::Daemon;
+use rustix::io::FdFlags;
 use rustix::process::Signal;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 fn written(store: &Orlop, text: &str) -> String {
     let file = store.path("config.toml");
@@ -114,22 +122,33 @@ fn a_service_manager_hears_when_it_is_ready_alive_and_ending() {
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
 }
 
+/// A daemon that is handed open sockets as by systemd: from descriptor 3 on, in a process that is meant by its PID. No other
+/// program that a test starts meanwhile gets them.
+fn activated(store: &Orlop, sockets: &[&dyn AsFd], names: &str) -> Command {
+    // Away from the numbers that are to be made.
+    let high = sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket.as_fd(), 100).unwrap());
+    let high: Vec<OwnedFd> = high.collect();
+    let moves = (3..).zip(&high).map(|(at, fd)| format!("exec {at}<&{0} {0}<&- ; ", fd.as_raw_fd()));
+    let (orlop, root) = (env!("CARGO_BIN_EXE_orlop"), store.root());
+    let run = format!("export LISTEN_PID=$$ ; exec {orlop} --root {} serve", root.display());
+    let mut command = Command::new("bash");
+    command.arg("-c").arg(moves.collect::<String>() + &run);
+    command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names);
+    command.env_remove("ORLOP_ROOT").env_remove("ORLOP_CONFIG");
+    let keep = move || high.iter().try_for_each(|fd| Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?));
+    // SAFETY: between fork and exec it makes a system call for each descriptor and nothing else: no memory, no lock.
+    unsafe { command.pre_exec(keep) };
+    command
+}
+
 #[test]
 fn sockets_that_are_handed_over_are_served_and_left() {
     let store = Orlop::new();
     let path = store.path("activated");
     let listener = UnixListener::bind(&path).unwrap();
-    // File descriptor 3 and LISTEN_PID are those of the shell that becomes the daemon.
-    let orlop = env!("CARGO_BIN_EXE_orlop");
-    let script = format!(
-        "exec 3<&{} ; export LISTEN_PID=$$ ; exec {orlop} --root {} serve",
-        listener.as_raw_fd(),
-        store.root().display()
-    );
-    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
-    let mut command = Command::new("bash");
-    command.args(["-c", &script]).env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "orlop.socket").env_remove("ORLOP_ROOT");
-    let mut daemon = Daemon::start(&mut command, &store.path("log")).unwrap();
+    let mut daemon = Daemon::start(&mut activated(&store, &[&listener], "orlop.socket"), &store.path("log")).unwrap();
+    // From here on only the daemon keeps clients waiting.
+    drop(listener);
     // Whoever knocks before it is there is answered when it is.
     let done = Done::of(&binary().arg("--address").arg(&path).args(["images", "-o", "name"]).output().unwrap());
     assert_eq!(done.code, 0, "{}\n{}", done.err, daemon.log());
@@ -178,4 +197,155 @@ fn metrics_are_served_where_they_are_asked_for() {
         assert!(page.contains(line), "{line}: {page}");
     }
     assert!(get("/").starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn the_group_may_connect_and_the_log_says_who_it_was() {
+    if !common::is_root("the_group_may_connect_and_the_log_says_who_it_was") {
+        return;
+    }
+    let store = Orlop::new();
+    let file = written(&store, "[serve]\ngroup = '4242'\n[log]\nformat = 'json'\nlevel = 'debug'\n");
+    let mut served = store.serve(&["--config", &file]);
+    for directory in [served.socket().parent().unwrap(), &store.path("")] {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let program = store.path("orlop");
+    common::publish(&program);
+    let images = |group: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--groups", group]).arg(&program);
+        command.arg("--address").arg(served.socket()).args(["images", "-o", "name"]).env_remove("ORLOP_CONFIG");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/");
+        let child = command.spawn().unwrap();
+        let id = child.id();
+        (id, Done::of(&child.wait_with_output().unwrap()))
+    };
+    let (member, done) = images("4242");
+    assert_eq!(done.code, 0, "{}", done.err);
+    let (_, done) = images("4243");
+    assert_eq!(done.code, 7, "{}", done.err);
+    let call = served.process().wait_for(|daemon| {
+        let log = daemon.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.into_iter().find(|line| line["span"]["uid"] == 65534 && line["code"] == "OK")
+    });
+    assert_eq!(call["span"]["pid"], member, "{call}");
+}
+
+/// Systemd's names tell a socket of metrics from the others, of which any number is served.
+#[test]
+fn metrics_and_several_sockets_can_be_handed_over() {
+    let store = Orlop::new();
+    let [one, two] = ["one", "two"].map(|name| UnixListener::bind(store.path(name)).unwrap());
+    let metrics = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = metrics.local_addr().unwrap().to_string();
+    let mut command = activated(&store, &[&one, &metrics, &two], "one:metrics:two");
+    let mut daemon = Daemon::start(&mut command, &store.path("log")).unwrap();
+    drop((command, one, two));
+    for name in ["one", "two"] {
+        let done = Done::of(&binary().arg("--address").arg(store.path(name)).args(["images"]).output().unwrap());
+        assert_eq!(done.code, 0, "{name}: {}\n{}", done.err, daemon.log());
+    }
+    let page = common::get(&address, "/metrics");
+    assert!(page.contains("orlop_calls_total{method=\"/orlop.v1.Orlop/ListImages\",code=\"OK\"} 2"), "{page}");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+
+    // What is neither is refused, by its name.
+    let done = Done::of(&activated(&store, &[&metrics], "odd").output().unwrap());
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("odd"), "{}", done.err);
+}
+
+#[test]
+fn without_an_address_for_metrics_nothing_listens_on_the_network() {
+    let listens = |daemon: &Daemon| {
+        let tables: String = ["tcp", "tcp6"]
+            .map(|name| std::fs::read_to_string(format!("/proc/{}/net/{name}", daemon.id())).unwrap_or_default())
+            .concat();
+        let sockets = std::fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().filter_map(|entry| {
+            let link = std::fs::read_link(entry.ok()?.path()).ok()?.display().to_string();
+            Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        });
+        let sockets: Vec<String> = sockets.collect();
+        let words = tables.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        // The state of one that listens, and its number.
+        words.filter(|words| words.get(3) == Some(&"0A") && sockets.iter().any(|s| words.get(9) == Some(&&**s))).count()
+    };
+    let store = Orlop::new();
+    let mut served = store.serve(&[]);
+    assert_eq!(listens(served.process()), 0);
+    drop(served);
+    let mut served = store.serve(&["--metrics", "127.0.0.1:0"]);
+    common::metrics_address(&mut served);
+    assert_eq!(listens(served.process()), 1, "it can be seen");
+}
+
+#[test]
+fn what_is_dumped_is_what_wins() {
+    let store = Orlop::new();
+    let file = written(&store, "root = '/of/the/file'\n[serve]\nmax_calls = 7\n");
+    let dump = |variable: Option<&str>, option: Option<&str>| {
+        let mut command = binary();
+        if let Some(root) = variable {
+            command.env("ORLOP_ROOT", root);
+        }
+        if let Some(root) = option {
+            command.args(["--root", root]);
+        }
+        let done = Done::of(&command.args(["--config", &file, "config", "dump"]).output().unwrap());
+        assert_eq!(done.code, 0, "{}", done.err);
+        assert!(done.out.lines().any(|line| line == "max_calls = 7"), "{}", done.out);
+        done.out.lines().find(|line| line.starts_with("root = ")).unwrap().to_owned()
+    };
+    assert_eq!(dump(None, None), "root = \"/of/the/file\"");
+    assert_eq!(dump(Some("/of/the/environment"), None), "root = \"/of/the/environment\"");
+    assert_eq!(dump(Some("/of/the/environment"), Some("/of/the/option")), "root = \"/of/the/option\"");
+    // From the environment, the file's name too.
+    let done = Done::of(&binary().env("ORLOP_CONFIG", &file).args(["config", "dump"]).output().unwrap());
+    assert!(done.out.contains("root = \"/of/the/file\""), "{}{}", done.out, done.err);
+}
+
+/// What the end cuts is parked: the next daemon has it, and the client goes on where it was.
+#[test]
+fn a_write_that_the_end_cuts_goes_on_with_the_next_daemon() {
+    let store = Orlop::new();
+    let file = written(&store, "[serve]\nshutdown_seconds = 0\n");
+    let mut served = store.serve(&["--config", &file]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (send, mut answers) = write(&served.socket()).await;
+        send.send(step(WriteAction::Write, 0, "begun")).await.unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().offset, 5);
+        served.process().signal(Signal::TERM);
+        let status = answers.message().await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    });
+    assert_eq!(served.process().wait().code(), Some(0), "{}", served.log());
+    assert!(!served.socket().exists());
+
+    let served = store.serve(&["--config", &file]);
+    runtime.block_on(async {
+        let (send, mut answers) = write(&served.socket()).await;
+        send.send(step(WriteAction::Stat, 0, "")).await.unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().offset, 5, "it is as long as it was");
+        send.send(step(WriteAction::Commit, 5, " ended")).await.unwrap();
+        let digest = answers.message().await.unwrap().unwrap().digest;
+        assert_eq!(digest, orlop_oci::Digest::of(b"begun ended").to_string());
+    });
+}
+
+/// A call to write that is open: its messages and the answers.
+async fn write(socket: &Path) -> (mpsc::Sender<WriteContentRequest>, tonic::Streaming<WriteContentResponse>) {
+    let channel = orlop_api::channel::unix(socket).await.unwrap();
+    let (send, receive) = mpsc::channel(1);
+    let mut request = tonic::Request::new(ReceiverStream::new(receive));
+    request.metadata_mut().insert(orlop_api::NAMESPACE_HEADER, "test".parse().unwrap());
+    (send, ContentClient::new(channel).write(request).await.unwrap().into_inner())
+}
+
+fn step(action: WriteAction, offset: i64, data: &'static str) -> WriteContentRequest {
+    let (action, reference) = (action.into(), "a write".into());
+    WriteContentRequest { action, r#ref: reference, offset, data: data.into(), ..Default::default() }
 }

@@ -2,14 +2,13 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::raw::{answered, framed, raw};
 use common::{Node, labels, request};
 use futures::StreamExt;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
 use orlop_api::containerd::services::images::v1 as images;
@@ -17,8 +16,15 @@ use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
 use orlop_api::containerd::types;
 use orlop_api::orlop::v1::HistoryRequest;
 use orlop_api::orlop::v1::orlop_client::OrlopClient;
+use orlop_api::runtime::v1::{ImageSpec, PullImageRequest};
+use orlop_metadata::Scope;
+use orlop_metadata::gc::Disposal;
 use orlop_oci::Digest;
 use orlop_server::ServeOptions;
+use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::liar::Liar;
+use orlop_testkit::proxy::{Fault, Proxy};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -120,12 +126,53 @@ async fn a_deadline_ends_a_call_that_goes_on() {
     let (_send, receive) = mpsc::channel::<content::WriteContentRequest>(1);
     let mut waiting = request(ReceiverStream::new(receive));
     waiting.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
-    let answered = ContentClient::new(daemon.channel().await).write(waiting).await;
-    let status = match answered {
-        Ok(answers) => answers.into_inner().message().await.unwrap_err(),
-        Err(status) => status,
+    let mut client = ContentClient::new(daemon.channel().await);
+    let ended = async {
+        match client.write(waiting).await {
+            Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+            Err(status) => status,
+        }
     };
+    let status = tokio::time::timeout(PATIENCE, ended).await.expect("it ends");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    daemon.is_well().await;
+}
+
+/// A call with one answer that hangs in the middle of its work: a pull whose registry sends no more. A client's own clock must
+/// not be the one that ends it, so there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_a_pull_that_hangs_and_nothing_is_left_of_it() {
+    let (daemon, liar) = (Daemon::start(ServeOptions::default()), Liar::start());
+    liar.put("a", "1", &Content::image(&Image::host().layer(Layer::noise("noise", 7, 2_000_000))));
+    let proxy = Proxy::start(liar.host().parse().unwrap());
+    proxy.set_default(Fault::StallAfter(1_200_000));
+    let image = Some(ImageSpec { image: format!("{}/a:1", proxy.host()), ..Default::default() });
+    let message = framed(&PullImageRequest { image, ..Default::default() }.encode_to_vec());
+    let store = &daemon.node.store;
+    let leases = || store.leases("k8s.io", &[]).unwrap().len();
+    // As long as it takes on this machine until the pull has begun and stands still.
+    for seconds in 1.. {
+        let timeout = format!("{seconds}S");
+        let path = "/runtime.v1.ImageService/PullImage";
+        let ended = raw(&daemon.socket, path, &[("grpc-timeout", &timeout)], &message).await;
+        assert_eq!(ended.0, "4", "{ended:?}");
+        if proxy.counts().faults > 0 {
+            break;
+        }
+        assert!(seconds < 60, "the pull never came to its layer");
+    }
+    let nothing_held = async {
+        while leases() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, nothing_held).await.expect("its lease ends");
+    assert!(store.images("k8s.io", &[]).unwrap().is_empty());
+    store.collect(Disposal::Reclaim).unwrap();
+    for driver in ["overlayfs", "native"] {
+        let snapshots = store.snapshots(&Scope::new("k8s.io", "test"), driver).unwrap();
+        assert_eq!(snapshots.list(&[]).unwrap().len(), 0, "{driver}");
+    }
     daemon.is_well().await;
 }
 
@@ -251,37 +298,6 @@ async fn a_client_that_vanishes_leaves_a_write_that_can_go_on() {
     assert_eq!(answers.message().await.unwrap().unwrap().digest, Digest::of(b"begun").to_string());
 }
 
-/// A call as bytes; its status and message.
-async fn raw(socket: &Path, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (String, String) {
-    let found = answered(socket, path, headers, body).await.expect("an answer");
-    let text = |name: &str| found.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
-    (text("grpc-status"), text("grpc-message"))
-}
-
-/// Headers and trailers of a call.
-async fn answered(
-    socket: &Path,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> Result<http::HeaderMap, hyper::Error> {
-    let stream = UnixStream::connect(socket).await.unwrap();
-    let (mut client, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let mut request = http::Request::post(format!("http://orlop.local{path}")).header("te", "trailers");
-    for (name, value) in [("content-type", "application/grpc"), ("containerd-namespace", "test")].iter().chain(headers)
-    {
-        request = request.header(*name, *value);
-    }
-    let response = client.send_request(request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()).await?;
-    let mut found = response.headers().clone();
-    if let Some(trailers) = response.into_body().collect().await?.trailers() {
-        found.extend(trailers.clone());
-    }
-    Ok(found)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_id_is_the_clients_or_ours_and_comes_back() {
     let daemon = Daemon::start(ServeOptions::default());
@@ -331,14 +347,6 @@ async fn a_message_may_have_16_mib_and_headers_64_kib() {
         assert!(found.get("grpc-status").is_none_or(|status| status != "0"), "{found:?}");
     }
     daemon.is_well().await;
-}
-
-/// A message as it travels.
-fn framed(message: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0];
-    bytes.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
-    bytes.extend_from_slice(message);
-    bytes
 }
 
 #[tokio::test(flavor = "multi_thread")]

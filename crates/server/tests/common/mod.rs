@@ -3,6 +3,7 @@
 
 pub mod image;
 pub mod mounts;
+pub mod raw;
 pub mod remote;
 
 use std::path::Path;
