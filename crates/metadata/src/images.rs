@@ -86,21 +86,27 @@ impl Store {
     pub fn images(&self, namespace: &str, filters: &[String]) -> Result<Vec<Image>> {
         let mut images = Vec::new();
         self.visit_images(namespace, filters, |image| {
-            images.push(image);
+            images.push(image.clone());
             true
         })?;
         Ok(images)
     }
 
     /// Shows `each` what [`Store::images`] gives, without holding it all at once, as long as it wants more.
-    pub fn visit_images(&self, namespace: &str, filters: &[String], mut each: impl FnMut(Image) -> bool) -> Result<()> {
+    pub fn visit_images(
+        &self,
+        namespace: &str,
+        filters: &[String],
+        mut each: impl FnMut(&Image) -> bool,
+    ) -> Result<()> {
         let filter = Filter::parse(filters)?;
         self.read(|conn| {
             let sql = format!("SELECT {COLUMNS} FROM image WHERE namespace = ?1 ORDER BY name");
             let mut query = conn.prepare_cached(&sql)?;
             let mut rows = query.query([namespace])?;
+            let mut current = None;
             while let Some(row) = rows.next()? {
-                let image = image(row)?;
+                let image = Current::read(&mut current, row)?;
                 if (filter.is_trivial() || image.matches(&filter)) && !each(image) {
                     break;
                 }
@@ -351,6 +357,53 @@ fn image(row: &Row<'_>) -> rusqlite::Result<Image> {
         created_at: from_nanos(row.get(6)?),
         updated_at: from_nanos(row.get(7)?),
     })
+}
+
+/// The record of the row that is read: what a row repeats of the one before, most of its labels and media types, is not made
+/// again, and names take the place of names.
+struct Current {
+    image: Image,
+    annotations: String,
+    labels: String,
+}
+
+impl Current {
+    fn read<'c>(current: &'c mut Option<Self>, row: &Row<'_>) -> rusqlite::Result<&'c Image> {
+        let text = |index| row.get_ref(index)?.as_str().map_err(rusqlite::Error::from);
+        let current = match current {
+            Some(current) => {
+                current.follow(row, text)?;
+                current
+            }
+            None => current.insert(Self {
+                image: image(row)?,
+                annotations: text(4)?.to_owned(),
+                labels: text(5)?.to_owned(),
+            }),
+        };
+        Ok(&current.image)
+    }
+
+    fn follow<'r>(&mut self, row: &Row<'_>, text: impl Fn(usize) -> rusqlite::Result<&'r str>) -> rusqlite::Result<()> {
+        let Image { name, target, labels, created_at, updated_at } = &mut self.image;
+        text(0)?.clone_into(name);
+        if text(1)? != target.digest.as_str() {
+            target.digest = digest_column(row, 1)?;
+        }
+        text(2)?.clone_into(&mut target.media_type);
+        target.size = size_from_column(row.get(3)?);
+        if text(4)? != self.annotations {
+            target.annotations = labels::column(row, 4)?;
+            text(4)?.clone_into(&mut self.annotations);
+        }
+        if text(5)? != self.labels {
+            *labels = labels::column(row, 5)?;
+            text(5)?.clone_into(&mut self.labels);
+        }
+        *created_at = from_nanos(row.get(6)?);
+        *updated_at = from_nanos(row.get(7)?);
+        Ok(())
+    }
 }
 
 impl Image {

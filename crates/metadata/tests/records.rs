@@ -41,6 +41,27 @@ fn an_image_is_created_once() {
     assert!(store.images("other", &[]).unwrap().is_empty());
 }
 
+/// A list takes over from row to row what is the same; all that may differ does here, between neighbours and again further on.
+#[test]
+fn a_list_shows_each_record_as_it_is_by_itself() {
+    let root = Root::new();
+    for n in 0..16 {
+        let mut given = image(&format!("name {n:02}"), if n % 2 == 0 { "even" } else { "odd" });
+        given.target.media_type = format!("type {}", n % 3);
+        given.target.size = 100 - n;
+        given.labels = if n % 4 < 2 { labels([("k", "v"), ("more", "w")]) } else { labels([("k", "w")]) };
+        given.target.annotations = if n % 8 < 4 { labels([("x", "1")]) } else { labels([]) };
+        root.store.create_image(&scope(), given).unwrap();
+    }
+    let listed = root.store.images("test", &[]).unwrap();
+    assert_eq!(listed.len(), 16);
+    for image in listed {
+        assert_eq!(image, root.store.image("test", &image.name).unwrap());
+    }
+    let filtered = root.store.images("test", &["labels.k==w".to_owned()]).unwrap();
+    assert_eq!(filtered.len(), 8);
+}
+
 #[test]
 fn what_is_no_image_is_refused() {
     let root = Root::new();

@@ -9,7 +9,7 @@ use orlop_metadata::{Image, Scope, Store};
 use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
-use crate::convert::{descriptor_from_wire, descriptor_to_wire, mask, required, timestamp};
+use crate::convert::{descriptor_from_wire, mask, required, signed, timestamp};
 use crate::page::too_long;
 use crate::status::ToStatus;
 use crate::{Answer, Server, call};
@@ -27,9 +27,10 @@ impl Images for Server {
         let (scope, store) = (call::scope(&request)?, self.store().clone());
         let filters = request.into_inner().filters;
         let rows = blocking(move || {
-            let (mut rows, mut full) = (EncodedRows::default(), None);
+            let (mut rows, mut full, mut row) = (EncodedRows::default(), None, pb::Image::default());
             store.visit_images(&scope.namespace, &filters, |image| {
-                full = rows.push(&to_wire(image)).err();
+                write_row(image, &mut row);
+                full = rows.push(&row).err();
                 full.is_none()
             })?;
             Ok::<_, orlop_metadata::Error>(full.map_or(Ok(rows), Err))
@@ -114,11 +115,24 @@ fn from_wire(image: pb::Image, old: Option<Image>) -> Result<Image, Status> {
 }
 
 fn to_wire(image: Image) -> pb::Image {
-    pb::Image {
-        target: Some(descriptor_to_wire(&image.target)),
-        name: image.name,
-        labels: image.labels,
-        created_at: Some(timestamp(image.created_at)),
-        updated_at: Some(timestamp(image.updated_at)),
+    let mut row = pb::Image::default();
+    write_row(&image, &mut row);
+    row
+}
+
+/// Makes a message say what a record says, in the memory that it has from the record before.
+fn write_row(image: &Image, row: &mut pb::Image) {
+    let target = row.target.get_or_insert_default();
+    image.name.clone_into(&mut row.name);
+    image.target.media_type.clone_into(&mut target.media_type);
+    image.target.digest.as_str().clone_into(&mut target.digest);
+    target.size = signed(image.target.size);
+    if target.annotations != image.target.annotations {
+        target.annotations.clone_from(&image.target.annotations);
     }
+    if row.labels != image.labels {
+        row.labels.clone_from(&image.labels);
+    }
+    row.created_at = Some(timestamp(image.created_at));
+    row.updated_at = Some(timestamp(image.updated_at));
 }
