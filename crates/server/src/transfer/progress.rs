@@ -245,4 +245,21 @@ mod tests {
             ]
         );
     }
+    #[test]
+    fn what_two_manifests_share_is_under_both() {
+        let progress = Progress::default();
+        let descriptor = |kind: &str, text: &[u8]| Descriptor::new(kind, Digest::of(text), 9);
+        let manifest = |text| descriptor("application/vnd.oci.image.manifest.v1+json", text);
+        let index = descriptor("application/vnd.oci.image.index.v1+json", b"index");
+        let layer = descriptor("application/vnd.oci.image.layer.v1.tar", b"layer");
+        let manifests = [manifest(b"one"), manifest(b"two")];
+        progress.root("a.b/c:1", &index, "downloading");
+        progress.push(Event::Document(index, manifests.to_vec()));
+        for manifest in &manifests {
+            progress.push(Event::Document(manifest.clone(), vec![layer.clone()]));
+        }
+        progress.push(blob(&layer.digest, Stage::Fetching, 1));
+        let told = progress.with(|state| state.pending.back().cloned()).unwrap();
+        assert_eq!(told.parents, manifests.each_ref().map(key));
+    }
 }
