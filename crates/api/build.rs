@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 /// Every definition, relative to `proto/`.
-const FILES: [&str; 20] = [
+const FILES: [&str; 22] = [
     "containerd/types.proto",
     "containerd/content.proto",
     "containerd/images.proto",
@@ -21,6 +21,8 @@ const FILES: [&str; 20] = [
     "containerd/event_types.proto",
     "containerd/image_events.proto",
     "containerd/streaming.proto",
+    "containerd/task_types.proto",
+    "containerd/tasks.proto",
     "containerd/transfer.proto",
     "containerd/transfer_types.proto",
     "cri/v1/api.proto",

@@ -33,8 +33,8 @@ const GRPC: &str = "io.containerd.grpc.v1";
 const RUNTIME: (&str, &str, &[&str]) = ("io.containerd.runtime.v2", "task", &[MOUNTS]);
 
 /// What is served beside the snapshotters, under containerd's names: type, id, and the types it stands on. No service is
-/// listed that is not served: tasks, sandboxes.
-const PLUGINS: [(&str, &str, &[&str]); 26] = [
+/// listed that is not served: sandboxes.
+const PLUGINS: [(&str, &str, &[&str]); 27] = [
     (CONTENT, "content", &[]),
     (VERIFIER, "bindir", &[]),
     (EVENT, "exchange", &[]),
@@ -59,6 +59,7 @@ const PLUGINS: [(&str, &str, &[&str]); 26] = [
     (GRPC, "namespaces", &[METADATA]),
     (GRPC, "snapshots", &[SNAPSHOTTER]),
     (GRPC, "streaming", &[STREAMING]),
+    (GRPC, "tasks", &[METADATA]),
     (GRPC, "transfer", &[TRANSFER, STREAMING]),
     (GRPC, "version", &[]),
 ];

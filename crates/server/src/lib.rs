@@ -38,6 +38,7 @@ mod services;
 mod snapshots;
 mod status;
 mod streaming;
+mod tasks;
 mod traces;
 mod transfer;
 mod version;

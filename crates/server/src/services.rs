@@ -12,6 +12,7 @@ use orlop_api::containerd::services::mounts::v1::mounts_server::MountsServer;
 use orlop_api::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use orlop_api::containerd::services::streaming::v1::streaming_server::StreamingServer;
+use orlop_api::containerd::services::tasks::v1::tasks_server::TasksServer;
 use orlop_api::containerd::services::transfer::v1::transfer_server::TransferServer;
 use orlop_api::containerd::services::version::v1::version_server::VersionServer;
 use orlop_api::orlop::v1::orlop_server::OrlopServer;
@@ -54,6 +55,7 @@ fn store(server: &Server, routes: &mut RoutesBuilder) {
         .add_service(bounded!(NamespacesServer, server.clone()))
         .add_service(bounded!(SnapshotsServer, server.clone()))
         .add_service(bounded!(ContainersServer, server.clone()))
+        .add_service(bounded!(TasksServer, server.clone()))
         .add_service(bounded!(DiffServer, server.clone()))
         .add_service(bounded!(MountsServer, server.clone()))
         .add_service(bounded!(EventsServer, server.clone()))

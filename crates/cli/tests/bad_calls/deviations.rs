@@ -138,6 +138,7 @@ pub(crate) const EVERYTHING: &[Deviation] = &[
             "Snapshots/Stat",
             "Snapshots/Usage",
             "Snapshots/View",
+            "Tasks/Exec",
         ],
         Code::InvalidArgument,
         Code::FailedPrecondition,
@@ -156,6 +157,8 @@ pub(crate) const EVERYTHING: &[Deviation] = &[
     Deviation::new(&["Streaming/Stream", "Transfer/Transfer"], Code::Unknown, Code::InvalidArgument)
         .within(BAD_NAMESPACE)
         .of(Current),
+    Deviation::new(&["Tasks/Metrics"], Code::Unknown, Code::FailedPrecondition).within(NO_NAMESPACE),
+    Deviation::new(&["Tasks/Metrics"], Code::Unknown, Code::InvalidArgument).within(BAD_NAMESPACE),
     // 1.6 changes the namespace and then fails to tell of it.
     Deviation::new(&["Namespaces/Update"], Code::Unknown, Code::InvalidArgument)
         .within(&["no namespace", "empty namespace", "slash", "dash", "dots", "space", "long", "not ASCII"])

@@ -34,7 +34,6 @@ pub(crate) const DEVIATIONS: &[&Deviation] = &[
     &server::OWN_VERSION,
     &server::OWN_PLUGINS,
     &server::OWN_DIRECTORY,
-    &server::NO_RUNTIME,
     &events::OF_NAMESPACES,
     &events::LAYERS_AT_ONCE,
     &crictl::OWN_NAME,
@@ -70,10 +69,18 @@ pub(crate) fn of(client: Client) -> Vec<&'static Scene> {
 /// Commands that ask nothing about images: they run containers, or do not ask the server.
 pub(crate) const fn not_compared(client: Client) -> &'static [&'static str] {
     match client {
-        Client::Ctr16 => &["pprof", "run", "tasks", "install", "oci", "shim"],
-        Client::Ctr24 | Client::Ctr24Local => {
-            &["pprof", "run", "tasks", "install", "oci", "shim", "sandboxes", "plugins inspect-runtime"]
-        }
+        Client::Ctr16 => &["pprof", "run", "tasks attach", "tasks start", "install", "oci", "shim"],
+        Client::Ctr24 | Client::Ctr24Local => &[
+            "pprof",
+            "run",
+            "tasks attach",
+            "tasks start",
+            "install",
+            "oci",
+            "shim",
+            "sandboxes",
+            "plugins inspect-runtime",
+        ],
         Client::Crictl => &[
             "attach",
             "checkpoint",

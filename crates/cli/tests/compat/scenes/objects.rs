@@ -1,7 +1,5 @@
 //! Leases, namespaces, containers.
 
-use super::server::NO_RUNTIME;
-use crate::client::EVERY_CTR;
 use crate::step::{Scene, step};
 
 pub(crate) const SCENES: &[Scene] = &[
@@ -64,8 +62,20 @@ pub(crate) const SCENES: &[Scene] = &[
             step("what is not there", "containers info none").words(),
             step("set", "containers label web a=b"),
             step("what is not there", "containers label none a=b").words(),
-            step("a container", "containers checkpoint web $REGISTRY/checkpoint:1").but(EVERY_CTR, &NO_RUNTIME),
+            step("a container", "containers checkpoint web $REGISTRY/checkpoint:1"),
             step("an image that is no checkpoint", "containers restore back example.org/app:1"),
+            step("nothing runs", "tasks ls"),
+            step("nothing runs, names only", "tasks ls -q"),
+            step("nothing runs", "tasks ps web").words(),
+            step("nothing runs", "tasks metrics web").words(),
+            step("nothing runs", "tasks kill web").words(),
+            step("no such container", "tasks kill none").words(),
+            step("nothing runs", "tasks pause web").words(),
+            step("nothing runs", "tasks resume web").words(),
+            step("nothing runs", "tasks exec --exec-id more web sh").words(),
+            step("nothing runs", "tasks checkpoint web").words(),
+            step("nothing runs", "tasks rm web").words(),
+            step("no such container", "tasks rm none").words(),
             step("what is not there", "containers rm none").words(),
             step("several", "containers rm web two"),
             step("", "snapshots ls"),

@@ -22,12 +22,6 @@ pub(crate) static OWN_DIRECTORY: Deviation = Deviation {
     how: How::Other { containerd: "io.containerd.snapshotter.v1.overlayfs", orlop: "snapshots/overlayfs" },
 };
 
-pub(crate) static NO_RUNTIME: Deviation = Deviation {
-    name: "nothing is run",
-    reason: "Orlop has no tasks and no sandboxes: what needs a runtime is answered with `UNIMPLEMENTED`",
-    how: How::Other { containerd: "", orlop: "unknown service" },
-};
-
 pub(crate) const SCENES: &[Scene] = &[Scene {
     namespace: "compat-server",
     steps: &[
