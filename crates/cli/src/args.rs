@@ -105,6 +105,10 @@ pub(crate) enum Command {
     Images(c::images::Args),
     /// Show everything known of one image
     Inspect(c::inspect::Args),
+    /// Say what a name, digest or key is, what keeps it, what it costs, and what deleting it would do
+    Explain(c::explain::Args),
+    /// Show what keeps something on disk, and what would have to go for it to go
+    Why(c::why::Args),
     /// Show what a name meant and when
     History(c::history::Args),
     /// Give an image further names

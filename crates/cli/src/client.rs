@@ -66,6 +66,11 @@ impl Clients {
         Ok(copy)
     }
 
+    /// Reads the whole store, in all namespaces.
+    pub(crate) fn reader(&self) -> orlop_lens::Reader {
+        orlop_lens::Reader::new(self.channel.clone())
+    }
+
     /// The same in another namespace.
     pub(crate) fn in_namespace(&self, namespace: &str) -> Result<Self> {
         let mut copy = self.clone();

@@ -103,6 +103,19 @@ pub(crate) fn is_broken(status: &tonic::Status) -> bool {
     status.source().is_some()
 }
 
+impl From<orlop_lens::Error> for CliError {
+    fn from(error: orlop_lens::Error) -> Self {
+        match error {
+            orlop_lens::Error::Call { call, namespace, status } => {
+                let failed = Self::from(*status);
+                let place = if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };
+                Self { message: format!("{call}{place}: {}", failed.message), ..failed }
+            }
+            other => Self::new(Class::Failed, other.to_string()),
+        }
+    }
+}
+
 impl From<tonic::Status> for CliError {
     fn from(status: tonic::Status) -> Self {
         if is_broken(&status) {

@@ -16,6 +16,7 @@ mod events;
 mod find;
 mod holder;
 mod images_made;
+mod look;
 mod output;
 mod policy;
 mod progress;

@@ -160,6 +160,17 @@ impl Reader {
         }
     }
 
+    /// Names of the records in a namespace that pass containerd's filters.
+    ///
+    /// # Errors
+    /// If they cannot be listed: a filter that does not parse, too.
+    pub async fn matching(&self, namespace: &str, filters: &[String]) -> Result<Vec<String>, Error> {
+        let mut client = client!(ImagesClient, self, namespace);
+        let answer = client.list(ListImagesRequest { filters: filters.to_vec() }).await;
+        let images = answer.map_err(Error::call("images.List", namespace))?.into_inner().images;
+        Ok(images.into_iter().map(|image| image.name).collect())
+    }
+
     /// All records of a namespace, in parts if they do not fit one message.
     async fn records(&self, namespace: &str) -> Result<Vec<Image>, Error> {
         let mut client = client!(ImagesClient, self, namespace);

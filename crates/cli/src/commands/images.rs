@@ -8,6 +8,7 @@ use super::Context;
 use crate::args::Format;
 use crate::client::pb;
 use crate::error::Result;
+use crate::look::rows;
 use crate::output::{self, Table, short, size, time, time_short};
 
 /// Options of `images`.
@@ -169,21 +170,29 @@ fn push_name(names: &mut String, name: &str) {
     names.push('\n');
 }
 
+fn wanted(args: &Args, documents: bool) -> rows::Wanted<'_> {
+    rows::Wanted { filters: &args.filter, all_namespaces: args.all_namespaces, documents }
+}
+
 async fn images(context: &Context, args: &Args) -> Result<()> {
     let format = context.global.output;
     let columns = ["NAME", "IMAGE ID", "COMPRESSED", "UNPACKED", "UNIQUE", "UPDATED"];
     let wide = ["SHARED", "PLATFORMS", "HASH REFERENCES", "TARGET"];
     let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
-    let request = pb::ListImagesRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces };
-    let mut stream = context.clients.orlop().list_images(request).await?.into_inner();
-    while let Some(page) = stream.message().await? {
-        for row in page.rows {
-            match &mut sheet {
-                Sheet::Names(names) => row.names.iter().for_each(|name| push_name(names, name)),
-                Sheet::Document(images) => images.push(Image::from(row)),
-                Sheet::Table(table) => table.row(image_cells(&row, format == Format::Wide, args.all_namespaces)),
-            }
+    let mut show = |row: pb::ImageRow| match &mut sheet {
+        Sheet::Names(names) => row.names.iter().for_each(|name| push_name(names, name)),
+        Sheet::Document(images) => images.push(Image::from(row)),
+        Sheet::Table(table) => table.row(image_cells(&row, format == Format::Wide, args.all_namespaces)),
+    };
+    if context.store.is_own() {
+        let request = pb::ListImagesRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces };
+        let mut stream = context.clients.orlop().list_images(request).await?.into_inner();
+        while let Some(page) = stream.message().await? {
+            page.rows.into_iter().for_each(&mut show);
         }
+    } else {
+        let documents = !matches!(format, Format::Table | Format::Name);
+        rows::images(context, &wanted(args, documents)).await?.into_iter().for_each(show);
     }
     match sheet {
         Sheet::Names(names) => output::print_text(&names),
@@ -233,16 +242,20 @@ async fn records(context: &Context, args: &Args) -> Result<()> {
     let wide = ["IMAGE ID", "LABELS", "UPDATED"];
     let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
     let brief = matches!(format, Format::Table | Format::Name);
-    let request = pb::ListRecordsRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces, brief };
-    let mut stream = context.clients.orlop().list_records(request).await?.into_inner();
-    while let Some(page) = stream.message().await? {
-        for row in page.rows {
-            match &mut sheet {
-                Sheet::Names(names) => push_name(names, &row.name),
-                Sheet::Document(records) => records.push(Record::from(row)),
-                Sheet::Table(table) => table.row(record_cells(&row, format == Format::Wide, args.all_namespaces)),
-            }
+    let mut show = |row: pb::RecordRow| match &mut sheet {
+        Sheet::Names(names) => push_name(names, &row.name),
+        Sheet::Document(records) => records.push(Record::from(row)),
+        Sheet::Table(table) => table.row(record_cells(&row, format == Format::Wide, args.all_namespaces)),
+    };
+    if context.store.is_own() {
+        let (filters, all_namespaces) = (args.filter.clone(), args.all_namespaces);
+        let request = pb::ListRecordsRequest { filters, all_namespaces, brief };
+        let mut stream = context.clients.orlop().list_records(request).await?.into_inner();
+        while let Some(page) = stream.message().await? {
+            page.rows.into_iter().for_each(&mut show);
         }
+    } else {
+        rows::records(context, &wanted(args, format != Format::Name)).await?.into_iter().for_each(show);
     }
     match sheet {
         Sheet::Names(names) => output::print_text(&names),

@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod content;
 pub(crate) mod df;
+pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod gc;
 pub(crate) mod generate;
@@ -24,6 +25,7 @@ pub(crate) mod tag;
 pub(crate) mod undo;
 pub(crate) mod verify;
 pub(crate) mod watch;
+pub(crate) mod why;
 
 use std::process::ExitCode;
 
@@ -91,6 +93,7 @@ const fn reach(command: &Command) -> Reach {
     use snapshots::Snapshots as S;
     match command {
         Command::Watch(_) => Reach::Live,
+        Command::Explain(_) | Command::Why(_) => Reach::Any,
         Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
         | Command::Snapshots(S::Ls { .. } | S::Tree { .. } | S::Usage { .. } | S::Info { .. } | S::Mounts { .. })
@@ -109,6 +112,8 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Images(args) => images::run(context, &args).await?,
         Command::Inspect(args) => inspect::run(context, &args).await?,
         Command::History(args) => history::run(context, &args).await?,
+        Command::Explain(args) => explain::run(context, &args).await?,
+        Command::Why(args) => why::run(context, &args).await?,
         Command::Tag(args) => tag::run(context, &args).await?,
         Command::Rm(args) => rm::run(context, &args).await?,
         Command::Undo(args) => undo::run(context, &args).await?,

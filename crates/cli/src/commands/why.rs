@@ -1,0 +1,142 @@
+//! `orlop why`: what keeps a thing on disk, and what would have to go for it to go.
+
+use orlop_graph::model::{Model, NodeId, NodeKind};
+use serde::Serialize;
+
+use super::Context;
+use crate::error::Result;
+use crate::look::facts::{Bytes, Keeper, Named};
+use crate::look::words::{abbreviated, called, reason};
+use crate::look::{Look, Measured, find};
+use crate::output::{self, count, size};
+
+/// Options of `why`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Shows the shortest chain from each root (record, lease, container, label) down to X. All these roots are the smallest set
+of removals that frees X: as long as one of them is left, it stays.
+
+Examples:
+  orlop why sha256:0123…         why is this layer still here?
+  orlop why --short alpine       only what would have to go")]
+pub(crate) struct Args {
+    /// A name, a digest, a chain ID, a snapshot's key, or the first digits of one
+    #[arg(value_name = "X")]
+    name: String,
+    /// Only the roots, no chains
+    #[arg(long)]
+    short: bool,
+}
+
+/// `orlop.why/v1` (docs/lens.md).
+#[derive(Serialize)]
+struct Document {
+    schema: &'static str,
+    things: Vec<Thing>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Thing {
+    #[serde(flatten)]
+    thing: Named,
+    kept: bool,
+    chains: Vec<Keeper>,
+    /// All that has to go.
+    removals: Vec<Named>,
+    /// What goes with these.
+    frees: Bytes,
+}
+
+/// Runs `why`.
+pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    let look = Look::at(context, Measured::None).await?;
+    let found = find(&look.model, &args.name, &context.store.namespace)?;
+    let nodes: Vec<NodeId> = found.into_iter().map(|found| found.node).collect();
+    let look = look
+        .measured(|model| {
+            let roots: Vec<NodeId> = nodes.iter().flat_map(|node| removals(model, *node)).collect();
+            let reached = model.reached(&roots);
+            model.nodes(NodeKind::Snapshot).filter(|node| reached.contains(*node)).collect()
+        })
+        .await?;
+    if output::is_document(context.global.output) {
+        let things = nodes.iter().map(|node| thing(&look.model, *node)).collect();
+        return output::document(context.global.output, &Document { schema: "orlop.why/v1", things });
+    }
+    let texts: Vec<String> = nodes.iter().map(|node| text(&look.model, *node, args.short)).collect();
+    output::print_text(&texts.join("\n"))
+}
+
+/// Roots of the thing and of its copies in other namespaces: the bytes are there once.
+fn removals(model: &Model, node: NodeId) -> Vec<NodeId> {
+    let copies: Vec<NodeId> = match model.node(node) {
+        orlop_graph::model::Node::Blob(row) => model.copies(&row.digest).collect(),
+        _ => vec![node],
+    };
+    let mut roots: Vec<NodeId> = copies.into_iter().flat_map(|copy| model.keepers(copy)).collect();
+    roots.sort_unstable();
+    roots.dedup();
+    roots
+}
+
+fn thing(model: &Model, node: NodeId) -> Thing {
+    let removals = removals(model, node);
+    let chains = model.chains(node);
+    Thing {
+        thing: Named::of(model, node),
+        kept: !chains.is_empty(),
+        chains: chains.iter().map(|chain| Keeper::of(model, chain)).collect(),
+        frees: model.cost(&removals).alone.into(),
+        removals: removals.into_iter().map(|root| Named::of(model, root)).collect(),
+    }
+}
+
+fn text(model: &Model, node: NodeId, short: bool) -> String {
+    let removals = removals(model, node);
+    let mut text = format!("{} is kept by {}\n", called(model, node), count(removals.len() as u64, "root"));
+    if removals.is_empty() {
+        return format!("{} is kept by nothing: the next collection takes it\n", called(model, node));
+    }
+    if !short {
+        for chain in model.chains(node) {
+            text.push_str(&format!("  {}\n", called(model, chain.root)));
+            for (depth, link) in chain.links.iter().enumerate() {
+                let indent = 4 + 2 * depth;
+                text.push_str(&format!("{:indent$}{} {}\n", "", arrow(reason(link.why)), called(model, link.node)));
+            }
+        }
+    }
+    let frees = model.cost(&removals).alone;
+    text.push_str(&format!(
+        "\nTo free it, all of these have to go ({} with everything that only they keep):\n",
+        size(frees.bytes())
+    ));
+    let elsewhere = model.node(node).namespace();
+    for root in removals {
+        let namespace = model.node(root).namespace();
+        let place = if namespace == elsewhere {
+            String::new()
+        } else {
+            format!("  in namespace {}", model.namespace(namespace))
+        };
+        text.push_str(&format!("  {}{place}\n", removal(model, root)));
+    }
+    text
+}
+
+fn arrow(reason: String) -> String {
+    format!("└ {reason}:")
+}
+
+/// What is to be removed, in a word that a command has.
+fn removal(model: &Model, root: NodeId) -> String {
+    let name = crate::look::words::name(model, root);
+    match model.kind(root) {
+        NodeKind::Record => format!("image record {name}"),
+        NodeKind::Container => format!("container {}", abbreviated(&name)),
+        NodeKind::Lease => format!("lease {name}"),
+        NodeKind::Ingest => format!("write in progress {name}"),
+        _ => format!("label containerd.io/gc.root of {}", called(model, root)),
+    }
+}

@@ -1,0 +1,101 @@
+//! What the looking commands share: the store as one model, what a text means in it, and words for what is there.
+//!
+//! Everything here works on any containerd. What only Orlop's own store knows (who wrote a record) is asked over `orlop.v1`
+//! where there is one; elsewhere it is inferred from labels, and said to be.
+
+pub(crate) mod facts;
+pub(crate) mod rows;
+pub(crate) mod words;
+
+use orlop_graph::model::{Found, Inventory, Matched, Model, NodeId};
+use orlop_lens::{Reader, Scope};
+
+use crate::commands::Context;
+use crate::error::{Class, CliError, Result};
+
+/// How many names are proposed to who has mistyped one.
+const PROPOSED: usize = 5;
+
+/// A store that was read whole.
+pub(crate) struct Look {
+    pub(crate) reader: Reader,
+    pub(crate) model: Model,
+}
+
+impl Look {
+    /// Reads all lists; `measured` says whether snapshots are asked what they take.
+    pub(crate) async fn at(context: &Context, measured: Measured) -> Result<Self> {
+        let reader = context.clients.reader();
+        let mut inventory = reader.inventory(Scope::All, None).await?;
+        if measured == Measured::All {
+            reader.measure(&mut inventory, |_| true).await?;
+        }
+        say_gaps(context, &inventory);
+        Ok(Self { reader, model: Model::new(inventory) })
+    }
+
+    /// The same, of some snapshots only: those that `wanted` takes, once everything else is known.
+    pub(crate) async fn measured(self, wanted: impl Fn(&Model) -> Vec<NodeId>) -> Result<Self> {
+        let places: std::collections::HashSet<_> =
+            wanted(&self.model).into_iter().filter_map(|node| words::place(&self.model, node)).collect();
+        let mut inventory = self.model.inventory().clone();
+        let named =
+            |s: &orlop_graph::model::SnapshotRow| places.contains(&(s.namespace, s.snapshotter.clone(), s.key.clone()));
+        self.reader.measure(&mut inventory, named).await?;
+        Ok(Self { model: Model::new(inventory), ..self })
+    }
+}
+
+/// Whether snapshots are asked what they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measured {
+    /// None, or not yet.
+    None,
+    /// All.
+    All,
+}
+
+/// Says what could not be read: an answer without it may be wrong.
+fn say_gaps(context: &Context, inventory: &Inventory) {
+    for gap in &inventory.gaps {
+        context.say(format!("unknown: {}: {}", gap.what, gap.why));
+    }
+}
+
+/// What a text means: in the namespace of the call if it means something there, else anywhere.
+pub(crate) fn find(model: &Model, text: &str, namespace: &str) -> Result<Vec<Found>> {
+    let mut found = model.find(text);
+    let here = |f: &Found| model.namespace(model.node(f.node).namespace()) == namespace;
+    if found.iter().any(here) {
+        found.retain(here);
+    }
+    if found.is_empty() {
+        return Err(not_found(model, text));
+    }
+    let digest = |node| words::identity(model, node);
+    let first = digest(found[0].node);
+    let ambiguous = found[0].matched == Matched::Prefix && found.iter().any(|f| digest(f.node) != first);
+    if ambiguous {
+        let mut names: Vec<String> = found.iter().map(|f| words::name(model, f.node)).collect();
+        names.dedup();
+        let more = names.len().saturating_sub(PROPOSED);
+        names.truncate(PROPOSED);
+        let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let message = format!("{text:?} is the beginning of several: {}{rest}", names.join(", "));
+        return Err(CliError::new(Class::Conflict, message).hint("give more of it"));
+    }
+    Ok(found)
+}
+
+fn not_found(model: &Model, text: &str) -> CliError {
+    let error = CliError::new(Class::NotFound, format!("nothing in this store is called {text:?}, or begins so"));
+    let part = text.rsplit('/').next().unwrap_or(text);
+    let part = part.split([':', '@']).next().filter(|part| part.len() > 2).unwrap_or(text);
+    let mut near = model.records_with(part);
+    near.retain(|name| !name.starts_with("sha256:"));
+    near.truncate(PROPOSED);
+    if near.is_empty() {
+        return error.hint("`orlop images --all -A` lists the records of all namespaces");
+    }
+    error.hint(format!("there is {}", near.join(", ")))
+}

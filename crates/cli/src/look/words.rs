@@ -1,0 +1,144 @@
+//! Words for nodes.
+
+use std::sync::Arc;
+
+use orlop_graph::model::{Model, NamespaceId, Node, NodeId, NodeKind, Resource, Role, Root, SnapshotKind, Why};
+use orlop_oci::Kind;
+
+use crate::output::short;
+
+/// What a node is called.
+pub(crate) fn name(model: &Model, node: NodeId) -> String {
+    match model.node(node) {
+        Node::Record(row) => row.name.to_string(),
+        Node::Blob(row) => row.digest.to_string(),
+        Node::Snapshot(row) => row.key.to_string(),
+        Node::Lease(row) => row.id.to_string(),
+        Node::Ingest(row) => row.reference.to_string(),
+        Node::Container(row) => row.id.to_string(),
+        Node::Missing(missing) => match &missing.resource {
+            Resource::Content(digest) => digest.to_string(),
+            Resource::Ingest(name) | Resource::Image(name) => name.to_string(),
+            Resource::Snapshot { key, .. } => key.to_string(),
+            Resource::Other { id, .. } => id.to_string(),
+            other => format!("{other:?}"),
+        },
+    }
+}
+
+/// What a text that means several nodes must agree in: the name, whatever the kind and namespace.
+pub(crate) fn identity(model: &Model, node: NodeId) -> String {
+    name(model, node)
+}
+
+/// A snapshot's place.
+pub(crate) fn place(model: &Model, node: NodeId) -> Option<(NamespaceId, Arc<str>, Arc<str>)> {
+    match model.node(node) {
+        Node::Snapshot(row) => Some((row.namespace, row.snapshotter.clone(), row.key.clone())),
+        _ => None,
+    }
+}
+
+/// The kind in one word, as JSON has it.
+pub(crate) fn kind(model: &Model, node: NodeId) -> &'static str {
+    match model.kind(node) {
+        NodeKind::Record => "record",
+        NodeKind::Blob => "blob",
+        NodeKind::Snapshot => "snapshot",
+        NodeKind::Lease => "lease",
+        NodeKind::Ingest => "ingest",
+        NodeKind::Container => "container",
+        NodeKind::Missing => "missing",
+    }
+}
+
+/// A blob's role in one word.
+pub(crate) const fn role(role: Role) -> &'static str {
+    match role {
+        Role::Index => "index",
+        Role::Manifest => "manifest",
+        Role::Config => "config",
+        Role::Layer => "layer",
+        Role::Other => "blob",
+    }
+}
+
+/// A node in a few words: `tag docker.io/library/alpine:3.20`, `layer sha256:0123…`.
+pub(crate) fn called(model: &Model, node: NodeId) -> String {
+    let name = name(model, node);
+    match model.node(node) {
+        Node::Record(_) => match model.record_kind(node) {
+            Kind::Tag | Kind::Other => format!("name {name}"),
+            Kind::Digest | Kind::Id => format!("hash reference {}", abbreviated(&name)),
+        },
+        Node::Blob(_) => format!("{} {}", role(model.role(node)), short(&name)),
+        Node::Snapshot(row) => {
+            let kind = match row.kind {
+                SnapshotKind::Committed | SnapshotKind::Unknown => "snapshot",
+                SnapshotKind::Active => "active snapshot",
+                SnapshotKind::View => "view",
+            };
+            format!("{kind} {}", abbreviated(&name))
+        }
+        Node::Lease(_) => format!("lease {name}"),
+        Node::Ingest(_) => format!("write in progress {}", abbreviated(&name)),
+        Node::Container(_) => format!("container {}", abbreviated(&name)),
+        Node::Missing(missing) => match missing.resource {
+            Resource::Snapshot { .. } => format!("snapshot {}, which is not here", abbreviated(&name)),
+            _ => format!("{}, which is not here", abbreviated(&name)),
+        },
+    }
+}
+
+/// Digests shortened, wherever they stand in a name.
+pub(crate) fn abbreviated(name: &str) -> String {
+    let Some(at) = name.find("sha256:") else {
+        // Containers' IDs.
+        let hex = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        return if hex { name[..12].to_owned() } else { name.to_owned() };
+    };
+    let (before, digest) = name.split_at(at);
+    let end = digest.len().min("sha256:".len() + 64);
+    format!("{before}{}{}", short(&digest[..end]), &digest[end..])
+}
+
+/// Why a reference is one.
+pub(crate) fn reason(why: Why<'_>) -> String {
+    match why {
+        Why::Target => "points at it".into(),
+        Why::Parent => "lies on it".into(),
+        Why::Resource => "lists it".into(),
+        Why::RootFs => "runs on it".into(),
+        Why::Expected => "is to become it".into(),
+        Why::Label(key) | Why::BackLabel(key) | Why::Condition(key) => match part(key) {
+            Some(part) => part,
+            None => format!("label {key}"),
+        },
+    }
+}
+
+/// What a label says in words: `its config`, `its layer 3`, `its unpacked layers`.
+fn part(key: &str) -> Option<String> {
+    let what = key.strip_prefix("containerd.io/gc.ref.")?;
+    if let Some(number) = what.strip_prefix("content.l.").and_then(|n| n.parse::<u32>().ok()) {
+        return Some(format!("has it as layer {}", number.saturating_add(1)));
+    }
+    if let Some(number) = what.strip_prefix("content.m.").and_then(|n| n.parse::<u32>().ok()) {
+        return Some(format!("has it as manifest {}", number.saturating_add(1)));
+    }
+    match what {
+        "content.config" => Some("has it as config".into()),
+        _ => what.strip_prefix("snapshot.").map(|snapshotter| format!("is unpacked there by {snapshotter}")),
+    }
+}
+
+/// Why a root is one.
+pub(crate) const fn root(root: Root) -> &'static str {
+    match root {
+        Root::Record => "image record",
+        Root::Container => "container",
+        Root::Lease => "lease",
+        Root::Label => "label containerd.io/gc.root",
+        Root::Ingest => "write in progress",
+    }
+}

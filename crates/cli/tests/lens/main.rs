@@ -1,0 +1,8 @@
+//! The lens on real containerds: what every hash on a node is, what it costs, what keeps it.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod explain;
+mod images;
+mod node;
