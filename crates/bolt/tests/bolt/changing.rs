@@ -12,11 +12,13 @@ use orlop_bolt::{Db, Error, Source, copy};
 use crate::dump;
 use crate::real::Real;
 
-/// A database that goes on to its next state after some reads.
+/// A database that goes on to later states after some reads.
 struct Moving<'a> {
     states: Vec<&'a [u8]>,
-    /// After how many reads each.
+    /// After how many reads each time.
     after: usize,
+    /// By how many states each time.
+    by: usize,
     /// How many reads there were before anything moved.
     still: usize,
     reads: Cell<usize>,
@@ -24,7 +26,7 @@ struct Moving<'a> {
 
 impl Moving<'_> {
     fn state(&self) -> &[u8] {
-        let moved = (self.reads.get().saturating_sub(self.still)) / self.after;
+        let moved = self.reads.get().saturating_sub(self.still) / self.after * self.by;
         self.states[moved.min(self.states.len() - 1)]
     }
 }
@@ -53,11 +55,17 @@ fn a_copy_is_of_one_state_wherever_the_writer_comes_between() {
     let Some(real) = Real::make() else { return };
     let states = states(&real);
     let expected: Vec<_> = states.iter().map(|bytes| dump(&Db::open(bytes).unwrap()).unwrap()).collect();
-    for (still, after) in (0..12).flat_map(|still| [1, 2, 3, 5, 8].map(|after| (still, after))) {
-        let moving = Moving { states: all(&states), after, still, reads: Cell::new(0) };
+    for (still, (after, by)) in
+        (0..12).flat_map(|still| [(1, 1), (1, 2), (1, 3), (3, 1), (8, 2)].map(|how| (still, how)))
+    {
+        let moving = Moving { states: all(&states), after, by, still, reads: Cell::new(0) };
         let copied = copy(&moving, u64::MAX, 20).unwrap();
         let found = dump(&Db::open(&copied).unwrap()).unwrap();
-        assert!(expected.contains(&found), "state {:?} is mixed: still {still}, after {after}", found.first());
+        assert!(
+            expected.contains(&found),
+            "state {:?} is mixed: still {still}, then by {by} after {after}",
+            found.first()
+        );
     }
 }
 
@@ -68,7 +76,7 @@ fn what_is_read_page_by_page_is_of_one_state_if_it_is_still_current() {
     let expected: Vec<_> = states.iter().map(|bytes| dump(&Db::open(bytes).unwrap()).unwrap()).collect();
     let (mut current, mut mixed) = (0, 0);
     for (still, after) in (0..500).step_by(41).flat_map(|still| [1, 10, 60, 500].map(|after| (still, after))) {
-        let moving = Moving { states: all(&states), after, still, reads: Cell::new(0) };
+        let moving = Moving { states: all(&states), after, by: 1, still, reads: Cell::new(0) };
         let db = Db::open(&moving).unwrap();
         let found = dump(&db);
         let whole = found.as_ref().is_ok_and(|found| expected.contains(found));
@@ -87,7 +95,8 @@ fn what_is_read_page_by_page_is_of_one_state_if_it_is_still_current() {
 fn a_database_that_never_rests_is_given_up() {
     let Some(real) = Real::make() else { return };
     let states = states(&real);
-    let restless = Moving { states: [&states[4][..], &states[5]].repeat(200), after: 5, still: 0, reads: Cell::new(0) };
+    let restless =
+        Moving { states: [&states[4][..], &states[5]].repeat(200), after: 5, by: 1, still: 0, reads: Cell::new(0) };
     let error = copy(&restless, u64::MAX, 7).unwrap_err();
     assert!(matches!(error, Error::Changing { attempts: 7 }), "{error}");
 }

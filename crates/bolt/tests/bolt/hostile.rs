@@ -143,6 +143,24 @@ fn sum(meta: &mut [u8]) {
 }
 
 #[test]
+fn values_that_lie_over_each_other_are_no_way_to_much_memory() {
+    let mut tried = 0;
+    for leaf in pages(SMALL, 2) {
+        let mut bytes = SMALL.to_vec();
+        let count = number::<2>(SMALL, leaf * PAGE + 10) as usize;
+        for element in (0..count).map(|index| leaf * PAGE + 16 + index * 16) {
+            // Each value reaches to the end of its page.
+            let key = element + (number::<4>(SMALL, element + 4) + number::<4>(SMALL, element + 8)) as usize;
+            let value = ((leaf + 1) * PAGE).saturating_sub(key) as u32;
+            bytes[element + 12..element + 16].copy_from_slice(&value.to_le_bytes());
+        }
+        let Err(errors) = dump(&Db::open(&bytes).unwrap()) else { continue };
+        tried += usize::from(errors.iter().any(|error| matches!(error, Error::Element { .. })));
+    }
+    assert!(tried > 3, "{tried}");
+}
+
+#[test]
 fn buckets_in_values_of_buckets_end_too() {
     // A value that is a bucket with one bucket in it, and so on, for as long as there is room: bbolt makes none in another.
     let mut page = Vec::new();

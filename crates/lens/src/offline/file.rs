@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use orlop_bolt::{Db, Source};
@@ -20,11 +20,15 @@ pub(super) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1.";
 pub(super) const NESTED: [&str; 5] =
     ["var/lib/containerd", "agent/containerd", "containerd/daemon", "containerd", "root"];
 
-/// A database of at most this size is copied into memory first: a copy is of one moment in the least time, and nodes have a
-/// few dozen megabytes. A larger one is read page by page.
-const COPIED: u64 = 512 << 20;
-/// How often it is tried to find a moment without a commit. A copy takes milliseconds, a commit waits for the disk twice.
-const ATTEMPTS: u32 = 100;
+/// A database of at most this size is copied into memory first: a copy is of one moment in the least time. That of a node
+/// with a few hundred images has less. With ten thousand images it has more than half a gigabyte, which would be too much
+/// memory: such a one is read page by page.
+const COPIED: u64 = 64 << 20;
+/// How often it is tried to find a moment without a commit: a copy takes milliseconds, a commit waits for the disk twice.
+const COPIES: u32 = 100;
+/// How often for a database that is read page by page, which takes a second: beside one that is written to all the time
+/// nothing helps but to ask its owner.
+const WALKS: u32 = 5;
 
 /// Whether a directory of that name is only in a containerd's root.
 pub(super) fn is_part_of_root(name: &OsString) -> bool {
@@ -81,19 +85,19 @@ pub(super) fn database<T>(path: &Path, read: impl Fn(&Db<'_>) -> T) -> Result<T,
 fn at_one_moment<T>(path: &Path, copied: u64, read: impl Fn(&Db<'_>) -> T) -> Result<T, String> {
     let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let source = OnDisk(regular(path).map_err(|e| told(&e))?);
-    match orlop_bolt::copy(&source, copied, ATTEMPTS) {
+    match orlop_bolt::copy(&source, copied, COPIES) {
         Ok(copy) => return Ok(read(&Db::open(&copy).map_err(|e| told(&e))?)),
         Err(orlop_bolt::Error::TooLarge { .. }) => {}
         Err(error) => return Err(told(&error)),
     }
-    for _ in 0..ATTEMPTS {
+    for _ in 0..WALKS {
         let db = Db::open(&source).map_err(|e| told(&e))?;
         let found = read(&db);
         if db.is_current().map_err(|e| told(&e))? {
             return Ok(found);
         }
     }
-    Err(told(&orlop_bolt::Error::Changing { attempts: ATTEMPTS }))
+    Err(told(&orlop_bolt::Error::Changing { attempts: WALKS }))
 }
 
 /// Of which transaction a database is now.
@@ -102,9 +106,19 @@ pub(super) fn version(path: &Path) -> Option<u64> {
     Db::open(&source).ok().map(|db| db.meta().txid)
 }
 
+/// Whether somebody holds a lock on a file, as a containerd on its databases, as far as the kernel tells this process:
+/// another container's locks may be hidden from it.
+pub(super) fn is_locked(path: &Path) -> bool {
+    let inode = path.metadata().map(|metadata| metadata.ino().to_string());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`; devices are not compared, some file systems have several.
+    let of = |line: &str| line.split_whitespace().nth(5).and_then(|at| at.rsplit(':').next()).map(str::to_owned);
+    inode.is_ok_and(|inode| locks.lines().any(|line| of(line).is_some_and(|of| of == inode)))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{at_one_moment, regular};
+    use super::{at_one_moment, is_locked, regular};
 
     const SMALL: &[u8] = include_bytes!("../../../bolt/tests/data/small.db");
 
@@ -118,6 +132,14 @@ mod tests {
         let copied = at_one_moment(&path, u64::MAX, count).unwrap();
         assert_eq!(at_one_moment(&path, 100, count).unwrap(), copied);
         assert!(copied > 60);
+    }
+
+    #[test]
+    fn a_lock_is_seen() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().lock().unwrap();
+        assert!(is_locked(file.path()));
+        assert!(!is_locked(&file.path().with_extension("of nobody")));
     }
 
     #[test]

@@ -8,8 +8,9 @@
 //! # Invariants
 //! - Nothing is written, created, renamed or locked, and files are opened without touching their access time where the
 //!   kernel lets this user do so.
-//! - Each database is of one moment, also beside a containerd that writes to it (`orlop_bolt`); if that moved on before the
-//!   snapshotters' had been read and something does not fit, all is read again.
+//! - Each database is of one moment, also beside a containerd that writes to it (`orlop_bolt`). If `meta.db` moved on before
+//!   the other files had been read, or somebody holds it open and may be about to commit, and something does not fit, all is
+//!   read again until that changes no more; if that never ends, it is said.
 //! - What cannot be read is a [`Gap`](orlop_graph::model::Gap) that says what and why; damage in one place costs what is
 //!   there and nothing else. What files cannot tell is not guessed: whether the owner of a lease lives, what runs, the usage
 //!   of a snapshotter that counts in its own way.
@@ -27,6 +28,7 @@ mod snapshotters;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use orlop_graph::model::{Gap, Inventory, NamespaceId, SnapshotKind, SnapshotRow};
@@ -34,8 +36,14 @@ use orlop_oci::Digest;
 
 pub use error::Error;
 
-/// How often everything is read again because containerd went on meanwhile and something did not fit.
-const ATTEMPTS: usize = 5;
+/// How often everything is read because containerd went on meanwhile and something did not fit.
+const ATTEMPTS: usize = 8;
+/// How long between, if something holds the database open: longer than a commit takes that waits for its disk.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What is missing without `meta.db`.
+const ALL: &str =
+    "all that meta.db records: namespaces, image records, leases, containers, which blobs and snapshots they have";
 
 /// Everything that a root's files tell, in the rows of the API.
 ///
@@ -57,8 +65,8 @@ pub struct Stored {
     /// The rows, and what could not be read. What snapshots take is known where their snapshotter wrote it down;
     /// [`Root::measure`] looks at those that are still written to.
     pub inventory: Inventory,
-    /// What lies on disk although no namespace has it: containerd's next collection takes it. If `meta.db` could not be
-    /// read, all that there is.
+    /// What lies on disk although no namespace that could be read has it. If there is no gap, containerd's next collection
+    /// takes it, unless its writer is about to name it; if `meta.db` could not be read, this is all that there is.
     pub unlisted: Vec<Unlisted>,
     /// Blobs that a namespace has and whose file is not there, once each.
     pub absent: Vec<Digest>,
@@ -99,6 +107,16 @@ pub enum Unlisted {
 }
 
 impl Stored {
+    /// Whether everything that one file names is where another is to have it.
+    fn fits(&self) -> bool {
+        self.unlisted.is_empty() && self.absent.is_empty() && self.inventory.gaps.is_empty()
+    }
+
+    /// Whether the same does not fit.
+    fn is_as_unfit_as(&self, other: &Self) -> bool {
+        self.unlisted == other.unlisted && self.absent == other.absent && self.inventory.gaps == other.inventory.gaps
+    }
+
     /// The directory of a snapshot: its files are below `fs` (overlayfs and its like) or in it (`native`).
     pub fn directory(&self, row: &SnapshotRow) -> Option<&Path> {
         let id = (row.namespace, row.snapshotter.clone(), row.key.clone());
@@ -132,40 +150,42 @@ impl Root {
     /// # Errors
     /// If the root cannot be listed any more. Anything else that cannot be read is a gap.
     pub fn read(&self) -> Result<Stored, Error> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let (stored, doubtful, metadata) = self.read_once()?;
-            if !doubtful || attempt == ATTEMPTS || metadata == file::version(&self.metadata_file()) {
+        let (mut stored, mut version) = self.read_once()?;
+        for _ in 1..ATTEMPTS {
+            let moved = version != file::version(&self.metadata_file());
+            if stored.fits() || !(moved || file::is_locked(&self.metadata_file())) {
+                return Ok(stored);
+            }
+            // A commit that is under way ends when the disk has it.
+            std::thread::sleep(PAUSE);
+            let before = std::mem::take(&mut stored);
+            let of = version;
+            (stored, version) = self.read_once()?;
+            if version == of && stored.is_as_unfit_as(&before) {
                 return Ok(stored);
             }
         }
+        if !stored.fits() {
+            let why = format!("containerd wrote to meta.db during each of {ATTEMPTS} attempts; ask it, or stop it");
+            let what = "whether what is on disk and what meta.db records are of one moment".into();
+            stored.inventory.gaps.push(Gap { what, why });
+        }
+        Ok(stored)
     }
 
-    /// What is there, whether something did not fit, and of which version of `meta.db` it is.
-    fn read_once(&self) -> Result<(Stored, bool, Option<u64>), Error> {
+    /// What is there, and of which version of `meta.db` it is.
+    fn read_once(&self) -> Result<(Stored, Option<u64>), Error> {
         let taken = Timestamp::now();
-        let mut stored = Stored::default();
-        let path = self.metadata_file();
-        let metadata = match file::database(&path, metadata::read) {
-            Ok(metadata) => metadata,
-            Err(why) => {
-                stored.inventory.gaps.push(Gap {
-                    what: "all that meta.db records: namespaces, image records, leases, containers, \
-                                                       and which blobs and snapshots they have"
-                        .into(),
-                    why,
-                });
-                metadata::Metadata::default()
-            }
-        };
-        let gaps = std::mem::take(&mut stored.inventory.gaps);
-        stored.inventory = metadata.inventory;
-        stored.inventory.taken = taken;
-        stored.inventory.gaps.splice(0..0, gaps);
-        let doubtful = snapshotters::fill(&self.path, metadata.snapshots, &mut stored)?;
+        let metadata = file::database(&self.metadata_file(), metadata::read).unwrap_or_else(|why| {
+            let mut none = metadata::Metadata::default();
+            none.inventory.gaps.push(Gap { what: ALL.into(), why });
+            none
+        });
+        let inventory = Inventory { taken, ..metadata.inventory };
+        let mut stored = Stored { inventory, ..Stored::default() };
+        snapshotters::fill(&self.path, metadata.snapshots, &mut stored)?;
         content::fill(&self.path, metadata.ingests, &mut stored);
-        Ok((stored, doubtful, metadata.version))
+        Ok((stored, metadata.version))
     }
 
     fn metadata_file(&self) -> PathBuf {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use orlop_bolt::{Db, Entry};
-use orlop_graph::model::{Gap, Labels, SnapshotKind, Usage};
+use orlop_graph::model::{Gap, Labels, SnapshotKind, SnapshotRow, Usage};
 
 use super::fields::{Broken, Fields, text};
 use super::file::{self, SNAPSHOTTER};
@@ -35,19 +35,18 @@ struct Snapshotter {
     gaps: Vec<(String, String)>,
 }
 
-/// Fills in what snapshots are, and says whether some are not known by their snapshotter.
-pub(super) fn fill(root: &Path, named: Vec<Named>, stored: &mut Stored) -> Result<bool, Error> {
+/// Fills in what snapshots are.
+pub(super) fn fill(root: &Path, named: Vec<Named>, stored: &mut Stored) -> Result<(), Error> {
     let mut by_snapshotter: HashMap<Arc<str>, Vec<Named>> = HashMap::new();
     for one in named {
         by_snapshotter.entry(one.row.snapshotter.clone()).or_default().push(one);
     }
-    let mut doubtful = false;
     let listed = file::names(root).map_err(Error::io("listing", root))?;
     let mut here: Vec<&str> = listed.iter().filter_map(|name| name.to_str()?.strip_prefix(SNAPSHOTTER)).collect();
     here.sort_unstable();
     for name in here {
         let of_it = by_snapshotter.remove(name).unwrap_or_default();
-        doubtful |= one(name, &root.join(format!("{SNAPSHOTTER}{name}")), of_it, stored);
+        one(name, &root.join(format!("{SNAPSHOTTER}{name}")), of_it, stored);
     }
     let mut elsewhere: Vec<_> = by_snapshotter.into_iter().collect();
     elsewhere.sort_by(|a, b| a.0.cmp(&b.0));
@@ -61,43 +60,40 @@ pub(super) fn fill(root: &Path, named: Vec<Named>, stored: &mut Stored) -> Resul
         .inventory
         .snapshots
         .sort_by(|a, b| (a.namespace, &a.snapshotter, &a.key).cmp(&(b.namespace, &b.snapshotter, &b.key)));
-    Ok(doubtful)
+    Ok(())
 }
 
-fn one(name: &str, directory: &Path, named: Vec<Named>, stored: &mut Stored) -> bool {
+fn one(name: &str, directory: &Path, named: Vec<Named>, stored: &mut Stored) {
     let path = directory.join("metadata.db");
     // Made when a snapshotter is first used.
     if named.is_empty() && !path.exists() {
-        return false;
+        return;
     }
     let mut known = match file::database(&path, |db| read(db, name)) {
         Ok(known) => known,
         Err(why) => {
             let what = format!("what the {} snapshots of {name} are and take", named.len());
             stored.inventory.gaps.push(Gap { what, why });
+            // Which directory is whose, nobody knows.
+            if named.is_empty() {
+                unlisted(name, directory, &HashSet::new(), HashMap::new(), stored);
+            }
             stored.inventory.snapshots.extend(named.into_iter().map(|named| named.row));
-            unlisted(name, directory, &HashSet::new(), HashMap::new(), stored);
-            return false;
+            return;
         }
     };
-    let whole = known.gaps.is_empty();
+    let (whole, nothing) = (known.gaps.is_empty(), named.is_empty());
     let told = |(what, why)| Gap { what, why: format!("{}: {why}", path.display()) };
     stored.inventory.gaps.extend(known.gaps.drain(..).map(told));
-    let (mut doubtful, mut used) = (false, HashSet::new());
-    for Named { mut row, backend } in named {
+    let mut used = HashSet::new();
+    for Named { row, backend } in named {
         match known.snapshots.remove(&backend) {
             Some(found) => {
-                row.kind = found.kind;
-                row.usage = found.usage;
-                row.labels = found.labels.iter().chain(row.labels.iter()).collect();
                 used.insert(found.id);
-                let at = directory.join("snapshots").join(found.id.to_string());
-                stored.directories.insert((row.namespace, row.snapshotter.clone(), row.key.clone()), at);
-                stored.inventory.snapshots.push(row);
+                known_to(directory, row, found, stored);
             }
             // containerd leaves it out of its lists.
             None if whole => {
-                doubtful = true;
                 let what = format!("snapshot {} of {name}", row.key);
                 let why = format!("{} has no {backend:?}: the snapshotter does not know it", path.display());
                 stored.inventory.gaps.push(Gap { what, why });
@@ -105,8 +101,21 @@ fn one(name: &str, directory: &Path, named: Vec<Named>, stored: &mut Stored) -> 
             None => stored.inventory.snapshots.push(row),
         }
     }
-    unlisted(name, directory, &used, known.snapshots, stored);
-    doubtful
+    // Otherwise which directory is whose, nobody knows.
+    if whole || nothing {
+        unlisted(name, directory, &used, known.snapshots, stored);
+    }
+}
+
+/// Takes in a snapshot that both databases have.
+fn known_to(directory: &Path, mut row: SnapshotRow, found: Backend, stored: &mut Stored) {
+    row.kind = found.kind;
+    row.usage = found.usage;
+    // As over the API: what the snapshotter has, and over it what the namespace has.
+    row.labels = found.labels.iter().chain(row.labels.iter()).collect();
+    let at = directory.join("snapshots").join(found.id.to_string());
+    stored.directories.insert((row.namespace, row.snapshotter.clone(), row.key.clone()), at);
+    stored.inventory.snapshots.push(row);
 }
 
 /// What of a snapshotter no namespace has.

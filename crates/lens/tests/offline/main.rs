@@ -7,7 +7,7 @@ mod store;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use orlop_graph::model::{Inventory, SnapshotKind};
+use orlop_graph::model::{Gap, Inventory, SnapshotKind, SnapshotRow};
 use orlop_lens::offline::{self, Root, Unlisted};
 use orlop_lens::{Documents, Reader, Scope};
 use orlop_testkit::containerd::Containerd;
@@ -21,7 +21,7 @@ fn sorted(mut inventory: Inventory) -> Inventory {
     inventory.taken = Default::default();
     inventory.records.sort_by(|a, b| (a.namespace, &a.name).cmp(&(b.namespace, &b.name)));
     inventory.blobs.sort_by(|a, b| (a.namespace, &a.digest).cmp(&(b.namespace, &b.digest)));
-    let of = |s: &orlop_graph::model::SnapshotRow| (s.namespace, s.snapshotter.clone(), s.key.clone());
+    let of = |s: &SnapshotRow| (s.namespace, s.snapshotter.clone(), s.key.clone());
     inventory.snapshots.sort_by_key(of);
     inventory.leases.sort_by(|a, b| (a.namespace, &a.id).cmp(&(b.namespace, &b.id)));
     for lease in &mut inventory.leases {
@@ -155,6 +155,52 @@ async fn directories_and_what_nobody_lists_are_told() {
         let written = stored.directory(active).unwrap().join("fs/written");
         assert_eq!(std::fs::read(written).unwrap().len(), 70_000);
     }
+}
+
+/// Images come and go.
+fn churn(store: &Store, rounds: usize) {
+    for round in 0..rounds {
+        let name = format!("docker.io/library/churn:{}", round % 3);
+        store.import("churn", &name, &store::image(&name), "overlayfs");
+        if round % 2 == 1 {
+            store.ctr("churn", &["images", "rm", "--sync", &name]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_beside_a_containerd_that_works_fits_together_or_the_rest_is_told() {
+    for programs in generations() {
+        let store = Store::filled(&programs, false).await;
+        let root = Root::open(&store.containerd.root()).unwrap();
+        std::thread::scope(|scope| {
+            let work = scope.spawn(|| churn(&store, 12));
+            let mut reads = 0;
+            while !work.is_finished() || reads < 5 {
+                fits(&root.read().unwrap().inventory);
+                reads += 1;
+            }
+            work.join().unwrap();
+        });
+    }
+}
+
+/// What is in one database is of one moment; what the other does not have yet or any more is named.
+fn fits(inventory: &Inventory) {
+    let blobs: BTreeSet<_> = inventory.blobs.iter().map(|blob| (blob.namespace, &blob.digest)).collect();
+    for record in &inventory.records {
+        assert!(blobs.contains(&(record.namespace, &record.target)), "{record:?} without its target");
+    }
+    let of = |row: &SnapshotRow| (row.namespace, row.snapshotter.clone());
+    let keys: BTreeSet<_> = inventory.snapshots.iter().map(|row| (of(row), &row.key)).collect();
+    let told = |key: &str| inventory.gaps.iter().any(|gap| gap.what.contains(key));
+    for row in &inventory.snapshots {
+        assert!(row.kind != SnapshotKind::Unknown, "{row:?}");
+        let has_parent = row.parent.as_ref().is_none_or(|parent| keys.contains(&(of(row), parent)) || told(parent));
+        assert!(has_parent, "{row:?} without its parent; {:?}", inventory.gaps);
+    }
+    let moments = |gap: &Gap| gap.why.contains("the snapshotter does not know it") || gap.what.starts_with("whether");
+    assert!(inventory.gaps.iter().all(moments), "{:?}", inventory.gaps);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(crate) struct Store {
     cri_pulled: bool,
 }
 
-fn image(own: &str) -> Content {
+pub(crate) fn image(own: &str) -> Content {
     let below = Layer::new([Entry::dir("etc"), Entry::file("etc/base", "x".repeat(9_000))]);
     let above = Layer::noise(own, 3, 100_000).packed(Compression::Gzip);
     Content::image(&Image::host().layer(below.packed(Compression::Gzip)).layer(above))
@@ -64,14 +64,14 @@ impl Store {
         store
     }
 
-    fn import(&self, namespace: &str, name: &str, content: &Content, snapshotter: &str) {
+    pub(crate) fn import(&self, namespace: &str, name: &str, content: &Content, snapshotter: &str) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("image.tar");
         std::fs::write(&file, archive::oci_archive(&[(name, content)])).unwrap();
         self.containerd.import(namespace, &file, snapshotter).ok();
     }
 
-    fn ctr(&self, namespace: &str, args: &[&str]) {
+    pub(crate) fn ctr(&self, namespace: &str, args: &[&str]) {
         self.containerd.ctr(namespace, args).ok();
     }
 
