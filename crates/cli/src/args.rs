@@ -151,6 +151,8 @@ pub(crate) enum Command {
     Namespaces(c::namespaces::Namespaces),
     /// Show what happens in the store, as it happens, in words
     Watch(c::watch::Args),
+    /// Watch images, layers, pulls and disk on the terminal; explain, plan and delete
+    Top(crate::top::Args),
     /// List the stores of this machine, and say which one is used
     Stores(c::stores::Args),
     /// The configuration: its defaults, whether a file is right, what is in effect

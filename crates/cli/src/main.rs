@@ -21,6 +21,7 @@ mod output;
 mod policy;
 mod progress;
 mod settings;
+mod top;
 
 use std::process::ExitCode;
 

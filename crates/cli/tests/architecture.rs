@@ -59,6 +59,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("reqwest", &["orlop-remote"]),
     ("clap", &["orlop"]),
     ("indicatif", &["orlop"]),
+    ("ratatui", &["orlop"]),
     ("opentelemetry", &["orlop"]),
     ("opentelemetry_sdk", &["orlop"]),
     ("opentelemetry-otlp", &["orlop"]),

@@ -39,6 +39,7 @@ const COMMANDS: &[&str] = &[
     "leases",
     "namespaces",
     "watch",
+    "top",
     "stores",
     "config",
     "completions",

@@ -92,8 +92,8 @@ const fn reach(command: &Command) -> Reach {
     use namespaces::Namespaces as N;
     use snapshots::Snapshots as S;
     match command {
-        Command::Watch(_) => Reach::Live,
         Command::Explain(_) | Command::Why(_) => Reach::Any,
+        Command::Watch(_) | Command::Top(_) => Reach::Live,
         Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
         | Command::Snapshots(S::Ls { .. } | S::Tree { .. } | S::Usage { .. } | S::Info { .. } | S::Mounts { .. })
@@ -132,6 +132,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Leases(command) => leases::run(context, command).await?,
         Command::Namespaces(command) => namespaces::run(context, command).await?,
         Command::Watch(args) => watch::run(context, &args).await?,
+        Command::Top(args) => return crate::top::run(context, &args).await.map(ExitCode::from),
         Command::Demo(_)
         | Command::Serve(_)
         | Command::Stores(_)

@@ -1,0 +1,234 @@
+//! Deleting an image: a plan that is shown, then exactly that or nothing.
+//!
+//! Orlop's own store plans and removes itself, into its trash. On a foreign store the plan is computed from what it lists,
+//! and everything is read again before anything is deleted: if the plan is another one then, nothing is.
+//!
+//! # The race that is left
+//! Between the second reading and a deletion a record may be written anew. containerd 2 is told which target the record
+//! must have and refuses; containerd 1 does not know of that and is asked for the record right before.
+
+use std::collections::BTreeSet;
+
+use orlop_api::containerd::services::images::v1::{DeleteImageRequest, GetImageRequest, Image};
+use orlop_graph::model::{Model, Node, NodeId, SnapshotKind, SnapshotRow};
+use orlop_lens::{Reader, Scope};
+use orlop_oci::{Digest, classify};
+
+use super::data::{PINNED, clean};
+use crate::client::{Clients, pb};
+use crate::output::{count, short, size};
+
+/// The label that says which registry has a blob.
+const SOURCE: &str = "containerd.io/distribution.source.";
+
+/// A removal that can be executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Removal {
+    /// `sha256:…` over what it does.
+    pub(crate) hash: String,
+    pub(crate) namespace: String,
+    /// Records.
+    pub(crate) names: Vec<String>,
+    /// What it does, in words.
+    pub(crate) lines: Vec<String>,
+}
+
+/// Plans and removes.
+#[derive(Debug, Clone)]
+pub(crate) struct Remover {
+    pub(crate) clients: Clients,
+    pub(crate) reader: Reader,
+    /// Whether the store is Orlop's.
+    pub(crate) own: bool,
+}
+
+impl Remover {
+    /// What removing these records would do.
+    pub(crate) async fn plan(&self, namespace: &str, names: &[String]) -> Result<Removal, String> {
+        if !self.own {
+            return Ok(self.foreign(namespace, names).await?.0);
+        }
+        let request = pb::RemoveRequest { names: asked(names), ..Default::default() };
+        let clients = self.clients.in_namespace(namespace).map_err(|e| e.message)?;
+        let plan = clients.orlop().plan_remove(request).await.map_err(said)?.into_inner();
+        Ok(Removal {
+            hash: plan.plan.clone(),
+            namespace: namespace.to_owned(),
+            names: asked(names),
+            lines: own_lines(&plan),
+        })
+    }
+
+    /// Does what was planned; says what came of it.
+    pub(crate) async fn execute(&self, removal: &Removal) -> Result<String, String> {
+        if self.own {
+            return self.execute_own(removal).await;
+        }
+        let (now, model) = self.foreign(&removal.namespace, &removal.names).await?;
+        if now.hash != removal.hash {
+            return Err("the store has changed since it was planned: nothing was deleted; plan again".into());
+        }
+        let clients = self.clients.in_namespace(&removal.namespace).map_err(|e| e.message)?;
+        let targets = records(&model, &removal.namespace, &removal.names)?;
+        for (at, (name, record)) in removal.names.iter().zip(targets).enumerate() {
+            let Node::Record(row) = model.node(record) else { continue };
+            // The last one waits until what went is collected.
+            let sync = at + 1 == removal.names.len();
+            delete(&clients, name, &row.target, sync).await.map_err(|why| {
+                format!("{at} of {} deleted, then {name}: {why}", count(removal.names.len() as u64, "record"))
+            })?;
+        }
+        Ok(format!("{} deleted", count(removal.names.len() as u64, "record")))
+    }
+
+    async fn execute_own(&self, removal: &Removal) -> Result<String, String> {
+        let clients = self.clients.in_namespace(&removal.namespace).map_err(|e| e.message)?;
+        let (names, plan) = (removal.names.clone(), removal.hash.clone());
+        let request = pb::RemoveRequest { names, plan, ..Default::default() };
+        let answer = clients.orlop().remove(request).await.map_err(said)?.into_inner();
+        let executed = answer.executed.unwrap_or_default();
+        let deleted = count(executed.records.len() as u64, "record");
+        if answer.trash.is_empty() {
+            return Ok(format!("{deleted} deleted, {} freed", size(executed.freed_now)));
+        }
+        let trashed = size(executed.freed_when_trash_empties);
+        Ok(format!("{deleted} deleted, {trashed} in the trash: orlop undo {} brings it back", answer.trash))
+    }
+
+    /// The plan of a foreign store, and what it was read from.
+    async fn foreign(&self, namespace: &str, names: &[String]) -> Result<(Removal, Model), String> {
+        let mut inventory = self.reader.inventory(Scope::All, None).await.map_err(|e| e.to_string())?;
+        // An empty list that could not be read must not look like nobody's claim.
+        if let Some(gap) = inventory.gaps.first() {
+            return Err(format!("what keeps the image cannot be known: {}: {}", gap.what, gap.why));
+        }
+        let model = Model::new(inventory.clone());
+        let gone = records(&model, namespace, names)?;
+        let reached = model.reached(&gone);
+        let wanted: BTreeSet<_> = model
+            .items()
+            .filter(|item| reached.contains(*item))
+            .filter_map(|item| match model.node(item) {
+                Node::Snapshot(row) => Some((row.namespace, row.snapshotter.clone(), row.key.clone())),
+                _ => None,
+            })
+            .collect();
+        let wanted = |row: &SnapshotRow| {
+            row.kind == SnapshotKind::Committed
+                && wanted.contains(&(row.namespace, row.snapshotter.clone(), row.key.clone()))
+        };
+        self.reader.measure(&mut inventory, wanted).await.map_err(|e| e.to_string())?;
+        let model = Model::new(inventory);
+        Ok((planned(&model, namespace, names)?, model))
+    }
+}
+
+/// Without its names an image loses its hash references by itself; those are asked for only where there is nothing else.
+fn asked(names: &[String]) -> Vec<String> {
+    let tags: Vec<String> = names.iter().filter(|name| !classify(name).is_hash_reference()).cloned().collect();
+    if tags.is_empty() { names.to_vec() } else { tags }
+}
+
+fn said(status: tonic::Status) -> String {
+    let error = crate::error::CliError::from(status);
+    let hint = error.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("{}{hint}", error.message)
+}
+
+async fn delete(clients: &Clients, name: &str, target: &Digest, sync: bool) -> Result<(), String> {
+    let answer = clients.images().get(GetImageRequest { name: name.to_owned() }).await.map_err(said)?;
+    let Image { target: descriptor, .. } = answer.into_inner().image.unwrap_or_default();
+    let descriptor = descriptor.ok_or("the server names no target")?;
+    if descriptor.digest != target.as_str() {
+        return Err(format!("it points at {} meanwhile", descriptor.digest));
+    }
+    let request = DeleteImageRequest { name: name.to_owned(), sync, target: Some(descriptor) };
+    clients.images().delete(request).await.map(drop).map_err(said)
+}
+
+fn records(model: &Model, namespace: &str, names: &[String]) -> Result<Vec<NodeId>, String> {
+    let number = model.inventory().namespaces.iter().position(|row| &*row.name == namespace);
+    let number = number.ok_or_else(|| format!("namespace {namespace} is gone"))?;
+    let found =
+        |name: &String| model.record(number as u16, name).ok_or_else(|| format!("{} is gone already", clean(name)));
+    names.iter().map(found).collect()
+}
+
+/// What deleting these records of a foreign store would do. Pure.
+fn planned(model: &Model, namespace: &str, names: &[String]) -> Result<Removal, String> {
+    let gone = records(model, namespace, names)?;
+    let pinned = gone.iter().find(|record| model.labels(**record).get(PINNED) == Some("pinned"));
+    if let Some(Node::Record(row)) = pinned.map(|record| model.node(*record)) {
+        return Err(format!("{} is pinned: it is not deleted", clean(&row.name)));
+    }
+    let (reached, stays) = (model.reached(&gone), model.kept_without(&gone));
+    let going: Vec<NodeId> = model.items().filter(|item| reached.contains(*item) && !stays.contains(*item)).collect();
+    let weight = model.weigh_gone(going.iter().copied(), &stays);
+    let shared = model.cost(&gone).shared_bytes();
+    let mut lines = vec!["Records that go".to_owned()];
+    lines.extend(names.iter().map(|name| format!("  {}", clean(name))));
+    lines.push(format!("Content that goes: {}, {}", count(weight.blobs, "blob"), size(weight.blob_bytes)));
+    let unknown = if weight.unmeasured > 0 { format!(", {} not measured", weight.unmeasured) } else { String::new() };
+    let snapshots = count(weight.snapshots, "snapshot");
+    lines.push(format!("Unpacked that goes: {snapshots}, {}{unknown}", size(weight.snapshot_bytes)));
+    lines.push(format!("Stays, kept by others: {}", size(shared)));
+    for user in model.users(&gone) {
+        if let Node::Container(row) = model.node(user) {
+            lines.push(format!("  container {} uses it and keeps its snapshots", clean(&row.id)));
+        }
+    }
+    if !has_source(model, &gone) {
+        lines.push("No registry is known to have it: it cannot be pulled again".into());
+    }
+    lines.push(String::new());
+    lines.push(format!("Freed {}; there is no trash: this cannot be undone", size(weight.bytes())));
+    let hash = digest(model, &gone, &going, &lines);
+    Ok(Removal { hash, namespace: namespace.to_owned(), names: names.to_vec(), lines })
+}
+
+/// Whether the target of each record has come from a registry.
+fn has_source(model: &Model, records: &[NodeId]) -> bool {
+    let mut targets = records.iter().flat_map(|record| model.references(*record)).map(|edge| edge.node);
+    targets.all(|target| model.labels(target).starting(SOURCE).next().is_some())
+}
+
+/// Of everything that the plan names, targets too.
+fn digest(model: &Model, records: &[NodeId], items: &[NodeId], lines: &[String]) -> String {
+    let mut text = lines.join("\n");
+    for node in records.iter().chain(items) {
+        let line = match model.node(*node) {
+            Node::Record(row) => format!("\nrecord {} {}", row.name, row.target),
+            Node::Blob(row) => format!("\nblob {} {}", row.namespace, row.digest),
+            Node::Snapshot(row) => format!("\nsnapshot {} {} {}", row.namespace, row.snapshotter, row.key),
+            _ => "\nother".to_owned(),
+        };
+        text += &line;
+    }
+    Digest::of(text.as_bytes()).to_string()
+}
+
+fn own_lines(plan: &pb::Plan) -> Vec<String> {
+    let mut lines = vec!["Records that go".to_owned()];
+    lines.extend(plan.records.iter().map(|name| format!("  {}", clean(name))));
+    let bytes: u64 = plan.blobs.iter().map(|blob| blob.size).sum();
+    lines.push(format!("Content that goes: {}, {}", count(plan.blobs.len() as u64, "blob"), size(bytes)));
+    let bytes: u64 = plan.snapshots.iter().map(|snapshot| snapshot.bytes).sum();
+    lines.push(format!("Unpacked that goes: {}, {}", count(plan.snapshots.len() as u64, "snapshot"), size(bytes)));
+    for (title, reasons) in [
+        ("Comes back at once", &plan.returns),
+        ("No registry is known to have", &plan.unpullable),
+        ("Stays, in use", &plan.in_use),
+    ] {
+        if !reasons.is_empty() {
+            lines.push(title.to_owned());
+            lines.extend(reasons.iter().map(|r| format!("  {}: {}", short(&clean(&r.name)), clean(&r.reason))));
+        }
+    }
+    lines.push(String::new());
+    lines.push(format!(
+        "Freed now {}, when the trash empties {}; orlop undo brings it back until then",
+        size(plan.freed_now),
+        size(plan.freed_when_trash_empties)
+    ));
+    lines
+}
