@@ -256,3 +256,23 @@ func TestNerdctl_SaveAndLoad(t *testing.T) {
 		t.Errorf("missing: %v", missing)
 	}
 }
+
+// A container in which nothing runs: its task is asked for, then its record goes, and its snapshot with it.
+func TestNerdctl_RemoveContainer(t *testing.T) {
+	ctx, client := node(t)
+	_, err := client.NewContainer(ctx, "idle", containerd.WithSnapshotter(snapshotter),
+		containerd.WithNewSnapshot("idle", pulled(t, ctx, client)), containerd.WithRuntime("io.containerd.runc.v2", nil),
+		containerd.WithSpec(&runtime.Spec{Version: runtime.Version}))
+	must(t, err)
+	found, err := client.LoadContainer(ctx, "idle")
+	must(t, err)
+	_, err = found.Task(ctx, nil)
+	fails(t, "the task", err, errdefs.IsNotFound)
+	_, err = client.SnapshotService(snapshotter).Stat(ctx, "idle")
+	must(t, err)
+	must(t, found.Delete(ctx, containerd.WithSnapshotCleanup))
+	_, err = client.LoadContainer(ctx, "idle")
+	fails(t, "the container after its removal", err, errdefs.IsNotFound)
+	_, err = client.SnapshotService(snapshotter).Stat(ctx, "idle")
+	fails(t, "its snapshot after its removal", err, errdefs.IsNotFound)
+}
