@@ -41,16 +41,25 @@ async fn what_snapshotters_give_is_left_to_the_client() {
     }
 }
 
+/// Neither server leaves it to a client, who would mount it without the hashes: containerd cannot read them here.
 #[tokio::test]
-async fn what_this_server_cannot_mount_is_refused_and_says_what_it_is() {
-    let node = Node::new();
-    let mut client = MountsClient::new(node.channel.clone());
-    for (kind, temporary) in [("erofs", false), ("erofs", true), ("format/erofs", false)] {
-        let verified = Mount { options: vec!["ro".into(), "X-containerd.dmverity=/hashes".into()], ..mount(kind) };
-        let told = client.activate(activate(vec![verified], temporary)).await.unwrap_err();
-        assert_eq!(told.code(), Code::Unimplemented);
-        assert!(told.message().contains("dm-verity") && told.message().contains("/hashes"), "{}", told.message());
-    }
+async fn an_erofs_that_is_to_be_verified_is_refused_and_left_to_nobody() {
+    let refused = async |channel: &Channel| {
+        let mut told = Vec::new();
+        for (kind, temporary) in [("erofs", false), ("erofs", true), ("format/erofs", false)] {
+            let verified = Mount { options: vec!["ro".into(), "X-containerd.dmverity=/hashes".into()], ..mount(kind) };
+            let mut client = MountsClient::new(channel.clone());
+            let status = client.activate(activate(vec![verified], temporary)).await.unwrap_err();
+            assert!(status.message().contains("dm-verity") && status.message().contains("/hashes"), "{status:?}");
+            told.push(status.code());
+        }
+        told
+    };
+    assert_eq!(refused(&Node::new().channel).await, [Code::FailedPrecondition; 3]);
+    let (Some(programs), true) = (Programs::current(), need_root()) else { return };
+    let containerd = Containerd::start(&programs, &Options::default());
+    let channel = orlop_api::channel::unix(&containerd.socket()).await.unwrap();
+    assert_eq!(refused(&channel).await, [Code::Unknown; 3]);
 }
 
 #[tokio::test]

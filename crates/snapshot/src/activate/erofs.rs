@@ -12,8 +12,8 @@ use rustix::mount::{
 };
 
 use super::loops::{self, Device};
-use super::{Wanted, bad, not_here, options, permitted};
-use crate::Result;
+use super::{Wanted, bad, options, permitted};
+use crate::{Error, Result};
 
 /// The type.
 pub(super) const KIND: &str = "erofs";
@@ -51,10 +51,14 @@ const IDLE: [&str; 4] = ["rw", "loop", "defaults", "norelatime"];
 /// Refuses what this program cannot make of an `erofs` before anything is made.
 pub(super) fn possible(mount: &Wanted) -> Result<()> {
     match mount.options.iter().find(|option| option.starts_with(VERITY)) {
-        Some(option) => Err(not_here(format!(
-            "option {option:?}: this server sets up no dm-verity devices; without the option the same image is mounted \
-             unverified, or mount it on the client's side"
-        ))),
+        // Not left to the client: whoever mounts it by himself mounts it unverified.
+        Some(option) => Err(Error::Unsupported {
+            what: "an erofs that is verified as it is read",
+            reason: format!(
+                "option {option:?}: this server sets up no dm-verity devices; without the option the same image is mounted \
+                 unverified"
+            ),
+        }),
         None => Ok(()),
     }
 }

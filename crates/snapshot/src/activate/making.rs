@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::options::Options;
-use super::{Wanted, bad, erofs, loops, not_here, options, permitted};
+use super::{Wanted, bad, erofs, fuse, loops, not_here, options, permitted};
 use crate::{Mount, Result};
 
 /// The most bytes of options that mount(2) takes: a page with its terminating zero.
@@ -23,6 +23,10 @@ pub(super) fn mount_on(mount: Wanted, point: &Path) -> Result<Wanted> {
     }
     if mount.kind == erofs::KIND {
         return erofs::mount_on(&mount, point);
+    }
+    if let Some(helper) = fuse::helper(&mount.kind) {
+        fuse::mount_on(&mount, helper, point)?;
+        return Ok(mount);
     }
     let options = options::parse(&mount.options)?;
     if mount.kind == "bind" || options.flags.contains(MountFlags::BIND) {

@@ -16,6 +16,7 @@
 //! - Loop devices go with the mounts that use them. What `mkdir` and `mkfs` made stays: it is the client's.
 
 mod erofs;
+mod fuse;
 mod loops;
 mod making;
 mod mkdir;
