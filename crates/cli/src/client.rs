@@ -59,11 +59,6 @@ impl Clients {
         Ok(Self { channel, headers })
     }
 
-    /// The connection, for calls that send no header of these.
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
-    }
-
     /// The same, with everything that is made held by a lease.
     pub(crate) fn with_lease(&self, lease: &str) -> Result<Self> {
         let mut copy = self.clone();

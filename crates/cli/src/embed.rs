@@ -54,7 +54,8 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
     }
     if let Some((channel, socket)) = join(settings).await? {
         let why = format!("it serves {}", settings.root.display());
-        return Ok((channel, Store::own(At::Socket(socket), namespace(), why)));
+        let store = Store::own(At::Socket(socket), namespace(), why);
+        return Ok((channel, Store { root: Some(settings.root.clone()), ..store }));
     }
     if let Some(socket) = settings.default_socket.as_deref().filter(|_| !settings.root_given)
         && UnixStream::connect(socket).is_ok()

@@ -146,7 +146,9 @@ fn orlops_own_store_has_a_trash() {
     store.ok(["import", "--no-unpack", &archive_of(&store, "docker.io/library/app:1", &content("own"))]);
     let mut screen = Terminal::start(store.command(["top"]), 80, 24);
     screen.shows(&["docker.io/library/app:1", "1 Images 1"]);
-    screen.keys("d");
+    screen.keys("4");
+    screen.shows(&["trash", "metadata", "its file system, used", "free"]);
+    screen.keys("1d");
     screen.shows(&["Records that go", "orlop undo"]);
     screen.keys("y");
     screen.shows(&["1 Images 0"]);
@@ -177,6 +179,27 @@ fn a_store_that_does_not_answer_holds_nothing_up() {
     screen.keys("q");
     assert_eq!(screen.ends(), 0);
     served.process().signal(Signal::CONT);
+}
+
+#[test]
+fn a_server_that_comes_back_is_gone_on_with() {
+    if !common::is_root("a_server_that_comes_back_is_gone_on_with") {
+        return;
+    }
+    let store = Orlop::new();
+    let Some(programs) = Programs::current() else { return };
+    let mut containerd = Containerd::start(&programs, &Options::default());
+    let file = archive_of(&store, "docker.io/library/app:1", &content("back"));
+    containerd.import("k8s.io", file.as_ref(), "native").ok();
+    let mut screen = Terminal::start(top(&containerd, &[]), 80, 24);
+    screen.shows(&["docker.io/library/app:1"]);
+    containerd.restart(Signal::KILL);
+    screen.shows(&["no events, reading every"]);
+    containerd.ctr("k8s.io", &["images", "tag", "docker.io/library/app:1", "docker.io/library/app:2"]).ok();
+    containerd.ctr("k8s.io", &["images", "rm", "docker.io/library/app:1"]).ok();
+    screen.shows(&["docker.io/library/app:2"]);
+    screen.keys("q");
+    assert_eq!(screen.ends(), 0);
 }
 
 #[test]

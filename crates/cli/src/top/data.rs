@@ -52,20 +52,28 @@ pub(crate) struct LayerRow {
 pub(crate) struct DiskRow {
     pub(crate) what: String,
     pub(crate) bytes: u64,
-    /// What is not known of it.
+    /// What is not known of it, or known besides.
     pub(crate) note: String,
 }
 
+impl DiskRow {
+    pub(crate) fn new(what: impl Into<String>, bytes: u64, note: impl Into<String>) -> Self {
+        Self { what: what.into(), bytes, note: note.into() }
+    }
+}
+
 impl Data {
-    /// Computes all rows. `namespace`: only images of that one are shown; sums are of the whole store.
-    pub(crate) fn new(model: Model, namespace: Option<&str>) -> Self {
+    /// Computes all rows. `namespace`: only images of that one are shown; sums are of the whole store. `more`: rows of
+    /// disk that the model does not know.
+    pub(crate) fn new(model: Model, namespace: Option<&str>, more: Vec<DiskRow>) -> Self {
         let images = model.images();
         let sizes = model.sizes(&images);
         let layers = layers(&model, &images);
         let shown = |image: &ImageNames| namespace.is_none_or(|only| model.namespace(image.namespace) == only);
         let rows = images.iter().zip(sizes).filter(|(image, _)| shown(image));
         let rows = rows.map(|(image, size)| row(&model, image, size)).collect();
-        let disk = disk(&model);
+        let mut disk = disk(&model);
+        disk.extend(more);
         let gaps = model.inventory().gaps.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
         Self { images: rows, layers, disk, gaps, model }
     }
@@ -76,10 +84,19 @@ pub(crate) fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }
 
+/// What was asked for, else a hash reference.
+fn shown_name(model: &Model, records: &[NodeId]) -> String {
+    let asked = records.iter().find(|record| !model.record_kind(**record).is_hash_reference());
+    match asked.or(records.first()).map(|record| model.node(*record)) {
+        Some(Node::Record(row)) => clean(&row.name),
+        _ => String::new(),
+    }
+}
+
 fn row(model: &Model, image: &ImageNames, size: ImageSize) -> ImageRow {
     let mut row = ImageRow {
         namespace: model.namespace(image.namespace).into(),
-        name: String::new(),
+        name: shown_name(model, &image.records),
         names: Vec::new(),
         records: image.records.clone(),
         size,
@@ -89,16 +106,9 @@ fn row(model: &Model, image: &ImageNames, size: ImageSize) -> ImageRow {
     };
     for record in &image.records {
         let Node::Record(record_row) = model.node(*record) else { continue };
-        let name = clean(&record_row.name);
-        if row.name.is_empty() && !model.record_kind(*record).is_hash_reference() {
-            row.name.clone_from(&name);
-        }
-        row.names.push(name);
+        row.names.push(clean(&record_row.name));
         row.created = row.created.into_iter().chain(record_row.created).min();
         row.pinned |= record_row.labels.get(PINNED).is_some_and(|value| value == "pinned");
-    }
-    if row.name.is_empty() {
-        row.name = row.names.first().cloned().unwrap_or_default();
     }
     row
 }
@@ -106,7 +116,7 @@ fn row(model: &Model, image: &ImageNames, size: ImageSize) -> ImageRow {
 fn layers(model: &Model, images: &[ImageNames]) -> Vec<LayerRow> {
     let mut found: BTreeMap<Digest, (u64, BTreeSet<String>, NodeId)> = BTreeMap::new();
     for image in images {
-        let name = row(model, image, ImageSize::default()).name;
+        let name = shown_name(model, &image.records);
         for blob in layers_of(model, &image.records) {
             if let Node::Blob(row) = model.node(blob) {
                 let (_, names, _) = found.entry(row.digest.clone()).or_insert((row.size, BTreeSet::new(), blob));
@@ -130,28 +140,26 @@ fn disk(model: &Model) -> Vec<DiskRow> {
     let all = model.weigh(model.items());
     let kept = model.kept();
     let garbage = model.weigh_gone(model.items().filter(|node| !kept.contains(*node)), &kept);
-    let active =
-        |node: &NodeId| matches!(model.node(*node), Node::Snapshot(row) if row.kind != SnapshotKind::Committed);
+    let active = |node: &NodeId| matches!(model.node(*node), Node::Snapshot(row) if row.kind == SnapshotKind::Active);
     let written = model.nodes(NodeKind::Snapshot).filter(active).count();
     let hashes = model.nodes(NodeKind::Record).filter(|r| model.record_kind(*r).is_hash_reference()).count();
     let unmeasured = |weight: &Weight| match weight.unmeasured {
         0 => String::new(),
         number => format!("{number} not measured"),
     };
-    let row = |what: &str, bytes: u64, note: String| DiskRow { what: what.to_owned(), bytes, note };
     let mut rows = vec![
-        row("content (compressed layers, manifests)", all.blob_bytes, format!("{} blobs", all.blobs)),
-        row("snapshots (unpacked layers)", all.snapshot_bytes, unmeasured(&all)),
-        row("  written to by containers", 0, format!("{written}, not measured")),
-        row("writes in progress", all.ingest_bytes, format!("{}", all.ingests)),
-        row("together", all.bytes(), String::new()),
-        row("kept by nothing: the next collection's", garbage.bytes(), unmeasured(&garbage)),
-        row("hash references", 0, format!("{hashes} names, no content")),
+        DiskRow::new("content (compressed layers, manifests)", all.blob_bytes, format!("{} blobs", all.blobs)),
+        DiskRow::new("snapshots (unpacked layers)", all.snapshot_bytes, unmeasured(&all)),
+        DiskRow::new("  written to by containers", 0, format!("{written}, not measured")),
+        DiskRow::new("writes in progress", all.ingest_bytes, format!("{}", all.ingests)),
+        DiskRow::new("together", all.bytes(), String::new()),
+        DiskRow::new("kept by nothing: the next collection's", garbage.bytes(), unmeasured(&garbage)),
+        DiskRow::new("hash references", 0, format!("{hashes} names, no content")),
     ];
     for (number, namespace) in model.inventory().namespaces.iter().enumerate() {
         let own = model.items().filter(|node| usize::from(model.node(*node).namespace()) == number);
         let weight = model.weigh(own);
-        rows.push(row(&format!("namespace {}", clean(&namespace.name)), weight.bytes(), unmeasured(&weight)));
+        rows.push(DiskRow::new(format!("namespace {}", clean(&namespace.name)), weight.bytes(), unmeasured(&weight)));
     }
     rows
 }

@@ -258,8 +258,9 @@ fn page(frame: &mut Frame<'_>, body: Rect, title: &str, lines: &[String], top: u
 
 fn foot(frame: &mut Frame<'_>, area: Rect, state: &State, look: Look) {
     let loading = state.loading.map(|since| loading(since, state.now)).unwrap_or_default();
-    let style = if state.is_problem { look.problem() } else { look.dim() };
-    let words = cut(&super::data::clean(&state.status), usize::from(area.width).saturating_sub(columns(&loading)));
+    let (said, failed) = state.said();
+    let style = if failed { look.problem() } else { look.dim() };
+    let words = cut(&super::data::clean(said), usize::from(area.width).saturating_sub(columns(&loading)));
     let room = usize::from(area.width).saturating_sub(columns(&words));
     let line = Line::from(vec![Span::styled(words, style), Span::raw(format!("{loading:>room$}"))]);
     text_at(frame, area, area.height - 2, line);

@@ -41,6 +41,9 @@ pub(crate) fn image(data: &Data, row: &ImageRow) -> Vec<String> {
     let cost = model.cost(&row.records);
     lines.push(String::new());
     lines.push(freed(&cost));
+    if row.records.len() > 1 {
+        lines.push("Deleting one of them alone frees nothing: the others point at the same".into());
+    }
     used(model, row, &mut lines);
     elsewhere(model, row, &mut lines);
     lines

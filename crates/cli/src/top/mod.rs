@@ -14,23 +14,26 @@ mod tests;
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use data::Data;
+use data::{Data, DiskRow};
 use draw::Look;
 use orlop_api::containerd::services::content::v1::ListStatusesRequest;
-use orlop_graph::model::{Inventory, Model, SnapshotKind, SnapshotRow, Usage};
-use orlop_lens::{Reader, Scope};
+use orlop_graph::model::{Gap, Inventory, Model, SnapshotKind, SnapshotRow, Usage};
+use orlop_lens::Scope;
 use remove::Remover;
 use state::{Effect, Message, Pull, State};
 use terminal::Screen;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
+use crate::client::pb;
 use crate::commands::Context;
 use crate::error::{Class, CliError, INTERRUPTED, Result};
 use crate::events::{self, Event};
+use crate::output::size;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -114,6 +117,8 @@ const BURST: usize = 1000;
 struct Worker {
     remover: Remover,
     namespace: String,
+    /// Where the store's files are, if somebody says.
+    root: Option<PathBuf>,
     messages: UnboundedSender<Message>,
     measured: Arc<tokio::sync::Mutex<Measured>>,
 }
@@ -124,8 +129,9 @@ type Measured = HashMap<(Arc<str>, Arc<str>, Arc<str>), Usage>;
 impl Worker {
     fn new(context: &Context, messages: UnboundedSender<Message>) -> Self {
         let clients = context.clients.clone();
-        let remover = Remover { reader: Reader::new(clients.channel()), clients, own: context.store.is_own() };
-        Self { remover, namespace: context.store.namespace.clone(), messages, measured: Arc::default() }
+        let remover = Remover { reader: clients.reader(), clients, own: context.store.is_own() };
+        let (namespace, root) = (context.store.namespace.clone(), context.store.root.clone());
+        Self { remover, namespace, root, messages, measured: Arc::default() }
     }
 
     /// The view may have ended; then nobody wants to know.
@@ -164,7 +170,7 @@ impl Worker {
                 self.tell(Message::Unmeasured(data));
             }
             if let Err(error) = self.remover.reader.measure(&mut inventory, measurable).await {
-                return self.tell(Message::Loaded(Err(error.to_string()), began.elapsed()));
+                inventory.gaps.push(Gap { what: "sizes of snapshots".into(), why: error.to_string() });
             }
             self.remember(&inventory).await;
         }
@@ -174,8 +180,28 @@ impl Worker {
 
     async fn data(&self, inventory: Inventory, all_namespaces: bool) -> Result<Box<Data>, String> {
         let namespace = (!all_namespaces).then(|| self.namespace.clone());
-        let made = tokio::task::spawn_blocking(move || Data::new(Model::new(inventory), namespace.as_deref())).await;
+        let mut more = self.kept_by_orlop().await;
+        let root = self.root.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            more.extend(root.as_deref().and_then(file_system));
+            Data::new(Model::new(inventory), namespace.as_deref(), more)
+        });
+        let made = made.await;
         made.map(Box::new).map_err(|e| format!("what was read cannot be put together: {e}"))
+    }
+
+    /// What only Orlop's own store knows of its disk.
+    async fn kept_by_orlop(&self) -> Vec<DiskRow> {
+        if !self.remover.own {
+            return Vec::new();
+        }
+        let asked = self.remover.clients.orlop();
+        let answer = { asked }.disk_usage(pb::DiskUsageRequest {}).await;
+        let Ok(usage) = answer.map(tonic::Response::into_inner) else { return Vec::new() };
+        vec![
+            DiskRow::new("trash", usage.trash, "orlop gc --trash frees it"),
+            DiskRow::new("metadata", usage.metadata, ""),
+        ]
     }
 
     async fn inventory(&self) -> Result<Inventory, String> {
@@ -243,6 +269,14 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// How full the file system is that a store's files are on.
+fn file_system(root: &std::path::Path) -> Option<DiskRow> {
+    let stat = rustix::fs::statvfs(root).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    let note = format!("of {}, {} free", size(bytes(stat.f_blocks)), size(bytes(stat.f_bavail)));
+    Some(DiskRow::new("its file system, used", bytes(stat.f_blocks.saturating_sub(stat.f_bfree)), note))
 }
 
 fn silent() -> String {

@@ -118,6 +118,17 @@ pub(crate) enum Effect {
     Interrupt,
 }
 
+/// What does not work at the moment.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// Reading the store, or a part of it.
+    store: Option<String>,
+    /// Nothing of it could be read.
+    is_unreadable: bool,
+    events: Option<String>,
+    pulls: Option<String>,
+}
+
 /// Where a list stands.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Place {
@@ -144,9 +155,11 @@ pub(crate) struct State {
     pub(crate) layers: Vec<usize>,
     pub(crate) pulls: Vec<Pull>,
     pub(crate) places: [Place; 4],
-    /// The last thing to say.
-    pub(crate) status: String,
-    pub(crate) is_problem: bool,
+    /// What came of the last key, and whether that is a failure; it stays until the next one.
+    answer: Option<(String, bool)>,
+    troubles: Troubles,
+    /// The last event, in words.
+    news: String,
     /// Since when the store is being read.
     pub(crate) loading: Option<Instant>,
     /// Since when what is shown may be old; when the last news came.
@@ -154,7 +167,6 @@ pub(crate) struct State {
     /// It is to be read now, whatever else.
     hurry: bool,
     last_load: (Option<Instant>, Duration),
-    deaf: bool,
     looking: bool,
     looked: Option<Instant>,
     /// When the writes on the screen were asked for.
@@ -178,13 +190,13 @@ impl State {
             layers: Vec::new(),
             pulls: Vec::new(),
             places: Default::default(),
-            status: String::new(),
-            is_problem: false,
+            answer: None,
+            troubles: Troubles::default(),
+            news: String::new(),
             loading: None,
             stale: None,
             hurry: true,
             last_load: (None, Duration::ZERO),
-            deaf: false,
             looking: false,
             looked: None,
             sampled: None,
@@ -209,13 +221,13 @@ impl State {
             Message::Loaded(loaded, took) => self.loaded(loaded, took),
             Message::Pulls(found) => self.looked_at_pulls(found),
             Message::Happened(words) => {
-                self.deaf = false;
-                self.say(words);
+                self.troubles.events = None;
+                self.news = words;
                 self.changed();
             }
             Message::Deaf(why) => {
-                self.deaf = true;
-                self.complain(format!("no events, reading every {} s: {why}", WITHOUT_EVENTS.as_secs()));
+                let every = WITHOUT_EVENTS.as_secs();
+                self.troubles.events = Some(format!("no events, reading every {every} s: {why}"));
             }
             Message::Planned(planned) => self.planned(planned),
             Message::Removed(removed) => {
@@ -231,12 +243,22 @@ impl State {
         effects
     }
 
-    pub(crate) fn say(&mut self, words: String) {
-        (self.status, self.is_problem) = (words, false);
+    fn say(&mut self, words: String) {
+        self.answer = Some((words, false));
     }
 
     fn complain(&mut self, words: String) {
-        (self.status, self.is_problem) = (words, true);
+        self.answer = Some((words, true));
+    }
+
+    /// The last line, and whether it tells of a failure: what the last key did, what does not work, what happened.
+    pub(crate) fn said(&self) -> (&str, bool) {
+        let Troubles { store, events, pulls, .. } = &self.troubles;
+        match (&self.answer, store.as_ref().or(events.as_ref()).or(pulls.as_ref())) {
+            (Some((words, failed)), _) => (words, *failed),
+            (None, Some(trouble)) => (trouble, true),
+            (None, None) => (&self.news, false),
+        }
     }
 
     /// What is shown may be old.
@@ -262,6 +284,11 @@ impl State {
         effects
     }
 
+    /// Whether nobody tells of changes.
+    const fn is_deaf(&self) -> bool {
+        self.troubles.events.is_some() || self.troubles.is_unreadable
+    }
+
     fn is_load_due(&self) -> bool {
         let since = |at: Instant| self.now.saturating_duration_since(at);
         let (Some(last), took) = self.last_load else { return true };
@@ -270,28 +297,22 @@ impl State {
         }
         let pause = took * LOAD_FACTOR;
         let settled = self.stale.is_some_and(|(first, news)| since(news) >= SETTLE || since(first) >= SETTLE * 10);
-        (settled && since(last) >= pause) || (self.deaf && since(last) >= WITHOUT_EVENTS.max(pause))
+        (settled && since(last) >= pause) || (self.is_deaf() && since(last) >= WITHOUT_EVENTS.max(pause))
     }
 
     fn loaded(&mut self, loaded: Result<Box<Data>, String>, took: Duration) {
         self.loading = None;
         self.last_load = (Some(self.now), took);
-        match loaded {
-            Ok(data) => {
-                let first = self.data.is_none();
-                if let Some(gap) = data.gaps.first() {
-                    let more = data.gaps.len() - 1;
-                    let rest = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-                    self.complain(format!("not read: {gap}{rest}"));
-                } else if first || (self.is_problem && self.status.starts_with("the store cannot be read")) {
-                    self.say(String::new());
-                }
-                self.show(Arc::from(data));
-            }
-            Err(why) => {
-                self.complain(format!("the store cannot be read: {why}"));
-                self.deaf = true;
-            }
+        self.troubles.is_unreadable = loaded.is_err();
+        self.troubles.store = match &loaded {
+            Ok(data) => data.gaps.first().map(|gap| match data.gaps.len() - 1 {
+                0 => format!("not read: {gap}"),
+                more => format!("not read: {gap} (and {more} more)"),
+            }),
+            Err(why) => Some(format!("the store cannot be read: {why}")),
+        };
+        if let Ok(data) = loaded {
+            self.show(Arc::from(data));
         }
     }
 
@@ -346,10 +367,8 @@ impl State {
 
     fn looked_at_pulls(&mut self, found: Result<Vec<Pull>, String>) {
         self.looking = false;
-        let mut found = match found {
-            Ok(found) => found,
-            Err(why) => return self.complain(format!("writes in progress cannot be listed: {why}")),
-        };
+        self.troubles.pulls = found.as_ref().err().map(|why| format!("writes in progress cannot be listed: {why}"));
+        let Ok(mut found) = found else { return };
         // An answer is of about the time of its question.
         let between = |(asked, before): (Instant, Instant)| asked.saturating_duration_since(before).as_secs_f64();
         let seconds = self.looked.zip(self.sampled).map_or(0.0, between);
@@ -436,6 +455,7 @@ impl State {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             return Some(Effect::Interrupt);
         }
+        self.answer = None;
         match &mut self.mode {
             Mode::List => self.list_key(key.code),
             Mode::Filter => {

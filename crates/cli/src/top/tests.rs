@@ -156,7 +156,7 @@ impl View {
 }
 
 fn loaded(inventory: Inventory) -> Message {
-    let data = Data::new(Model::new(inventory), Some("k8s.io"));
+    let data = Data::new(Model::new(inventory), Some("k8s.io"), Vec::new());
     Message::Loaded(Ok(Box::new(data)), Duration::from_millis(10))
 }
 
@@ -276,7 +276,7 @@ fn a_plan_is_executed_by_y_alone_and_given_up_by_anything_else() {
     }
     assert!(view.screen(80, 24).contains("y delete exactly this"));
     assert_eq!(view.typed("n"), []);
-    assert!(view.state.mode == Mode::List && view.state.status == "nothing was changed");
+    assert!(view.state.mode == Mode::List && view.state.said() == ("nothing was changed", false));
     // One that comes when it was given up is not shown.
     view.typed("d");
     view.key(KeyCode::Esc);
@@ -287,8 +287,12 @@ fn a_plan_is_executed_by_y_alone_and_given_up_by_anything_else() {
     assert_eq!(view.typed("y"), [Effect::Remove(removal)]);
     assert_eq!(view.typed("yq"), [], "it is under way");
     view.tell(Message::Removed(Err("the store has changed".into())));
-    assert!(view.state.mode == Mode::List && view.state.is_problem);
+    // What happens meanwhile does not hide what came of it; the next key does.
+    view.tell(Message::Happened("k8s.io: image updated x".into()));
+    assert!(view.state.mode == Mode::List && view.state.said() == ("the store has changed", true));
     assert_eq!(view.after(Duration::from_secs(1)), [load()]);
+    view.key(KeyCode::Down);
+    assert_eq!(view.state.said(), ("k8s.io: image updated x", false));
 }
 
 #[test]
@@ -318,7 +322,7 @@ fn the_store_is_read_when_something_happened_and_not_else() {
     view.tell(loaded(inventory()));
     // Without events it is read from time to time, and that is said.
     view.tell(Message::Deaf("Unimplemented".into()));
-    assert!(view.state.status.contains("no events"));
+    assert!(view.state.said().0.contains("no events"));
     let effects: Vec<Effect> = (0..11).flat_map(|_| view.after(Duration::from_secs(1))).collect();
     assert_eq!(effects.iter().filter(|effect| **effect == load()).count(), 1, "{effects:?}");
 }
@@ -339,7 +343,7 @@ fn what_is_selected_stays_selected_when_the_store_changes() {
     view.tell(loaded(less));
     assert_eq!(view.selected(), "docker.io/calico/cni:v3.25.1");
     view.tell(Message::Loaded(Err("gone".into()), Duration::ZERO));
-    assert!(view.state.is_problem && view.state.images.len() == 1, "what is known stays on the screen");
+    assert!(view.state.said().1 && view.state.images.len() == 1, "what is known stays on the screen");
 }
 
 #[test]
