@@ -85,7 +85,7 @@ fn who_may_not_connect_is_told_so() {
     }
     // The binary may lie where only its owner looks.
     let copy = served.socket().with_file_name("orlop");
-    std::fs::copy(env!("CARGO_BIN_EXE_orlop"), &copy).unwrap();
+    common::publish(&copy);
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&copy);
     command.arg("--root").arg(store.root()).arg("images").env_remove("ORLOP_ADDRESS");
