@@ -57,6 +57,8 @@ pub struct Options {
     pub cri: bool,
     /// Lines to add to the configuration.
     pub config: String,
+    /// Where its content and snapshots are to be, if not below its own directory: a file system of a test's own.
+    pub root: Option<PathBuf>,
 }
 
 /// A running containerd; it and its directories go when it is dropped.
@@ -65,6 +67,7 @@ pub struct Containerd {
     // Ended before its directory is removed.
     daemon: Daemon,
     programs: Programs,
+    root: PathBuf,
     dir: tempfile::TempDir,
 }
 
@@ -79,7 +82,8 @@ impl Containerd {
         let config = dir.path().join("config.toml");
         std::fs::write(&config, configuration(programs, options, dir.path())).expect("a writable directory");
         let daemon = spawned(programs, dir.path());
-        let mut running = Self { daemon, programs: programs.clone(), dir };
+        let root = options.root.clone().unwrap_or_else(|| dir.path().join("root"));
+        let mut running = Self { daemon, programs: programs.clone(), root, dir };
         running.wait_until_it_answers();
         running
     }
@@ -115,7 +119,7 @@ impl Containerd {
 
     /// Its root directory: content in `io.containerd.content.v1.content`.
     pub fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
+        self.root.clone()
     }
 
     /// What it has logged.
@@ -229,9 +233,10 @@ fn configuration(programs: &Programs, options: &Options, dir: &Path) -> String {
         (true, true) => "[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n",
         (true, false) => "[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n",
     };
-    let dir = dir.display();
+    let root = options.root.clone().unwrap_or_else(|| dir.join("root"));
+    let (dir, root) = (dir.display(), root.display());
     format!(
-        "version = {version}\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
+        "version = {version}\nroot = \"{root}\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
          [grpc]\naddress = \"{dir}/s\"\n[ttrpc]\naddress = \"{dir}/t\"\n[debug]\naddress = \"{dir}/d\"\n{cri}{}\n",
         options.config
     )

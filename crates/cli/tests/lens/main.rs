@@ -6,3 +6,4 @@ mod common;
 mod explain;
 mod images;
 mod node;
+mod plan;

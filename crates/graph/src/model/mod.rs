@@ -28,6 +28,7 @@ mod inventory;
 mod keep;
 mod labels;
 mod nodes;
+mod plan;
 
 pub use cost::{Cost, Weight};
 pub use find::{Found, Matched};
@@ -39,3 +40,4 @@ pub use inventory::{
 pub use keep::{Chain, Kept, Link};
 pub use labels::Labels;
 pub use nodes::{Edge, Missing, Model, Node, NodeId, NodeKind, Root, Why};
+pub use plan::Removal;

@@ -4,4 +4,5 @@ mod find;
 mod images;
 mod keep;
 mod naive;
+mod plan;
 mod store;

@@ -1,5 +1,7 @@
 //! `orlop rm`: a removal is a plan that can be seen before it is executed.
 
+mod foreign;
+
 use serde::Serialize;
 
 use super::Context;
@@ -43,6 +45,9 @@ struct Plan {
     plan: String,
     freed_now: u64,
     freed_when_trash_empties: u64,
+    /// Of that, what the next collection would have freed anyway; only of a store that is not Orlop's.
+    #[serde(skip_serializing_if = "is_zero")]
+    garbage: u64,
     records: Vec<String>,
     blobs: Vec<Blob>,
     snapshots: Vec<Snapshot>,
@@ -73,6 +78,11 @@ struct Reason {
     reason: String,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's shape")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 impl From<pb::Plan> for Plan {
     fn from(plan: pb::Plan) -> Self {
         let reasons =
@@ -82,6 +92,7 @@ impl From<pb::Plan> for Plan {
             plan: plan.plan,
             freed_now: plan.freed_now,
             freed_when_trash_empties: plan.freed_when_trash_empties,
+            garbage: 0,
             records: plan.records,
             blobs: plan.blobs.into_iter().map(|b| Blob { digest: b.digest, size: b.size }).collect(),
             snapshots: plan
@@ -99,6 +110,9 @@ impl From<pb::Plan> for Plan {
 
 /// Runs `rm`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    if !context.store.is_own() {
+        return foreign(context, args).await;
+    }
     let request = pb::RemoveRequest {
         names: args.names.clone(),
         plan: args.execute.clone().unwrap_or_default(),
@@ -113,6 +127,17 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let mut plan = Plan::from(answer.executed.unwrap_or_default());
     plan.trash = answer.trash;
     show(context, &plan, true)
+}
+
+async fn foreign(context: &Context, args: &Args) -> Result<()> {
+    let planned = foreign::plan(context, args).await?;
+    if args.plan {
+        return show(context, &planned.plan, false);
+    }
+    let (plan, differences) = foreign::execute(context, args, planned).await?;
+    show(context, &plan, true)?;
+    differences.iter().for_each(|difference| context.say(difference));
+    Ok(())
 }
 
 fn show(context: &Context, plan: &Plan, done: bool) -> Result<()> {
@@ -164,6 +189,12 @@ fn plan_text(plan: &Plan) -> String {
         size(plan.freed_now),
         size(plan.freed_when_trash_empties)
     ));
+    if plan.garbage > 0 {
+        lines.push(format!(
+            "Of that, {} are garbage already: the next collection takes them anyway",
+            size(plan.garbage)
+        ));
+    }
     lines.push(format!("Nothing was changed. To do exactly this: orlop rm --execute {} …", plan.plan));
     lines.push(String::new());
     lines.join("\n")
