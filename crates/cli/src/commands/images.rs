@@ -9,6 +9,7 @@ use crate::args::Format;
 use crate::client::pb;
 use crate::error::Result;
 use crate::look::rows;
+use crate::look::words::abbreviated;
 use crate::output::{self, Table, short, size, time, time_short};
 
 /// Options of `images`.
@@ -180,7 +181,10 @@ async fn images(context: &Context, args: &Args) -> Result<()> {
     let wide = ["SHARED", "PLATFORMS", "HASH REFERENCES", "TARGET"];
     let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
     let mut show = |row: pb::ImageRow| match &mut sheet {
-        Sheet::Names(names) => row.names.iter().for_each(|name| push_name(names, name)),
+        Sheet::Names(names) => {
+            let without_tag = row.hash_references.iter().find(|name| row.names.is_empty() && name.contains('@'));
+            row.names.iter().chain(without_tag).for_each(|name| push_name(names, name));
+        }
         Sheet::Document(images) => images.push(Image::from(row)),
         Sheet::Table(table) => table.row(image_cells(&row, format == Format::Wide, args.all_namespaces)),
     };
@@ -201,10 +205,16 @@ async fn images(context: &Context, args: &Args) -> Result<()> {
     }
 }
 
+/// What an image without a tag is called: by its digest, if a record says so.
+fn untagged(hash_references: &[String]) -> Cow<'_, str> {
+    let name = hash_references.iter().find(|name| name.contains('@'));
+    name.map_or(Cow::Borrowed("<none>"), |name| abbreviated(name).into())
+}
+
 fn image_cells(row: &pb::ImageRow, wide: bool, namespaces: bool) -> Vec<Cow<'_, str>> {
     let sizes = row.size.unwrap_or_default();
     let mut names = match row.names.as_slice() {
-        [] => Cow::Borrowed("<none>"),
+        [] => untagged(&row.hash_references),
         [name] => Cow::Borrowed(name.as_str()),
         names => Cow::Owned(names.join("\n")),
     };

@@ -1,6 +1,6 @@
 //! `orlop why`: what keeps a thing on disk, and what would have to go for it to go.
 
-use orlop_graph::model::{Model, NodeId, NodeKind};
+use orlop_graph::model::{Chain, Model, Node, NodeId, NodeKind};
 use serde::Serialize;
 
 use super::Context;
@@ -68,13 +68,26 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     output::print_text(&texts.join("\n"))
 }
 
-/// Roots of the thing and of its copies in other namespaces: the bytes are there once.
-fn removals(model: &Model, node: NodeId) -> Vec<NodeId> {
-    let copies: Vec<NodeId> = match model.node(node) {
-        orlop_graph::model::Node::Blob(row) => model.copies(&row.digest).collect(),
+/// The thing and its copies in other namespaces: the bytes are there once. Of a record: all records of its image.
+fn copies(model: &Model, node: NodeId) -> Vec<NodeId> {
+    match model.node(node) {
+        Node::Blob(row) => model.copies(&row.digest).collect(),
+        Node::Record(row) => {
+            let mut family = model.family(node);
+            family.retain(|other| model.node(*other).namespace() == row.namespace);
+            family
+        }
         _ => vec![node],
-    };
-    let mut roots: Vec<NodeId> = copies.into_iter().flat_map(|copy| model.keepers(copy)).collect();
+    }
+}
+
+fn chains(model: &Model, node: NodeId) -> Vec<Chain<'_>> {
+    copies(model, node).into_iter().flat_map(|copy| model.chains(copy)).collect()
+}
+
+/// The roots of all of them.
+fn removals(model: &Model, node: NodeId) -> Vec<NodeId> {
+    let mut roots: Vec<NodeId> = chains(model, node).into_iter().map(|chain| chain.root).collect();
     roots.sort_unstable();
     roots.dedup();
     roots
@@ -82,7 +95,7 @@ fn removals(model: &Model, node: NodeId) -> Vec<NodeId> {
 
 fn thing(model: &Model, node: NodeId) -> Thing {
     let removals = removals(model, node);
-    let chains = model.chains(node);
+    let chains = chains(model, node);
     Thing {
         thing: Named::of(model, node),
         kept: !chains.is_empty(),
@@ -94,16 +107,18 @@ fn thing(model: &Model, node: NodeId) -> Thing {
 
 fn text(model: &Model, node: NodeId, short: bool) -> String {
     let removals = removals(model, node);
-    let mut text = format!("{} is kept by {}\n", called(model, node), count(removals.len() as u64, "root"));
+    let is_record = model.kind(node) == NodeKind::Record;
+    let what = if is_record { "'s image" } else { "" };
+    let mut text = format!("{}{what} is kept by {}\n", called(model, node), count(removals.len() as u64, "root"));
     if removals.is_empty() {
         return format!("{} is kept by nothing: the next collection takes it\n", called(model, node));
     }
     if !short {
-        for chain in model.chains(node) {
-            text.push_str(&format!("  {}\n", called(model, chain.root)));
+        for (roots, chain) in alike(chains(model, node)) {
+            roots.iter().for_each(|root| text.push_str(&format!("  {}\n", called(model, *root))));
             for (depth, link) in chain.links.iter().enumerate() {
                 let indent = 4 + 2 * depth;
-                text.push_str(&format!("{:indent$}{} {}\n", "", arrow(reason(link.why)), called(model, link.node)));
+                text.push_str(&format!("{:indent$}└ {} {}\n", "", reason(link.why), called(model, link.node)));
             }
         }
     }
@@ -125,8 +140,16 @@ fn text(model: &Model, node: NodeId, short: bool) -> String {
     text
 }
 
-fn arrow(reason: String) -> String {
-    format!("└ {reason}:")
+/// Chains that differ in their root alone, together.
+fn alike(chains: Vec<Chain<'_>>) -> Vec<(Vec<NodeId>, Chain<'_>)> {
+    let mut groups: Vec<(Vec<NodeId>, Chain<'_>)> = Vec::new();
+    for chain in chains {
+        match groups.iter_mut().find(|(_, known)| !chain.links.is_empty() && known.links == chain.links) {
+            Some((roots, _)) => roots.push(chain.root),
+            None => groups.push((vec![chain.root], chain)),
+        }
+    }
+    groups
 }
 
 /// What is to be removed, in a word that a command has.

@@ -64,6 +64,9 @@ fn say_gaps(context: &Context, inventory: &Inventory) {
 
 /// What a text means: in the namespace of the call if it means something there, else anywhere.
 pub(crate) fn find(model: &Model, text: &str, namespace: &str) -> Result<Vec<Found>> {
+    if text.trim().is_empty() {
+        return Err(CliError::new(Class::Usage, "the name is empty: expected a name, a digest or a key"));
+    }
     let mut found = model.find(text);
     let here = |f: &Found| model.namespace(model.node(f.node).namespace()) == namespace;
     if found.iter().any(here) {
@@ -91,7 +94,8 @@ fn not_found(model: &Model, text: &str) -> CliError {
     let error = CliError::new(Class::NotFound, format!("nothing in this store is called {text:?}, or begins so"));
     let part = text.rsplit('/').next().unwrap_or(text);
     let part = part.split([':', '@']).next().filter(|part| part.len() > 2).unwrap_or(text);
-    let mut near = model.records_with(part);
+    let is_digest = part == "sha256" || (part.len() > 3 && part.bytes().all(|b| b.is_ascii_hexdigit()));
+    let mut near = if is_digest { Vec::new() } else { model.records_with(part) };
     near.retain(|name| !name.starts_with("sha256:"));
     near.truncate(PROPOSED);
     if near.is_empty() {

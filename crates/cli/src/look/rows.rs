@@ -15,10 +15,8 @@ use orlop_oci::{ChainId, Digest, Document, ImageConfig, ImageId, PlatformMatcher
 use super::Look;
 use crate::client::pb;
 use crate::commands::Context;
+use crate::commands::explain::PINNED;
 use crate::error::Result;
-
-/// CRI's label for images that the kubelet must not remove.
-const PINNED: &str = "io.cri-containerd.pinned";
 
 /// Snapshots of more than this are not asked one by one what they take where a list is all that is wanted: each is a call.
 const ASKED: usize = 1_000;

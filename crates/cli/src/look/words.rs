@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_graph::model::{Model, NamespaceId, Node, NodeId, NodeKind, Resource, Role, Root, SnapshotKind, Why};
+use orlop_graph::model::{Labels, Model, NamespaceId, Node, NodeId, NodeKind, Resource, Role, Root, SnapshotKind, Why};
 use orlop_oci::Kind;
 
 use crate::output::short;
@@ -82,11 +82,23 @@ pub(crate) fn called(model: &Model, node: NodeId) -> String {
         }
         Node::Lease(_) => format!("lease {name}"),
         Node::Ingest(_) => format!("write in progress {}", abbreviated(&name)),
-        Node::Container(_) => format!("container {}", abbreviated(&name)),
+        Node::Container(row) => container(&row.labels, &name),
         Node::Missing(missing) => match missing.resource {
             Resource::Snapshot { .. } => format!("snapshot {}, which is not here", abbreviated(&name)),
             _ => format!("{}, which is not here", abbreviated(&name)),
         },
+    }
+}
+
+/// A container as the kubelet knows it, if it is one of the kubelet's.
+fn container(labels: &Labels, id: &str) -> String {
+    let id = abbreviated(id);
+    let (pod, namespace) = (labels.get("io.kubernetes.pod.name"), labels.get("io.kubernetes.pod.namespace"));
+    let Some(pod) = pod else { return format!("container {id}") };
+    let pod = namespace.map_or_else(|| pod.to_owned(), |namespace| format!("{namespace}/{pod}"));
+    match labels.get("io.kubernetes.container.name") {
+        Some(name) => format!("container {name} of pod {pod} ({id})"),
+        None => format!("sandbox of pod {pod} ({id})"),
     }
 }
 
@@ -102,33 +114,34 @@ pub(crate) fn abbreviated(name: &str) -> String {
     format!("{before}{}{}", short(&digest[..end]), &digest[end..])
 }
 
-/// Why a reference is one.
+/// What one thing has to do with the one below, as a verb that takes that one: `points at`, `has as layer 3`.
 pub(crate) fn reason(why: Why<'_>) -> String {
     match why {
-        Why::Target => "points at it".into(),
-        Why::Parent => "lies on it".into(),
-        Why::Resource => "lists it".into(),
-        Why::RootFs => "runs on it".into(),
-        Why::Expected => "is to become it".into(),
+        Why::Target => "points at".into(),
+        Why::Parent => "lies on".into(),
+        Why::Resource => "lists".into(),
+        Why::RootFs => "runs on".into(),
+        Why::Expected => "is to become".into(),
         Why::Label(key) | Why::BackLabel(key) | Why::Condition(key) => match part(key) {
             Some(part) => part,
-            None => format!("label {key}"),
+            None => format!("names by the label {key}"),
         },
     }
 }
 
-/// What a label says in words: `its config`, `its layer 3`, `its unpacked layers`.
+/// What a label says in words.
 fn part(key: &str) -> Option<String> {
     let what = key.strip_prefix("containerd.io/gc.ref.")?;
-    if let Some(number) = what.strip_prefix("content.l.").and_then(|n| n.parse::<u32>().ok()) {
-        return Some(format!("has it as layer {}", number.saturating_add(1)));
+    let numbered = |prefix: &str| what.strip_prefix(prefix).and_then(|n| n.parse::<u32>().ok());
+    if let Some(number) = numbered("content.l.") {
+        return Some(format!("has as layer {}", number.saturating_add(1)));
     }
-    if let Some(number) = what.strip_prefix("content.m.").and_then(|n| n.parse::<u32>().ok()) {
-        return Some(format!("has it as manifest {}", number.saturating_add(1)));
+    if let Some(number) = numbered("content.m.") {
+        return Some(format!("has as manifest {}", number.saturating_add(1)));
     }
     match what {
-        "content.config" => Some("has it as config".into()),
-        _ => what.strip_prefix("snapshot.").map(|snapshotter| format!("is unpacked there by {snapshotter}")),
+        "content.config" => Some("has as config".into()),
+        _ => what.strip_prefix("snapshot.").map(|snapshotter| format!("is unpacked by {snapshotter} as")),
     }
 }
 

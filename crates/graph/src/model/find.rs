@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_oci::Reference;
+use orlop_oci::{Reference, RepositoryName};
 
 use super::{Model, Node, NodeId, NodeKind};
 
@@ -59,7 +59,7 @@ impl Model {
         let exact = |name: &str| name == text || name.strip_prefix("sha256:") == Some(text);
         let (name, short): (&str, bool) = match self.node(node) {
             Node::Record(row) if Some(&*row.name) == normal && !exact(&row.name) => return Some(Matched::Normalized),
-            Node::Record(row) => (&row.name, digest(&row.name)),
+            Node::Record(row) => (&row.name, digest(&row.name) || by_digest(&row.name, text)),
             Node::Blob(row) => {
                 let diff_id = row.labels.get(UNCOMPRESSED).filter(|id| *id != row.digest.as_str());
                 if diff_id.is_some_and(exact) {
@@ -92,6 +92,17 @@ const fn rank(matched: Matched) -> u8 {
         Matched::Normalized => 1,
         Matched::Prefix => 2,
     }
+}
+
+/// Whether `name@sha256:…` begins as a text says, which may leave out the registry as people do.
+fn by_digest(name: &str, text: &str) -> bool {
+    let (Some((repository, digest)), Some((short, digits))) =
+        (name.split_once("@sha256:"), text.split_once("@sha256:"))
+    else {
+        return false;
+    };
+    let same = || RepositoryName::parse(short).is_ok_and(|parsed| parsed.to_string() == repository);
+    digits.len() >= SHORTEST && begins(digest, digits) && (repository == short || same())
 }
 
 fn long(text: &str) -> bool {

@@ -225,7 +225,8 @@ impl Model {
         chain
     }
 
-    /// Containers that were made from one of these records, or whose file system lies on what they reach.
+    /// Containers that run on the image of one of these records: the first snapshot below a container's own that is the top
+    /// of some image is the top of theirs. Only where there is none does the name count that the container was made with.
     pub fn users(&self, records: &[NodeId]) -> Vec<NodeId> {
         let reached = self.reached(records);
         let mut names: BTreeSet<(NamespaceId, &str)> = BTreeSet::new();
@@ -236,16 +237,35 @@ impl Model {
         }
         let uses = |container: &NodeId| {
             let Node::Container(row) = self.node(*container) else { return false };
-            let mut below = self.references(*container).find(|edge| edge.why == Why::RootFs).map(|edge| edge.node);
-            while let Some(node) = below {
-                if reached.contains(node) {
-                    return true;
-                }
-                below = self.references(node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node);
+            match self.image_top(*container) {
+                Some(top) => self.unpacked_from(top).any(|config| reached.contains(config)),
+                None => names.contains(&(row.namespace, &*row.image)),
             }
-            names.contains(&(row.namespace, &*row.image))
         };
         self.nodes(NodeKind::Container).filter(uses).collect()
+    }
+
+    /// The topmost snapshot of the image that a container runs on.
+    fn image_top(&self, container: NodeId) -> Option<NodeId> {
+        let below = |node: NodeId| self.references(node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node);
+        let mut next = self.references(container).find(|edge| edge.why == Why::RootFs).map(|edge| edge.node);
+        let mut seen = Marks::new(self.len());
+        while let Some(node) = next.filter(|node| seen.insert(node.0)) {
+            if self.unpacked_from(node).next().is_some() {
+                return Some(node);
+            }
+            next = below(node);
+        }
+        None
+    }
+
+    /// Blobs that say of a snapshot that they are unpacked there.
+    fn unpacked_from(&self, snapshot: NodeId) -> impl Iterator<Item = NodeId> {
+        let is_label = |why| matches!(why, Why::Label(_) | Why::Condition(_));
+        self.referrers(snapshot)
+            .filter(move |edge| is_label(edge.why))
+            .map(|edge| edge.node)
+            .filter(|n| self.kind(*n) == NodeKind::Blob)
     }
 
     /// Layers of a manifest in order: the blob's digest, and the blob where it is here.

@@ -91,7 +91,13 @@ fn a_container_uses_the_image_it_names_and_the_image_it_lies_on() {
     store.record("k8s.io", "m:1", "m", none()).record("k8s.io", "n:1", "n", none());
     store.snapshot("web", Some("a"), 1, none()).container("web", "gone:1", "web");
     store.container("job", "n:1", "");
+    // An image on top of the same layers, and the one that has them as its own.
+    store.image("above", &["a", "b"]).record("k8s.io", "above:1", "above", none());
+    // The tag has moved since the container was made.
+    store.image("old", &["d"]).record("k8s.io", "old@digest", "old", none());
+    store.snapshot("late", Some("d"), 1, none()).container("late", "above:1", "late");
     let model = store.model();
     let users = |name: &str| names(&model, &model.users(&[model.record(0, name).unwrap()]));
     assert_eq!((users("m:1"), users("n:1")), (vec!["web".to_owned()], vec!["job".to_owned()]));
+    assert_eq!((users("above:1"), users("old@digest")), (vec![], vec!["late".to_owned()]));
 }

@@ -4,7 +4,7 @@ use orlop_graph::model::{Model, Node, NodeId, NodeKind, Role, Why};
 use orlop_oci::Kind;
 use serde::Serialize;
 
-use super::what::MANAGED;
+use super::what::{MANAGED, PINNED};
 use crate::commands::Context;
 use crate::find::places::KUBERNETES;
 use crate::look::words::called;
@@ -28,7 +28,13 @@ const NAMED: usize = 3;
 
 impl Deletion {
     pub(crate) fn of(context: &Context, model: &Model, node: NodeId, siblings: &[NodeId]) -> Self {
-        let frees = model.cost(&[node]).alone.bytes();
+        let frees = match model.node(node) {
+            Node::Record(_) => {
+                let plan = model.removal(&[node]);
+                plan.freed.bytes() - plan.garbage.bytes()
+            }
+            _ => model.cost(&[node]).alone.bytes(),
+        };
         let mut words = Vec::new();
         let mut comes_back = None;
         match model.node(node) {
@@ -71,23 +77,37 @@ fn record(
     words: &mut Vec<String>,
 ) -> Option<bool> {
     let others: Vec<NodeId> = siblings.iter().copied().filter(|other| *other != node).collect();
-    let alone = model.cost(&[node]).alone.bytes();
-    let all = model.cost(siblings).alone.bytes();
-    if alone > 0 {
-        words.push(format!("{} are freed: nothing else keeps them", size(alone)));
-    } else if others.is_empty() {
-        words.push("nothing is freed: other images, leases or containers keep all that it points at".into());
-    } else {
+    let plan = model.removal(&[node]);
+    let freed = freed(plan.freed.bytes() - plan.garbage.bytes());
+    let with_it = plan.records.len() as u64 - 1;
+    if with_it > 0 {
+        let go = if with_it == 1 { "goes" } else { "go" };
         words.push(format!(
-            "nothing is freed: {} {} the same image",
-            list(model, &others),
-            if others.len() == 1 { "names" } else { "name" }
+            "`orlop rm` takes the whole image: its {} {go} with it, {freed}",
+            count(with_it, "hash reference")
         ));
-        words.push(format!("all {} records of the image together: {}", siblings.len(), freed(all)));
+        if !context.store.is_own() {
+            words.push(
+                "`ctr images rm` takes this record alone and frees nothing: the hash references keep the content"
+                    .into(),
+            );
+        }
+    } else if others.is_empty() {
+        words.push(format!("{freed}: it is the only record of the image"));
+    } else {
+        let verb = if others.len() == 1 { "names" } else { "name" };
+        words.push(format!("{freed}: {} {verb} the same image", list(model, &others)));
+        words.push(format!(
+            "all {} records of the image together: {}",
+            siblings.len(),
+            self::freed(model.cost(siblings).alone.bytes())
+        ));
     }
-    let users = model.users(siblings);
-    if !users.is_empty() {
-        words.push(format!("in use by {}", list(model, &users)));
+    if model.labels(node).get(PINNED) == Some("pinned") {
+        words.push("it is pinned: the kubelet never removes it, `orlop rm` only with --force".into());
+    }
+    if model.record_kind(node) == Kind::Digest && !others.is_empty() && !context.store.is_own() {
+        words.push("pods that ask for the image by this digest find it no more, though every byte is here".into());
     }
     comes_back(context, model, node, &others, words)
 }
@@ -105,14 +125,6 @@ fn comes_back(
     let name = others.iter().find(|other| !is_hash(other));
     let managed = model.namespace(model.node(node).namespace()) == KUBERNETES;
     if !kind.is_hash_reference() {
-        let left: Vec<NodeId> = others.iter().copied().filter(is_hash).collect();
-        if !left.is_empty() && others.iter().all(is_hash) {
-            words.push(if context.store.is_own() && managed {
-                format!("its {} go with it", count(left.len() as u64, "hash reference"))
-            } else {
-                format!("its {} stay and go on keeping the content: `orlop rm` and `crictl rmi` remove all, `ctr images rm` does not", count(left.len() as u64, "hash reference"))
-            });
-        }
         return None;
     }
     let (back, text) = match (context.store.is_own() && managed, name) {
@@ -130,7 +142,10 @@ fn comes_back(
                 (true, format!("it comes back when {} is changed: that name lacks CRI's label", called(model, *name)))
             }
         }
-        (false, None) => (false, "it does not come back: the image has no name any more, only hash references".into()),
+        (false, None) => (
+            false,
+            "it does not come back: no tag leads to the image, which was pulled by digest, or has lost its tag".into(),
+        ),
     };
     words.push(text);
     Some(back)

@@ -7,6 +7,7 @@ use super::deletion::Deletion;
 use super::what::{self, Author};
 use crate::commands::Context;
 use crate::look::facts::{Costs, Keeper, Named, times};
+use crate::look::words::called;
 
 /// What is said of one thing.
 #[derive(Debug, Serialize)]
@@ -34,6 +35,12 @@ pub(crate) struct Explanation {
     pub(crate) part_of: Vec<Named>,
     /// Containers made from it.
     pub(crate) used_by: Vec<Named>,
+    /// The same in words.
+    #[serde(skip)]
+    pub(crate) users: Vec<String>,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) trouble: Option<String>,
     pub(crate) kept_by: Vec<Keeper>,
     /// What it keeps, alone and with others.
     pub(crate) cost: Costs,
@@ -92,6 +99,8 @@ impl Explanation {
             points_to: named(points_to(model, node)),
             other_names: named(family.into_iter().filter(|other| *other != node).collect()),
             part_of: named(part_of),
+            users: users.iter().map(|user| called(model, *user)).collect(),
+            trouble: is_record.then(|| super::what::trouble(model, node, &siblings, users.is_empty())).flatten(),
             used_by: named(users),
             kept_by: chains.iter().map(|chain| Keeper::of(model, chain)).collect(),
             cost: model.cost(&[node]).into(),
@@ -105,6 +114,11 @@ impl Explanation {
 fn points_to(model: &Model, node: NodeId) -> Vec<NodeId> {
     match model.node(node) {
         Node::Blob(_) if model.config(node).is_some() => model.config(node).into_iter().collect(),
+        // Manifests of other platforms, which nobody has fetched, are nothing that it points to here.
+        Node::Blob(_) => {
+            let here = |node: &NodeId| model.kind(*node) != NodeKind::Missing;
+            model.references(node).map(|edge| edge.node).filter(here).collect()
+        }
         _ => model.references(node).map(|edge| edge.node).collect(),
     }
 }

@@ -5,6 +5,8 @@ mod facts;
 mod text;
 mod what;
 
+pub(crate) use what::PINNED;
+
 use serde::Serialize;
 
 use super::Context;
@@ -55,5 +57,13 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
             &Document { schema: "orlop.explain/v1", store, things: &things },
         );
     }
-    output::print_text(&text::all(&things))
+    output::print_text(&text::all(&folded(things)))
+}
+
+/// For people: of an image ID, which is also the digest of the config, the record alone; it says so itself.
+fn folded(mut things: Vec<facts::Explanation>) -> Vec<facts::Explanation> {
+    if things.iter().any(|thing| thing.thing.kind == "record") {
+        things.retain(|thing| thing.thing.kind != "blob");
+    }
+    things
 }

@@ -2,7 +2,6 @@
 
 use super::facts::Explanation;
 use crate::look::facts::{Bytes, Keeper, Named};
-use crate::look::words::abbreviated;
 use crate::output::{count, size};
 
 /// The column in which texts begin.
@@ -18,9 +17,10 @@ pub(crate) fn all(things: &[Explanation]) -> String {
 }
 
 fn one(thing: &Explanation) -> String {
-    let mut text = format!("{}   ({} in namespace {})\n", thing.thing.name, kind(&thing.thing), thing.thing.namespace);
+    let mut text = format!("{}   ({}, namespace {})\n", thing.thing.name, kind(&thing.thing), thing.thing.namespace);
     field(&mut text, "what", [thing.what.clone()]);
     field(&mut text, "why", thing.why.clone());
+    field(&mut text, "beware", thing.trouble.clone());
     let author = thing.written_by.as_ref().map(|a| format!("{}{}", a.who, if a.inferred { " (inferred)" } else { "" }));
     field(&mut text, "written by", author);
     let since = thing.since.as_ref().map(|since| match &thing.updated {
@@ -37,7 +37,7 @@ fn one(thing: &Explanation) -> String {
     };
     field(&mut text, "other names", names(&thing.other_names, other));
     field(&mut text, "part of", names(&thing.part_of, |n| n.name.clone()));
-    field(&mut text, "used by", names(&thing.used_by, |n| format!("{} {}", n.kind, abbreviated(&n.name))));
+    field(&mut text, "used by", users(thing));
     field(&mut text, "kept by", keepers(thing));
     field(&mut text, "costs", costs(thing));
     field(&mut text, "if deleted", thing.if_deleted.words.clone());
@@ -63,6 +63,17 @@ fn names(all: &[Named], show: impl Fn(&Named) -> String) -> Vec<String> {
     let mut lines: Vec<String> = all.iter().take(NAMED).map(show).collect();
     if all.len() > NAMED {
         lines.push(format!("and {} more", all.len() - NAMED));
+    }
+    lines
+}
+
+fn users(thing: &Explanation) -> Vec<String> {
+    let mut lines: Vec<String> = thing.users.iter().take(NAMED).cloned().collect();
+    if thing.users.len() > NAMED {
+        lines.push(format!("and {} more", thing.users.len() - NAMED));
+    }
+    if lines.is_empty() && thing.thing.kind == "record" {
+        lines.push("no container".into());
     }
     lines
 }
@@ -153,6 +164,9 @@ fn field(text: &mut String, title: &str, lines: impl IntoIterator<Item = String>
 fn broken(line: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in line.split(' ') {
+        if word.is_empty() && lines.last().is_some_and(|line| line.chars().count() + INDENT >= WIDTH - 2) {
+            continue;
+        }
         let last = lines.last_mut().expect("there is one");
         if !last.is_empty() && INDENT + last.chars().count() + 1 + word.chars().count() > WIDTH {
             lines.push(word.to_owned());

@@ -12,6 +12,8 @@ use crate::output::{count, size};
 
 /// The label that CRI writes on every record of its own.
 pub(crate) const MANAGED: &str = "io.cri-containerd.image";
+/// CRI's label for images that the kubelet must not remove.
+pub(crate) const PINNED: &str = "io.cri-containerd.pinned";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const SOURCE: &str = "containerd.io/distribution.source.";
 
@@ -38,6 +40,39 @@ pub(crate) async fn author(context: &Context, model: &Model, node: NodeId) -> Op
         None => "a client that leaves no label: ctr, nerdctl, Docker, BuildKit",
     };
     Some(Author { who: who.into(), inferred: true })
+}
+
+/// What is wrong with an image, if anything is.
+pub(crate) fn trouble(model: &Model, record: NodeId, siblings: &[NodeId], unused: bool) -> Option<String> {
+    let target = model.references(record).find(|edge| edge.why == Why::Target)?.node;
+    let is_here = |node: &NodeId| model.kind(*node) != NodeKind::Missing;
+    let lacks = |manifest: NodeId| {
+        let parts = model.layers(manifest).into_iter().chain(model.config(manifest));
+        parts.filter(|part| !is_here(part)).count() as u64
+    };
+    if !is_here(&target) {
+        return Some("its content is not here: nothing can run from it; pull it again".into());
+    }
+    let manifests: Vec<NodeId> = match model.role(target) {
+        Role::Index => model.manifests(target).into_iter().filter(is_here).collect(),
+        _ => vec![target],
+    };
+    if manifests.is_empty() {
+        return Some("of no platform is anything here: nothing can run from it; pull it again".into());
+    }
+    if let Some(least) = manifests.into_iter().map(lacks).min().filter(|least| *least > 0) {
+        return Some(format!("incomplete: {} of it are not here; pull it again", count(least, "blob")));
+    }
+    let is_tag = |node: &NodeId| !model.record_kind(*node).is_hash_reference();
+    if siblings.iter().any(is_tag) {
+        return None;
+    }
+    let bytes = size(model.cost(siblings).alone.bytes());
+    let used = if unused { "no container uses it" } else { "containers use it" };
+    Some(format!(
+        "no tag is left, or it was pulled by digest: {} of hash references alone keep {bytes}, and {used}",
+        count(siblings.len() as u64, "record")
+    ))
 }
 
 /// What it is, and why it is there where people ask.

@@ -15,12 +15,11 @@ use orlop_oci::Digest;
 
 use super::{Args, Blob, Plan, Reason, Snapshot};
 use crate::commands::Context;
+use crate::commands::explain::PINNED;
 use crate::error::{Class, CliError, Result};
 use crate::find::At;
 use crate::look::words::{called, name};
 use crate::look::{Look, Measured, find};
-
-const PINNED: &str = "io.cri-containerd.pinned";
 
 /// What a file takes is counted in blocks of this size where the file system cannot be asked: that of nearly all.
 const BLOCK: u64 = 4096;
