@@ -73,7 +73,10 @@ fn hash_references_without_a_name_are_said_to_keep_the_content_that_removing_the
         let tag = node.pull("calico/cni:v3.25.1", &image("cni", 200_000));
         let told = only(&node.json(&["explain", &tag]), "record");
         let words = told["ifDeleted"]["words"].to_string();
-        assert!(words.contains("takes this record alone and frees nothing: the hash references keep the content"), "{words}");
+        assert!(
+            words.contains("takes this record alone and frees nothing: the hash references keep the content"),
+            "{words}"
+        );
         node.containerd.ctr("k8s.io", &["images", "rm", "--sync", &tag]).ok();
         let stranded: Vec<String> = node.records();
         assert_eq!(stranded.len(), 2, "as was said: {stranded:?}");

@@ -40,7 +40,8 @@ fn what_people_write_for_short_is_found() {
     assert_eq!(found(&store, "ctr-p"), [(NodeKind::Lease, Matched::Prefix)]);
     assert_eq!(found(&store, "7f9c2b"), [(NodeKind::Container, Matched::Exactly)]);
     assert_eq!(found(&store, "a"), [(NodeKind::Snapshot, Matched::Exactly)]);
-    let digits = &digest("m").hex()[..4];
+    let manifest = digest("m");
+    let digits = &manifest.hex()[..4];
     let mut store = store;
     store.record("k8s.io", &format!("docker.io/library/m@{}", digest("m")), "m", Labels::default());
     assert_eq!(found(&store, &format!("m@sha256:{digits}")), [(NodeKind::Record, Matched::Prefix)]);
