@@ -319,7 +319,8 @@ fn a_write_that_the_end_cuts_goes_on_with_the_next_daemon() {
         send.send(step(WriteAction::Write, 0, "begun")).await.unwrap();
         assert_eq!(answers.message().await.unwrap().unwrap().offset, 5);
         served.process().signal(Signal::TERM);
-        let status = answers.message().await.unwrap_err();
+        let cut = tokio::time::timeout(Duration::from_secs(60), answers.message()).await;
+        let status = cut.expect("it is cut").unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
     });
     assert_eq!(served.process().wait().code(), Some(0), "{}", served.log());

@@ -211,7 +211,7 @@ async fn what_runs_on_is_cut_and_its_write_is_kept() {
         Daemon::start(ServeOptions { shutdown_limit: Duration::from_millis(50), ..ServeOptions::default() });
     let (send, mut answers) = write(daemon.channel().await, "parked").await;
     daemon.stop();
-    let status = answers.message().await.unwrap_err();
+    let status = tokio::time::timeout(PATIENCE, answers.message()).await.expect("it is cut").unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.message().contains("shutting down"), "{status:?}");
     drop((send, answers));
