@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Done, Orlop, binary};
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
@@ -106,7 +106,9 @@ fn a_service_manager_hears_when_it_is_ready_alive_and_ending() {
     let mut heard = String::new();
     let mut hear = |wanted: &str| {
         let mut buffer = [0; 1024];
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !heard.contains(wanted) {
+            assert!(Instant::now() < deadline, "no {wanted}; heard {heard}");
             let n = manager.recv(&mut buffer).unwrap_or_else(|e| panic!("no {wanted}: {e}; heard {heard}"));
             heard.push_str(&String::from_utf8_lossy(&buffer[..n]));
             heard.push('\n');
