@@ -47,7 +47,7 @@ pub(crate) struct Global {
     /// Look for stores below DIR, where the file system of a host is mounted: `kubectl debug node/…` has it at /host
     #[arg(long, global = true, env = "ORLOP_HOST", value_name = "DIR", help_heading = "Global options")]
     pub(crate) host: Option<PathBuf>,
-    /// containerd namespace [default: the store's own: k8s.io, of Docker's moby]
+    /// containerd namespace [default: where the store has its images: k8s.io, for Docker moby]
     #[arg(
         short,
         long,

@@ -73,14 +73,26 @@ impl Host {
 
     /// The same run by a user who may do nothing.
     fn run_as_nobody(&self, args: &[&str]) -> Done {
+        let mut command = self.nobody();
+        command.arg("--host").arg(self.dir.path()).args(args);
+        Done::of(&command.output().expect("orlop starts"))
+    }
+
+    /// The program for a user who may do nothing.
+    fn nobody(&self) -> std::process::Command {
         use std::os::unix::process::CommandExt;
         let program = self.path("orlop");
         if !program.exists() {
             publish(&program);
         }
         let mut command = std::process::Command::new(program);
-        command.arg("--host").arg(self.dir.path()).args(args).env("HOME", "/nonexistent").uid(65534).gid(65534);
-        Done::of(&command.current_dir("/").output().expect("orlop starts"))
+        for said in
+            ["ORLOP_ROOT", "ORLOP_ADDRESS", "ORLOP_CONFIG", "ORLOP_HOST", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE"]
+        {
+            command.env_remove(said);
+        }
+        command.env("HOME", "/nonexistent").uid(65534).gid(65534).current_dir("/");
+        command
     }
 }
 
@@ -294,6 +306,26 @@ fn what_may_not_be_opened_is_told_with_what_to_do() {
     let done = host.run_as_nobody(&["images"]);
     assert_eq!(done.code, 7, "{}", done.err);
     assert!(done.err.contains(CONTAINERD) && done.err.contains("sudo"), "{}", done.err);
+}
+
+#[test]
+fn a_user_finds_the_containerd_of_his_own_session() {
+    if !common::is_root("a_user_finds_the_containerd_of_his_own_session") {
+        return;
+    }
+    let Some(programs) = Programs::debian() else { return };
+    let containerd = start(&programs);
+    let manifest = import(&containerd, &["default"]);
+    let session = Host::new().with("containerd/containerd.sock", &containerd);
+    std::fs::set_permissions(session.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(containerd.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    let mut command = session.nobody();
+    command.env("XDG_RUNTIME_DIR", session.dir.path()).env("XDG_DATA_HOME", session.path("data"));
+    let done = Done::of(&command.args(["content", "ls", "-o", "name"]).output().unwrap());
+    assert!(done.code == 0 && done.out.contains(&manifest), "{}{}", done.out, done.err);
+    let expected = "namespace default (no Orlop store on this machine)";
+    assert!(done.err.starts_with("using rootless containerd 1.") && done.err.contains(expected), "{}", done.err);
+    assert!(!session.path("data").exists());
 }
 
 #[test]

@@ -232,3 +232,81 @@ fn own_lines(plan: &pb::Plan) -> Vec<String> {
     ));
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::inventory;
+    use super::*;
+
+    const CNI: &str = "docker.io/calico/cni:v3.25.1";
+    const NODE: &str = "docker.io/calico/node:v3.25.1";
+
+    /// All names of an image in the sample, its hash references too.
+    fn names(model: &Model, name: &str) -> Vec<String> {
+        let number = model.inventory().namespaces.iter().position(|row| &*row.name == "k8s.io").unwrap();
+        let record = model.record(number as u16, name).unwrap();
+        let family = model.family(record).into_iter();
+        let name = |node| match model.node(node) {
+            Node::Record(row) => row.name.to_string(),
+            other => panic!("{other:?}"),
+        };
+        family.map(name).collect()
+    }
+
+    fn plan(model: &Model, name: &str) -> Removal {
+        planned(model, "k8s.io", &names(model, name)).unwrap()
+    }
+
+    #[test]
+    fn what_another_image_keeps_stays() {
+        let model = Model::new(inventory());
+        let text = plan(&model, CNI).lines.join("\n");
+        // Its manifest, config and upper layer; the lower one is the other image's too.
+        assert!(text.contains("Content that goes: 3 blobs, 3.0 MiB"), "{text}");
+        assert!(text.contains("Unpacked that goes: 1 snapshot, 10.0 MiB"), "{text}");
+        assert!(text.contains("Stays, kept by others: 13.0 MiB"), "{text}");
+        assert!(text.contains("Freed 13.0 MiB; there is no trash"), "{text}");
+        assert!(text.contains("No registry is known to have it"), "{text}");
+        assert!(!text.contains("container"), "{text}");
+        let text = plan(&model, NODE).lines.join("\n");
+        assert!(text.contains("container c0ffee uses it"), "{text}");
+    }
+
+    #[test]
+    fn one_name_alone_frees_nothing() {
+        let model = Model::new(inventory());
+        let removal = planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap();
+        assert!(removal.lines.last().unwrap().starts_with("Freed 0 B"), "{:?}", removal.lines);
+    }
+
+    #[test]
+    fn the_hash_follows_all_that_the_plan_means() {
+        let of = |change: fn(&mut orlop_graph::model::Inventory)| {
+            let mut all = inventory();
+            change(&mut all);
+            let model = Model::new(all);
+            planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap().hash
+        };
+        let same = of(|_| ());
+        assert_eq!(of(|all| drop(all.records.remove(8))), same, "what has nothing to do with it changes nothing");
+        assert_ne!(of(|all| all.records[0].target = Digest::of(b"elsewhere")), same, "the tag moved");
+        assert_ne!(of(|all| drop(all.records.drain(1..3))), same, "it is the last name now");
+    }
+
+    #[test]
+    fn what_is_pinned_or_gone_is_not_planned() {
+        let mut all = inventory();
+        all.records[0].labels = [(PINNED, "pinned")].into_iter().collect();
+        let model = Model::new(all);
+        assert!(planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap_err().contains("pinned"));
+        assert!(planned(&model, "k8s.io", &["gone".to_owned()]).unwrap_err().contains("gone already"));
+        assert!(planned(&model, "other", &[CNI.to_owned()]).unwrap_err().contains("namespace other"));
+    }
+
+    #[test]
+    fn hash_references_are_asked_for_only_where_there_is_nothing_else() {
+        let id = Digest::of(b"id").to_string();
+        assert_eq!(asked(&[CNI.to_owned(), id.clone()]), [CNI]);
+        assert_eq!(asked(std::slice::from_ref(&id)), [id]);
+    }
+}

@@ -30,7 +30,7 @@ fn at(text: &str) -> Timestamp {
 }
 
 /// A store with images that share a layer, hash references, and a container.
-fn inventory() -> Inventory {
+pub(super) fn inventory() -> Inventory {
     let mut all = Inventory { taken: at("2026-03-01T12:00:00Z"), ..Inventory::default() };
     let (k8s, other) = (all.namespace("k8s.io"), all.namespace("default"));
     for (image, namespace, layers) in
