@@ -32,8 +32,12 @@ pub(crate) struct Wanted<'a> {
 
 /// One row an image.
 pub(crate) async fn images(context: &Context, wanted: &Wanted<'_>) -> Result<Vec<pb::ImageRow>> {
-    let look = read(context, true).await?;
-    let (graph, passes) = graph(context, &look, wanted).await?;
+    of_images(context, &read(context, true).await?, wanted).await
+}
+
+/// The same of a store that was read already.
+pub(crate) async fn of_images(context: &Context, look: &Look, wanted: &Wanted<'_>) -> Result<Vec<pb::ImageRow>> {
+    let (graph, passes) = graph(context, look, wanted).await?;
     let rows = look.model.inventory();
     let passing = graph.images().iter().filter(|image| image.records.iter().any(|at| passes.contains(at)));
     Ok(passing.map(|image| image_row(&graph, image, rows)).collect())

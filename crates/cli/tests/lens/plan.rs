@@ -180,3 +180,45 @@ fn a_plan_is_refused_once_the_state_has_moved_and_nothing_goes() {
         assert_eq!(node.containerd.ctr("k8s.io", &["content", "ls", "-q"]).ok().stdout, "");
     }
 }
+
+#[test]
+fn disk_usage_agrees_with_what_the_file_system_has_allocated() {
+    for programs in generations("disk_usage_agrees_with_what_the_file_system_has_allocated") {
+        let Some(node) = Alone::start(&programs) else { return };
+        node.collect();
+        let empty = free(&node.disk.path());
+        let mut random = StdRng::seed_from_u64(7);
+        for n in 0..6 {
+            node.import(NAMESPACES[n % 2], &format!("r.example/i:{n}"), &random_image(&mut random));
+        }
+        node.containerd.ctr("k8s.io", &["images", "rm", "r.example/i:0"]).ok();
+        let done = node.orlop("k8s.io", &["df", "-o", "json"]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        let usage: Value = serde_json::from_str(&done.out).unwrap();
+        let number = |field: &str| usage[field].as_u64().unwrap_or_else(|| panic!("{field}: {usage:#}"));
+        let parts = number("content") + number("snapshots") + number("ingests") + number("metadata");
+        assert_eq!(number("total"), parts);
+        assert_eq!(usage["measured"], true);
+        let root = node.disk.path().join("root");
+        let taken = du(&root);
+        let off = taken.abs_diff(number("total"));
+        assert!(off <= (taken / 100).max(1 << 20), "{}: df {}, du {taken}", programs.version(), number("total"));
+        // What containerd had before anything was stored in it is little.
+        let grown = empty.saturating_sub(free(&node.disk.path()));
+        assert!(grown.abs_diff(number("total")) <= (grown / 100).max(1 << 20), "{grown} of {}", number("total"));
+        assert!(number("snapshots") > 0 && usage["images"].as_array().unwrap().len() == 5);
+        let layers = node.orlop("k8s.io", &["df", "--by", "layer", "-o", "json"]);
+        let layers: Value = serde_json::from_str(&layers.out).unwrap();
+        let shared = layers["layers"].as_array().unwrap().iter().filter(|l| l["images"].as_array().unwrap().len() > 1);
+        assert!(shared.count() > 0, "{layers:#}");
+        let parts = node.orlop("k8s.io", &["df", "--by", "namespace", "-o", "json"]);
+        let parts: Value = serde_json::from_str(&parts.out).unwrap();
+        assert_eq!(parts["parts"].as_array().unwrap().len(), 2, "{parts:#}");
+    }
+}
+
+/// What `du` says that a directory takes.
+fn du(directory: &Path) -> u64 {
+    let out = std::process::Command::new("du").args(["-s", "--block-size=1"]).arg(directory).output().unwrap();
+    String::from_utf8(out.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}

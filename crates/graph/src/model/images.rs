@@ -158,8 +158,13 @@ impl Model {
 
     /// What each of these images takes.
     pub fn sizes(&self, images: &[ImageNames]) -> Vec<ImageSize> {
+        self.sizes_of(&images.iter().map(|image| image.records.clone()).collect::<Vec<_>>())
+    }
+
+    /// The same of any groups of records; shared is what several groups keep.
+    pub fn sizes_of(&self, groups: &[Vec<NodeId>]) -> Vec<ImageSize> {
         let mut uses: HashMap<NodeId, u32> = HashMap::new();
-        let items: Vec<Vec<NodeId>> = images.iter().map(|image| self.items_of(&image.records)).collect();
+        let items: Vec<Vec<NodeId>> = groups.iter().map(|records| self.items_of(records)).collect();
         for item in items.iter().flatten() {
             *uses.entry(*item).or_default() += 1;
         }
@@ -190,16 +195,16 @@ impl Model {
     }
 
     /// Blobs, snapshots and missing blobs that some records reach; of each digest the first copy stands for all.
-    fn items_of(&self, records: &[NodeId]) -> Vec<NodeId> {
+    pub fn items_of(&self, records: &[NodeId]) -> Vec<NodeId> {
         let mut found = Vec::new();
-        let mut seen: BTreeSet<NodeId> = BTreeSet::new();
+        let (mut seen, mut counted): (BTreeSet<NodeId>, BTreeSet<NodeId>) = Default::default();
         let mut stack: Vec<NodeId> = records.to_vec();
         while let Some(node) = stack.pop() {
             if !seen.insert(node) {
                 continue;
             }
             match self.node(node) {
-                Node::Blob(row) => found.extend(self.copies(&row.digest).next()),
+                Node::Blob(row) => found.extend(self.copies(&row.digest).next().filter(|copy| counted.insert(*copy))),
                 Node::Snapshot(_) => found.push(node),
                 Node::Missing(missing) if matches!(missing.resource, super::Resource::Content(_)) => found.push(node),
                 _ => {}

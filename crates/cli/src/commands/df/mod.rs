@@ -1,0 +1,197 @@
+//! `orlop df`: what takes how much disk.
+
+mod lens;
+
+use serde::Serialize;
+
+use super::Context;
+use super::images::Image;
+use crate::client::pb;
+use crate::error::Result;
+use crate::look::{Look, Measured, rows};
+use crate::output::{self, Table, count, short, size};
+
+/// Options of `df`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Sizes are what is allocated on disk. Where the files of a containerd cannot be reached, blobs are counted in blocks of 4 KiB and
+its database is not counted.
+
+Examples:
+  orlop df --by repository       which repository costs what
+  orlop df --by layer            which layers are shared, by whom
+  orlop df -o json | jq .hashReferences")]
+pub(crate) struct Args {
+    /// Show parts instead of sums
+    #[arg(long, value_name = "WHAT")]
+    by: Option<By>,
+}
+
+/// By what parts are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum By {
+    /// One row a namespace.
+    Namespace,
+    /// One row a repository.
+    Repository,
+    /// One row a layer, with the images that have it.
+    Layer,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HashReferences {
+    records: u64,
+    content_bytes: u64,
+    metadata_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DiskUsage {
+    schema: &'static str,
+    total: u64,
+    content: u64,
+    snapshots: u64,
+    ingests: u64,
+    trash: u64,
+    metadata: u64,
+    hash_references: HashReferences,
+    images: Vec<Image>,
+}
+
+/// The same of a store that is not Orlop's.
+#[derive(Serialize)]
+struct LensUsage<'a> {
+    schema: &'static str,
+    #[serde(flatten)]
+    usage: &'a lens::Usage,
+    images: Vec<Image>,
+}
+
+#[derive(Serialize)]
+struct Layers {
+    schema: &'static str,
+    layers: Vec<lens::Layer>,
+}
+
+#[derive(Serialize)]
+struct Parts<'a> {
+    schema: &'static str,
+    parts: &'a [lens::Part],
+}
+
+/// Runs `df`.
+pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    match args.by {
+        Some(By::Layer) => layers(context).await,
+        Some(by) => parts(context, by).await,
+        None if context.store.is_own() => own(context).await,
+        None => foreign(context).await,
+    }
+}
+
+async fn layers(context: &Context) -> Result<()> {
+    let look = Look::at(context, Measured::None).await?;
+    let layers = lens::layers(&look.model);
+    if output::is_document(context.global.output) {
+        return output::document(context.global.output, &Layers { schema: "orlop.df.layers/v1", layers });
+    }
+    let mut table = Table::new(&["LAYER", "COMPRESSED", "IMAGES", ""]);
+    for layer in &layers {
+        let images = layer.images.join("\n");
+        table.row([short(&layer.digest), &size(layer.bytes), &layer.images.len().to_string(), &images]);
+    }
+    table.print()
+}
+
+async fn parts(context: &Context, by: By) -> Result<()> {
+    let (_, usage) = lens::usage(context).await?;
+    let (title, parts) = match by {
+        By::Namespace => ("NAMESPACE", &usage.by_namespace),
+        _ => ("REPOSITORY", &usage.by_repository),
+    };
+    if output::is_document(context.global.output) {
+        return output::document(context.global.output, &Parts { schema: "orlop.df.parts/v1", parts });
+    }
+    let mut table = Table::new(&[title, "IMAGES", "SIZE", "UNIQUE"]);
+    for part in parts {
+        table.row([part.name.clone(), part.images.to_string(), size(part.bytes), size(part.unique)]);
+    }
+    table.print()
+}
+
+async fn foreign(context: &Context) -> Result<()> {
+    let (look, usage) = lens::usage(context).await?;
+    if output::is_document(context.global.output) {
+        let wanted = rows::Wanted { filters: &[], all_namespaces: true, documents: true };
+        let images = rows::of_images(context, &look, &wanted).await?.into_iter().map(Image::from).collect();
+        return output::document(context.global.output, &LensUsage { schema: "orlop.df/v1", usage: &usage, images });
+    }
+    let mut table = Table::new(&["WHAT", "ON DISK"]);
+    table.row(["content (compressed layers, manifests)", &size(usage.content)]);
+    table.row(["snapshots (unpacked layers, containers' files)", &size(usage.snapshots)]);
+    table.row(["writes in progress", &size(usage.ingests)]);
+    let metadata = usage.metadata.map_or("unknown".to_owned(), size);
+    table.row(["metadata", &metadata]);
+    table.row(["total", &size(usage.total)]);
+    table.print()?;
+    let (hash, back) = (usage.hash_references, usage.reclaimable);
+    output::line(format!(
+        "\n{}: if only they went, {} would be given back",
+        count(hash.records, "hash reference"),
+        size(hash.content_bytes)
+    ))?;
+    output::line(format!(
+        "reclaimable: {} garbage, {} of images without a tag and container, {} of all images without a container",
+        size(back.garbage),
+        size(back.untagged),
+        size(back.unused)
+    ))
+}
+
+async fn own(context: &Context) -> Result<()> {
+    let answer = context.clients.orlop().disk_usage(pb::DiskUsageRequest {}).await?.into_inner();
+    if output::is_document(context.global.output) {
+        return output::document(context.global.output, &json(answer));
+    }
+    let mut table = Table::new(&["WHAT", "ON DISK"]);
+    let rows = [
+        ("content (compressed layers, manifests)", answer.content),
+        ("snapshots (unpacked layers)", answer.snapshots),
+        ("writes in progress", answer.ingests),
+        ("trash (orlop gc --trash frees it)", answer.trash),
+        ("metadata", answer.metadata),
+        ("total", answer.total),
+    ];
+    for (what, bytes) in rows {
+        table.row([what.to_owned(), size(bytes)]);
+    }
+    table.print()?;
+    let hash = answer.hash_references.unwrap_or_default();
+    output::line(format!(
+        "\n{} hash references: {} of content, {} of metadata",
+        hash.records,
+        size(hash.content_bytes),
+        size(hash.metadata_bytes)
+    ))
+}
+
+fn json(answer: pb::DiskUsageResponse) -> DiskUsage {
+    let hash = answer.hash_references.unwrap_or_default();
+    DiskUsage {
+        schema: "orlop.df/v1",
+        total: answer.total,
+        content: answer.content,
+        snapshots: answer.snapshots,
+        ingests: answer.ingests,
+        trash: answer.trash,
+        metadata: answer.metadata,
+        hash_references: HashReferences {
+            records: hash.records,
+            content_bytes: hash.content_bytes,
+            metadata_bytes: hash.metadata_bytes,
+        },
+        images: answer.images.into_iter().map(Image::from).collect(),
+    }
+}
