@@ -34,7 +34,7 @@ const STEP: Duration = Duration::from_millis(50);
 /// [`Class::Usage`] if the store is not Orlop's and the command needs `orlop.v1`.
 pub(crate) async fn connect(settings: &Settings, reach: Reach) -> Result<(Channel, Store)> {
     let (channel, store) = connect_any(settings, reach).await?;
-    if reach == Reach::Own && !store.is_own() {
+    if matches!(reach, Reach::Own | Reach::Make) && !store.is_own() {
         let message = format!("this command works on Orlop's own store only, and {store} ({}) is not", store.why);
         return Err(CliError::new(Class::Usage, message)
             .hint("without an address it uses Orlop's own store, or --root DIR; `orlop stores` shows what is here"));
@@ -74,11 +74,36 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
         };
         return described(settings, found.product, server, &found.socket, &why).await;
     }
+    if find::is_root(Product::Containerd, &settings.root) && !find::is_root(Product::Orlop, &settings.root) {
+        return files(settings, reach);
+    }
+    if reach == Reach::Own && !settings.root_given && !find::is_root(Product::Orlop, &settings.root) {
+        // A store that nobody asked for would hide from looking commands what else is on this machine.
+        let message = format!("no Orlop store at {}", settings.root.display());
+        return Err(CliError::new(Class::NotFound, message).hint(
+            "`orlop pull` and `orlop import` make one, --root DIR names one; `orlop stores` shows what is here",
+        ));
+    }
     let server = Server::new(images(&settings.root, &settings.config).await?);
     if reach == Reach::Live {
         server.follow_others();
     }
     Ok((server.in_process(), Store::own(At::Directory(settings.root.clone()), namespace(), "Orlop's own")))
+}
+
+/// The files of a containerd's root: for commands that look; calls find nobody.
+fn files(settings: &Settings, reach: Reach) -> Result<(Channel, Store)> {
+    let root = settings.root.clone();
+    if reach != Reach::Any {
+        let message = format!("{} is a containerd's root: its files are only read", root.display());
+        return Err(CliError::new(Class::Usage, message).hint("start that containerd and give its --address"));
+    }
+    let namespace = settings.namespace.clone().unwrap_or_else(|| KUBERNETES.to_owned());
+    let why = "only its files are read".to_owned();
+    let at = At::Directory(root.clone());
+    let store = Store { product: Product::Containerd, at, version: None, root: Some(root), namespace, why };
+    let (channel, _nobody) = orlop_api::channel::memory();
+    Ok((channel, store))
 }
 
 /// A server that answers, with the namespace that a command means there.

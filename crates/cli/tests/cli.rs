@@ -7,6 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::{Done, Orlop, binary};
+use orlop_testkit::archive;
+use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::tar::Entry;
 
 fn bare(args: &[&str]) -> Done {
     Done::of(&binary().args(args).output().expect("orlop starts"))
@@ -20,6 +23,8 @@ const COMMANDS: &[&str] = &[
     "push",
     "images",
     "inspect",
+    "explain",
+    "why",
     "history",
     "tag",
     "rm",
@@ -156,8 +161,15 @@ fn root_of_a_user_namespace_has_a_store_of_the_users() {
     let program = home.path().join("orlop");
     common::publish(&program);
     std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    // What only looks makes no store.
+    // What keeps a store makes none: an empty one would hide what else is on the machine.
     let done = inside(program.as_os_str(), &["gc"]);
+    assert_eq!(done.code, 3, "{}", done.err);
+    assert!(done.err.contains("no Orlop store at") && done.err.contains("orlop-data/orlop"), "{}", done.err);
+    assert!(!home.path().join("orlop-data/orlop").exists());
+    let archive = home.path().join("image.tar");
+    let content = Content::image(&Image::host().layer(Layer::new([Entry::file("small", "small")])));
+    std::fs::write(&archive, archive::oci_archive(&[("docker.io/library/small:1", &content)])).unwrap();
+    let done = inside(program.as_os_str(), &["import", "--no-unpack", archive.to_str().unwrap()]);
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(home.path().join("orlop-data/orlop/meta.db").exists(), "{}", done.err);
 }

@@ -100,6 +100,7 @@ const fn reach(command: &Command) -> Reach {
         | Command::Leases(L::Ls { .. } | L::Resources { .. })
         | Command::Namespaces(N::Ls) => Reach::Any,
         Command::Content(_) | Command::Snapshots(_) | Command::Leases(_) | Command::Namespaces(_) => Reach::Given,
+        Command::Pull(_) | Command::Import(_) => Reach::Make,
         _ => Reach::Own,
     }
 }

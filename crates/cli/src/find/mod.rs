@@ -75,6 +75,8 @@ impl fmt::Display for Store {
 /// Which stores a command is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
+    /// None but Orlop's own, which is made if it is not there: it brings images in.
+    Make,
     /// None but Orlop's own: it needs `orlop.v1`.
     Own,
     /// Orlop's own unless another's address is given: containerd's calls are enough, and it changes something.

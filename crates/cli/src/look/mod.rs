@@ -6,10 +6,12 @@
 pub(crate) mod disk;
 pub(crate) mod facts;
 pub(crate) mod rows;
+mod source;
 pub(crate) mod words;
 
 use orlop_graph::model::{Found, Inventory, Matched, Model, NodeId};
-use orlop_lens::{Reader, Scope};
+
+pub(crate) use source::Source;
 
 use crate::commands::Context;
 use crate::error::{Class, CliError, Result};
@@ -19,18 +21,14 @@ const PROPOSED: usize = 5;
 
 /// A store that was read whole.
 pub(crate) struct Look {
-    pub(crate) reader: Reader,
+    pub(crate) reader: Source,
     pub(crate) model: Model,
 }
 
 impl Look {
     /// Reads all lists; `measured` says whether snapshots are asked what they take.
     pub(crate) async fn at(context: &Context, measured: Measured) -> Result<Self> {
-        let reader = context.clients.reader();
-        let mut inventory = reader.inventory(Scope::All, None).await?;
-        if measured == Measured::All {
-            reader.measure(&mut inventory, |_| true).await?;
-        }
+        let (reader, inventory) = Source::read(context, measured).await?;
         say_gaps(context, &inventory);
         Ok(Self { reader, model: Model::new(inventory) })
     }

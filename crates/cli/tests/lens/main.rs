@@ -6,4 +6,5 @@ mod common;
 mod explain;
 mod images;
 mod node;
+mod offline;
 mod plan;

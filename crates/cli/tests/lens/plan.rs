@@ -185,8 +185,6 @@ fn a_plan_is_refused_once_the_state_has_moved_and_nothing_goes() {
 fn disk_usage_agrees_with_what_the_file_system_has_allocated() {
     for programs in generations("disk_usage_agrees_with_what_the_file_system_has_allocated") {
         let Some(node) = Alone::start(&programs) else { return };
-        node.collect();
-        let empty = free(&node.disk.path());
         let mut random = StdRng::seed_from_u64(7);
         for n in 0..6 {
             node.import(NAMESPACES[n % 2], &format!("r.example/i:{n}"), &random_image(&mut random));
@@ -203,9 +201,6 @@ fn disk_usage_agrees_with_what_the_file_system_has_allocated() {
         let taken = du(&root);
         let off = taken.abs_diff(number("total"));
         assert!(off <= (taken / 100).max(1 << 20), "{}: df {}, du {taken}", programs.version(), number("total"));
-        // What containerd had before anything was stored in it is little.
-        let grown = empty.saturating_sub(free(&node.disk.path()));
-        assert!(grown.abs_diff(number("total")) <= (grown / 100).max(1 << 20), "{grown} of {}", number("total"));
         assert!(number("snapshots") > 0 && usage["images"].as_array().unwrap().len() == 5);
         let layers = node.orlop("k8s.io", &["df", "--by", "layer", "-o", "json"]);
         let layers: Value = serde_json::from_str(&layers.out).unwrap();

@@ -164,7 +164,7 @@ fn reclaimable(model: &Model, images: &[ImageNames]) -> Reclaimable {
     let records =
         |images: Vec<&ImageNames>| images.into_iter().flat_map(|i| i.records.clone()).collect::<Vec<NodeId>>();
     let unused: Vec<&ImageNames> = images.iter().filter(is_unused).collect();
-    let untagged: Vec<&ImageNames> = unused.iter().copied().filter(|image| is_untagged(&image)).collect();
+    let untagged: Vec<&ImageNames> = unused.iter().copied().filter(|image| is_untagged(image)).collect();
     Reclaimable {
         garbage: model.weigh_gone(model.garbage(), &model.kept()).bytes(),
         untagged: model.cost(&records(untagged)).alone.bytes(),

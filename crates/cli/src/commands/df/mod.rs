@@ -14,8 +14,8 @@ use crate::output::{self, Table, count, short, size};
 /// Options of `df`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Sizes are what is allocated on disk. Where the files of a containerd cannot be reached, blobs are counted in blocks of 4 KiB and
-its database is not counted.
+Sizes are what is allocated on disk. Where the files of a containerd cannot be reached, blobs are
+counted in blocks of 4 KiB, and its database is not counted.
 
 Examples:
   orlop df --by repository       which repository costs what
