@@ -65,14 +65,9 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
     }
     if matches!(reach, Reach::Any | Reach::Live)
         && !settings.root_given
-        && !find::is_root(Product::Orlop, &settings.root)
+        && let Some(foreign) = another(settings).await?
     {
-        let (found, server) = find::first(settings).await?;
-        let why = match &settings.around.host {
-            Some(host) => format!("no Orlop store below {}", host.display()),
-            None => "no Orlop store on this machine".to_owned(),
-        };
-        return described(settings, found.product, server, &found.socket, &why).await;
+        return Ok(foreign);
     }
     if find::is_root(Product::Containerd, &settings.root) && !find::is_root(Product::Orlop, &settings.root) {
         return files(settings, reach);
@@ -89,6 +84,26 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
         server.follow_others();
     }
     Ok((server.in_process(), Store::own(At::Directory(settings.root.clone()), namespace(), "Orlop's own")))
+}
+
+/// The first other store that answers, if there is none of Orlop's, or nothing in it.
+async fn another(settings: &Settings) -> Result<Option<(Channel, Store)>> {
+    let is_there = find::is_root(Product::Orlop, &settings.root);
+    if is_there && !find::holds_nothing(&settings.root) {
+        return Ok(None);
+    }
+    let (found, server) = match find::first(settings).await {
+        Ok(first) => first,
+        // An empty store is better than none.
+        Err(_) if is_there => return Ok(None),
+        Err(nothing) => return Err(nothing),
+    };
+    let why = match &settings.around.host {
+        _ if is_there => format!("Orlop's own store at {} is empty", settings.root.display()),
+        Some(host) => format!("no Orlop store below {}", host.display()),
+        None => "no Orlop store on this machine".to_owned(),
+    };
+    described(settings, found.product, server, &found.socket, &why).await.map(Some)
 }
 
 /// The files of a containerd's root: for commands that look; calls find nobody.

@@ -360,3 +360,21 @@ fn what_was_said_is_not_searched() {
     let done = host.run(&["--address", host.path("gone.sock").to_str().unwrap(), "images"]);
     assert!(done.code == 8 && done.err.contains("gone.sock"), "{}", done.err);
 }
+
+/// A pull that fails leaves an empty store: it hid what the machine's containerd has.
+#[test]
+fn an_empty_store_of_orlops_does_not_hide_a_containerd_that_answers() {
+    if !common::is_root("an_empty_store_of_orlops_does_not_hide_a_containerd_that_answers") {
+        return;
+    }
+    let Some(programs) = Programs::debian() else { return };
+    let containerd = start(&programs);
+    import(&containerd, &["k8s.io"]);
+    let host = Host::new().with(MICROK8S, &containerd);
+    let own = host.place("var/lib/orlop/meta.db").parent().unwrap().to_owned();
+    let made = Done::of(&binary().arg("--root").arg(&own).arg("gc").output().unwrap());
+    assert_eq!(made.code, 0, "{}", made.err);
+    let done = host.ok(&["images", "-o", "name"]);
+    assert_eq!(done.out, "docker.io/library/small:1\n");
+    assert!(done.err.contains("Orlop's own store at") && done.err.contains("is empty"), "{}", done.err);
+}

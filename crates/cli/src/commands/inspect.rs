@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use super::images::Image;
 use crate::client::pb;
-use crate::error::Result;
+use crate::error::{Class, CliError, Result};
 use crate::output::{self, size};
 
 /// Options of `inspect`.
@@ -52,6 +52,12 @@ struct Snapshot {
 
 /// Runs `inspect`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    if !context.store.is_own() {
+        let message = format!("inspect needs orlop.v1, which {} lacks", context.store);
+        return Err(
+            CliError::new(Class::Usage, message).hint(format!("orlop explain {} works on any store", args.name))
+        );
+    }
     let request = pb::InspectRequest { name: args.name.clone() };
     let answer = context.clients.orlop().inspect(request).await?.into_inner();
     let inspect = Inspect {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Context;
 use crate::error::Result;
 use crate::look::facts::{Bytes, Keeper, Named};
-use crate::look::words::{abbreviated, called, reason};
+use crate::look::words::{abbreviated, called, name, reason};
 use crate::look::{Look, Measured, find};
 use crate::output::{self, count, size};
 
@@ -64,7 +64,14 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         let things = nodes.iter().map(|node| thing(&look.model, *node)).collect();
         return output::document(context.global.output, &Document { schema: "orlop.why/v1", things });
     }
-    let texts: Vec<String> = nodes.iter().map(|node| text(&look.model, *node, args.short)).collect();
+    // An image ID is the name of a record and the digest of a config: the same has to go for both.
+    let is_record = |node: &&NodeId| look.model.kind(**node) == NodeKind::Record;
+    let any_record = nodes.iter().any(|node| is_record(&node));
+    let texts: Vec<String> = nodes
+        .iter()
+        .filter(|node| !any_record || is_record(node))
+        .map(|node| text(&look.model, *node, args.short))
+        .collect();
     output::print_text(&texts.join("\n"))
 }
 
@@ -118,7 +125,14 @@ fn text(model: &Model, node: NodeId, short: bool) -> String {
             roots.iter().for_each(|root| text.push_str(&format!("  {}\n", called(model, *root))));
             for (depth, link) in chain.links.iter().enumerate() {
                 let indent = 4 + 2 * depth;
-                text.push_str(&format!("{:indent$}└ {} {}\n", "", reason(link.why), called(model, link.node)));
+                let reason = reason(link.why);
+                // `has as config sha256:…` says already what it is.
+                let what = if reason.starts_with("has as") {
+                    abbreviated(&name(model, link.node))
+                } else {
+                    called(model, link.node)
+                };
+                text.push_str(&format!("{:indent$}└ {reason} {what}\n", ""));
             }
         }
     }
@@ -154,7 +168,7 @@ fn alike(chains: Vec<Chain<'_>>) -> Vec<(Vec<NodeId>, Chain<'_>)> {
 
 /// What is to be removed, in a word that a command has.
 fn removal(model: &Model, root: NodeId) -> String {
-    let name = crate::look::words::name(model, root);
+    let name = name(model, root);
     match model.kind(root) {
         NodeKind::Record => format!("image record {name}"),
         NodeKind::Container => format!("container {}", abbreviated(&name)),

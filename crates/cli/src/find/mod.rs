@@ -166,6 +166,15 @@ pub(crate) fn is_root(product: Product, directory: &Path) -> bool {
     directory.join(product.database()).exists()
 }
 
+/// Whether an Orlop root has no blob: made by a pull that failed, say. What cannot be read counts as held.
+pub(crate) fn holds_nothing(root: &Path) -> bool {
+    let algorithms = match std::fs::read_dir(root.join("content/blobs")) {
+        Ok(algorithms) => algorithms,
+        Err(error) => return error.kind() == std::io::ErrorKind::NotFound,
+    };
+    algorithms.flatten().all(|entry| std::fs::read_dir(entry.path()).is_ok_and(|mut blobs| blobs.next().is_none()))
+}
+
 /// What a socket is, by whatever name.
 fn identity(socket: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;

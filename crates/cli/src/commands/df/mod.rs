@@ -97,7 +97,7 @@ async fn layers(context: &Context) -> Result<()> {
     if output::is_document(context.global.output) {
         return output::document(context.global.output, &Layers { schema: "orlop.df.layers/v1", layers });
     }
-    let mut table = Table::new(&["LAYER", "COMPRESSED", "IMAGES", ""]);
+    let mut table = Table::new(&["LAYER", "COMPRESSED", "IMAGES", "OF"]);
     for layer in &layers {
         let images = layer.images.join("\n");
         table.row([short(&layer.digest), &size(layer.bytes), &layer.images.len().to_string(), &images]);

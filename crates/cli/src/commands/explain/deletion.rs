@@ -80,28 +80,27 @@ fn record(
     let plan = model.removal(&[node]);
     let freed = freed(plan.freed.bytes() - plan.garbage.bytes());
     let with_it = plan.records.len() as u64 - 1;
-    if with_it > 0 {
-        let go = if with_it == 1 { "goes" } else { "go" };
-        words.push(format!(
-            "`orlop rm` takes the whole image: its {} {go} with it, {freed}",
-            count(with_it, "hash reference")
-        ));
+    let go = if with_it == 1 { "goes" } else { "go" };
+    let hashes = count(with_it, "hash reference");
+    let left: Vec<NodeId> = others.iter().copied().filter(|other| !plan.records.contains(other)).collect();
+    if !left.is_empty() {
+        let verb = if left.len() == 1 { "names" } else { "name" };
+        words.push(format!("{freed}: {} {verb} the same image", list(model, &left)));
+        if with_it > 0 {
+            words.push(format!("its {hashes} {go} with it if `orlop rm` removes it"));
+        }
+        let all = self::freed(model.cost(siblings).alone.bytes());
+        words.push(format!("all {} records of the image together: {all}", siblings.len()));
+    } else if with_it > 0 {
+        words.push(format!("`orlop rm` takes the whole image: its {hashes} {go} with it, {freed}"));
         if !context.store.is_own() {
             words.push(
                 "`ctr images rm` takes this record alone and frees nothing: the hash references keep the content"
                     .into(),
             );
         }
-    } else if others.is_empty() {
-        words.push(format!("{freed}: it is the only record of the image"));
     } else {
-        let verb = if others.len() == 1 { "names" } else { "name" };
-        words.push(format!("{freed}: {} {verb} the same image", list(model, &others)));
-        words.push(format!(
-            "all {} records of the image together: {}",
-            siblings.len(),
-            self::freed(model.cost(siblings).alone.bytes())
-        ));
+        words.push(format!("{freed}: it is the only record of the image"));
     }
     if model.labels(node).get(PINNED) == Some("pinned") {
         words.push("it is pinned: the kubelet never removes it, `orlop rm` only with --force".into());

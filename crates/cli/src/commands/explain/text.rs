@@ -164,11 +164,8 @@ fn field(text: &mut String, title: &str, lines: impl IntoIterator<Item = String>
 fn broken(line: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in line.split(' ') {
-        if word.is_empty() && lines.last().is_some_and(|line| line.chars().count() + INDENT >= WIDTH - 2) {
-            continue;
-        }
         let last = lines.last_mut().expect("there is one");
-        if !last.is_empty() && INDENT + last.chars().count() + 1 + word.chars().count() > WIDTH {
+        if !last.is_empty() && !word.is_empty() && INDENT + last.chars().count() + 1 + word.chars().count() > WIDTH {
             lines.push(word.to_owned());
         } else {
             if !last.is_empty() {
@@ -177,5 +174,19 @@ fn broken(line: &str) -> Vec<String> {
             last.push_str(word);
         }
     }
+    // Two blanks between columns are none at the end of a line.
+    lines.iter_mut().for_each(|line| line.truncate(line.trim_end().len()));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::broken;
+
+    #[test]
+    fn long_lines_are_broken_without_blanks_at_their_end() {
+        let long = format!("{}  (hash reference, name@digest)", "x".repeat(95));
+        assert_eq!(broken(&long), ["x".repeat(95), "(hash reference, name@digest)".to_owned()]);
+        assert_eq!(broken("a  b"), ["a  b"]);
+    }
 }

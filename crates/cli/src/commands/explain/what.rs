@@ -70,8 +70,8 @@ pub(crate) fn trouble(model: &Model, record: NodeId, siblings: &[NodeId], unused
     let bytes = size(model.cost(siblings).alone.bytes());
     let used = if unused { "no container uses it" } else { "containers use it" };
     Some(format!(
-        "no tag is left, or it was pulled by digest: {} of hash references alone keep {bytes}, and {used}",
-        count(siblings.len() as u64, "record")
+        "no tag is left, or it was pulled by digest: its {} alone keep {bytes}, and {used}",
+        count(siblings.len() as u64, "hash reference")
     ))
 }
 

@@ -2,15 +2,15 @@
 //! deletions of records that name the target they expect.
 //!
 //! # The race that is left
-//! Between the last look and a deletion another client may change a record. containerd 2.x refuses then, since the deletion
-//! says what the record must point at; containerd 1.x does not know that field and deletes. What became reachable meanwhile
-//! stays in any case: the store's own collection decides what goes.
+//! Each record is looked at once more right before it is deleted. In the moment between, another client may change it.
+//! containerd 2.x refuses then, since the deletion says what the record must point at; containerd 1.x does not know that field
+//! and deletes. What became reachable meanwhile stays in any case: the store's own collection decides what goes.
 
 use std::collections::BTreeSet;
 
-use orlop_api::containerd::services::images::v1::DeleteImageRequest;
+use orlop_api::containerd::services::images::v1::{DeleteImageRequest, GetImageRequest};
 use orlop_api::containerd::types::Descriptor;
-use orlop_graph::model::{Model, Node, NodeId, NodeKind, Removal};
+use orlop_graph::model::{Model, Node, NodeId, NodeKind, RecordRow, Removal};
 use orlop_oci::Digest;
 
 use super::{Args, Blob, Plan, Reason, Snapshot};
@@ -57,6 +57,10 @@ pub(super) async fn execute(context: &Context, args: &Args, planned: Planned) ->
     if args.execute.as_ref().is_some_and(|hash| *hash != plan.plan) {
         let message = format!("the plan has changed: now it is {}", plan.plan);
         return Err(CliError::new(Class::Conflict, message).hint("look at it again: orlop rm --plan …"));
+    }
+    if let At::Directory(root) = &context.store.at {
+        let message = format!("{} is only read: nothing is deleted in the files of a store", root.display());
+        return Err(CliError::new(Class::Usage, message).hint("start its containerd and give its --address"));
     }
     let free = free_bytes(context);
     delete(context, &look.model, &removal).await?;
@@ -174,19 +178,29 @@ async fn delete(context: &Context, model: &Model, removal: &Removal) -> Result<(
             ..Descriptor::default()
         };
         let request = DeleteImageRequest { name: row.name.to_string(), sync: at == last, target: Some(target) };
-        match context.clients.images().delete(request).await {
-            Ok(_) => {}
-            // Somebody else removed it: that is what was wanted.
-            Err(status) if status.code() == tonic::Code::NotFound => {}
-            Err(status) => {
-                let failed = CliError::from(status);
-                let message =
-                    format!("remove {}: {}; {at} of {} records are removed", row.name, failed.message, last + 1);
-                return Err(CliError { message, ..failed });
-            }
-        }
+        delete_one(context, row, request).await.map_err(|failed| {
+            let message = format!("remove {}: {}; {at} of {} records are removed", row.name, failed.message, last + 1);
+            CliError { message, ..failed }
+        })?;
     }
     Ok(())
+}
+
+/// Deletes a record if it still points where it did. One that somebody else removed is as it was to be.
+async fn delete_one(context: &Context, row: &RecordRow, request: DeleteImageRequest) -> Result<()> {
+    let mut images = context.clients.images();
+    let now = match images.get(GetImageRequest { name: row.name.to_string() }).await {
+        Ok(answer) => answer.into_inner().image.unwrap_or_default().target.unwrap_or_default().digest,
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok(()),
+        Err(status) => return Err(status.into()),
+    };
+    if now != row.target.as_str() {
+        return Err(CliError::new(Class::Conflict, format!("it points at {now} now, no longer at {}", row.target)));
+    }
+    match images.delete(request).await {
+        Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
+        _ => Ok(()),
+    }
 }
 
 /// What came out differently from the plan.

@@ -151,7 +151,7 @@ fn show(context: &Context, plan: &Plan, done: bool) -> Result<()> {
         }
         return Ok(());
     }
-    output::print_text(&plan_text(plan))
+    output::print_text(&plan_text(plan, context.store.is_own()))
 }
 
 /// What people are told after a removal.
@@ -171,7 +171,7 @@ fn outcome(plan: &Plan) -> Vec<String> {
     lines
 }
 
-fn plan_text(plan: &Plan) -> String {
+fn plan_text(plan: &Plan, has_trash: bool) -> String {
     let mut lines = vec![format!("Plan {}", plan.plan), String::new(), "Records that go".into()];
     lines.extend(plan.records.iter().map(|r| format!("  {r}")));
     lines.push(format!("Content that goes: {}", count(plan.blobs.len() as u64, "blob")));
@@ -184,11 +184,12 @@ fn plan_text(plan: &Plan) -> String {
     section(&mut lines, "No registry is known to have", &plan.unpullable);
     section(&mut lines, "Stays, in use", &plan.in_use);
     lines.push(String::new());
-    lines.push(format!(
-        "Freed now {}, when the trash empties {}",
-        size(plan.freed_now),
-        size(plan.freed_when_trash_empties)
-    ));
+    let (now, later) = (size(plan.freed_now), size(plan.freed_when_trash_empties));
+    lines.push(if has_trash {
+        format!("Freed now {now}, when the trash empties {later}")
+    } else {
+        format!("Freed {now}, in whole blocks of the file system")
+    });
     if plan.garbage > 0 {
         lines.push(format!(
             "Of that, {} are garbage already: the next collection takes them anyway",
