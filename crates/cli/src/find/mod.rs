@@ -1,5 +1,5 @@
 //! Finding the store that a command means when nobody has said: Orlop's own first, then the containerds of well-known
-//! products ([`places`]), each asked whether it is there ([`probe`]).
+//! products ([`mod@places`]), each asked whether it is there ([`probe`]).
 //!
 //! # Invariants
 //! - Looking for a store changes nothing, anywhere.

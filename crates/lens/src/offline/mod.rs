@@ -11,7 +11,7 @@
 //! - Each database is of one moment, also beside a containerd that writes to it (`orlop_bolt`). If `meta.db` moved on before
 //!   the other files had been read, or somebody holds it open and may be about to commit, and something does not fit, all is
 //!   read again until that changes no more; if that never ends, it is said.
-//! - What cannot be read is a [`Gap`](orlop_graph::model::Gap) that says what and why; damage in one place costs what is
+//! - What cannot be read is a [`Gap`] that says what and why; damage in one place costs what is
 //!   there and nothing else. What files cannot tell is not guessed: whether the owner of a lease lives, what runs, the usage
 //!   of a snapshotter that counts in its own way.
 //! - Paths are made of digests, numbers and names that were listed, never of a name that a database holds.
