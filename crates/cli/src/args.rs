@@ -133,6 +133,8 @@ pub(crate) enum Command {
     Check(c::check::Args),
     /// Verify that images are complete, unaltered and signed as policy wants
     Verify(c::verify::Args),
+    /// Find what is wrong in any store, why, what it costs and what mends it; --fix mends
+    Doctor(c::doctor::Args),
     /// Show what takes how much disk
     Df(c::df::Args),
     /// Collect what nothing needs any more

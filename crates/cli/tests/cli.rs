@@ -37,6 +37,7 @@ const COMMANDS: &[&str] = &[
     "umount",
     "check",
     "verify",
+    "doctor",
     "df",
     "gc",
     "content",

@@ -3,7 +3,7 @@
 //!
 //! [`Reader::inventory`] reads the lists of every service once, all namespaces, nothing item by item but what leases hold.
 //! [`Reader::measure`] asks what snapshots take, [`Documents`] reads manifests and configs, each once, and only where a
-//! question needs it. [`offline`] fills the same rows from a root's files, where no containerd answers.
+//! question needs it, [`Reader::hash`] every byte of a blob. [`offline`] fills the same rows from a root's files, where no containerd answers.
 //!
 //! # Invariants
 //! - Lists of one store are read one after the other, not at one moment: names and leases before content, so that what is
@@ -15,10 +15,12 @@
 mod convert;
 mod documents;
 mod error;
+mod hash;
 pub mod offline;
 mod read;
 mod usage;
 
 pub use documents::Documents;
 pub use error::Error;
+pub use hash::Bytes;
 pub use read::{Reader, Scope};

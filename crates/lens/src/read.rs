@@ -160,6 +160,17 @@ impl Reader {
         }
     }
 
+    /// Whether containerd's CRI plugin runs, which looks after the records of the kubelet's namespace.
+    ///
+    /// # Errors
+    /// If the store does not tell.
+    pub async fn has_cri(&self) -> Result<bool, Error> {
+        let request = PluginsRequest { filters: vec!["type==io.containerd.grpc.v1,id==cri".into()] };
+        let answer = IntrospectionClient::new(self.channel.clone()).plugins(request).await;
+        let plugins = answer.map_err(Error::call("introspection.Plugins", ""))?.into_inner().plugins;
+        Ok(plugins.iter().any(|plugin| plugin.init_err.is_none()))
+    }
+
     /// Names of the records in a namespace that pass containerd's filters.
     ///
     /// # Errors

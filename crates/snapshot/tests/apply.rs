@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use common::{Meta, Tar, apply_all, describe, gzip, is_root, mode, target};
 use orlop_oci::Digest;
 use orlop_snapshot::Error;
-use orlop_snapshot::apply::{Options, apply};
+use orlop_snapshot::apply::{Limits, Options, apply, list};
 use tar_core::EntryType;
 
 #[test]
@@ -54,6 +54,31 @@ fn every_packing_gives_the_same_diff_id() {
         assert_eq!(applied.source_bytes, packed.len() as u64);
         assert_eq!(fs::metadata(root.path().join("a")).unwrap().len(), 3_000_000);
     }
+}
+
+#[test]
+fn a_list_tells_paths_and_the_length_of_files_and_writes_nothing() {
+    let mut tar = Tar::default();
+    tar.dir("./", 0o700).dir("bin/", 0o755).file("./bin/sh", "#!").symlink("bin/bash", "sh").link("bin/dash", "bin/sh");
+    tar.file("bin/large", &"x".repeat(700_000)).file("empty", "");
+    let plain = tar.end();
+    for packed in [plain.clone(), gzip(&plain), zstd::encode_all(&plain[..], 1).unwrap()] {
+        let mut told = Vec::new();
+        let each = |path: &[u8], length| told.push((String::from_utf8(path.to_vec()).unwrap(), length));
+        list(&packed[..], &Limits::default(), each).unwrap();
+        let expected = [
+            ("", None),
+            ("bin", None),
+            ("bin/sh", Some(2)),
+            ("bin/bash", None),
+            ("bin/dash", None),
+            ("bin/large", Some(700_000)),
+            ("empty", Some(0)),
+        ];
+        assert_eq!(told, expected.map(|(path, length)| (path.to_owned(), length)));
+    }
+    let cut = list(&plain[..1000], &Limits::default(), |_, _| {});
+    assert!(matches!(cut, Err(Error::Damaged { .. })), "{cut:?}");
 }
 
 #[test]

@@ -98,6 +98,23 @@ impl Containerd {
         self.wait_until_it_answers();
     }
 
+    /// Ends it, changes its files as a fault would, and starts it again on them.
+    ///
+    /// # Panics
+    /// If it does not end or does not start.
+    pub fn changed<T>(&mut self, change: impl FnOnce(&Path) -> T) -> T {
+        self.stop(Signal::TERM);
+        let changed = change(&self.root);
+        self.daemon = spawned(&self.programs, self.dir.path());
+        self.wait_until_it_answers();
+        changed
+    }
+
+    /// Its configuration file, as it was started with.
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
     /// Ends it; its directories stay until this is dropped.
     ///
     /// # Panics

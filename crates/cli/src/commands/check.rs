@@ -22,10 +22,10 @@ pub(crate) struct Args {
 /// Something is wrong.
 #[derive(Serialize)]
 pub(crate) struct Problem {
-    class: String,
-    subject: String,
-    detail: String,
-    fix: String,
+    pub(crate) class: String,
+    pub(crate) subject: String,
+    pub(crate) detail: String,
+    pub(crate) fix: String,
 }
 
 #[derive(Serialize)]

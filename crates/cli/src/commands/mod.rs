@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod content;
 pub(crate) mod df;
+pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod gc;
@@ -92,7 +93,7 @@ const fn reach(command: &Command) -> Reach {
     use namespaces::Namespaces as N;
     use snapshots::Snapshots as S;
     match command {
-        Command::Explain(_) | Command::Why(_) => Reach::Any,
+        Command::Explain(_) | Command::Why(_) | Command::Doctor(_) => Reach::Any,
         Command::Watch(_) | Command::Top(_) => Reach::Live,
         Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
@@ -126,6 +127,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Umount(args) => mount::umount(context, &args).await?,
         Command::Check(args) => return check::run(context, &args).await,
         Command::Verify(args) => return verify::run(context, &args).await,
+        Command::Doctor(args) => return doctor::run(context, &args).await,
         Command::Df(args) => df::run(context, &args).await?,
         Command::Gc(args) => gc::run(context, &args).await?,
         Command::Content(command) => content::run(context, command).await?,

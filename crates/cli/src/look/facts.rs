@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::words;
 
 /// A thing by its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Named {
     pub(crate) kind: &'static str,

@@ -3,8 +3,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod doctor;
 mod explain;
 mod images;
 mod node;
 mod offline;
 mod plan;
+mod ward;

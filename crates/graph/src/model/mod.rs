@@ -23,6 +23,7 @@
 mod build;
 mod cost;
 mod find;
+mod findings;
 mod images;
 mod inventory;
 mod keep;
@@ -32,6 +33,7 @@ mod plan;
 
 pub use cost::{Cost, Weight};
 pub use find::{Found, Matched};
+pub use findings::{Class, Facts, Finding, MANAGED, Mend};
 pub use images::{ImageNames, ImageSize, Role};
 pub use inventory::{
     BlobRow, ContainerRow, Gap, IngestRow, Inventory, LeaseRow, NamespaceId, NamespaceRow, RecordRow, Resource,

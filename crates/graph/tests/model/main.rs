@@ -1,6 +1,7 @@
 //! The model of a whole store: who keeps what, what it costs, what a text means; against small stores and a naive recount.
 
 mod find;
+mod findings;
 mod images;
 mod keep;
 mod naive;

@@ -17,7 +17,7 @@ enum Thing {
 type Refs = Vec<(bool, Thing)>;
 
 #[derive(Debug, Clone)]
-struct Plan {
+pub(crate) struct Plan {
     /// Number, labels (whether backwards, and what they name), and whether it is a root.
     blobs: Vec<(u8, Refs, bool)>,
     parents: Vec<Option<u8>>,
@@ -31,7 +31,7 @@ fn thing() -> impl Strategy<Value = Thing> {
     prop_oneof![(0..NAMES).prop_map(Thing::Blob), (0..NAMES).prop_map(Thing::Snapshot)]
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
+pub(crate) fn plan() -> impl Strategy<Value = Plan> {
     let refs = proptest::collection::vec((any::<bool>(), thing()), 0..3);
     let blobs = proptest::collection::vec((0..NAMES, refs, proptest::bool::weighted(0.1)), 0..8);
     let parents = proptest::collection::vec(proptest::option::of(0..NAMES), 0..usize::from(NAMES));
@@ -53,7 +53,7 @@ fn key(n: u8) -> String {
     format!("s{n}")
 }
 
-fn store(plan: &Plan) -> Store {
+pub(crate) fn store(plan: &Plan) -> Store {
     let mut store = Store::new();
     let mut made = BTreeSet::new();
     for (n, refs, root) in plan.blobs.iter().filter(|(n, ..)| made.insert(*n)) {

@@ -3,7 +3,7 @@
 use tar_core::parse::{Limits as TarLimits, ParseError, ParseEvent, Parser};
 use tar_core::{PaxExtensions, SparseEntry};
 
-use super::entry::Entry;
+use super::entry::{Entry, Kind};
 use super::source::Source;
 use super::tree::Tree;
 use super::{Limits, Options};
@@ -29,6 +29,22 @@ pub(super) fn run(mut source: Source, target: &ApplyTarget, options: &Options) -
     tree.finish()?;
     source.drain();
     Ok(budget.entries)
+}
+
+/// Tells of every entry: its path, and the length of a file with content of its own.
+pub(super) fn list(mut source: Source, limits: &Limits, mut each: impl FnMut(&[u8], Option<u64>)) -> Result<()> {
+    let mut parser = parser(limits);
+    let mut budget = Budget { limits, entries: 0, logical_bytes: 0 };
+    while let Some(entry) = next_entry(&mut parser, &mut source, limits)? {
+        budget.take(&entry)?;
+        let length = entry.sparse.as_ref().map_or(entry.size, |(size, _)| *size);
+        each(&entry.path, (entry.kind == Kind::File).then_some(length));
+        let padded = entry.size.div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64);
+        source.skip(entry.size)?;
+        source.skip_padding(padded - entry.size);
+    }
+    source.drain();
+    Ok(())
 }
 
 fn parser(limits: &Limits) -> Parser {

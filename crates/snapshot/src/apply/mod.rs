@@ -77,29 +77,46 @@ const CHUNKS: usize = 8;
 /// [`Error::Hostile`], [`Error::Limit`], [`Error::Damaged`], [`Error::LinkTarget`] if the layer is at fault,
 /// [`Error::Source`] if `reader` failed, [`Error::Unsupported`] and [`Error::Io`] if the machine is.
 pub fn apply(reader: impl Read + Send, target: &ApplyTarget, options: &Options) -> Result<Applied> {
+    let (inflated, entries) = pumped(reader, &options.limits, |source| extract::run(source, target, options))?;
+    Ok(Applied {
+        diff_id: inflated.diff_id,
+        tar_bytes: inflated.tar_bytes,
+        source_bytes: inflated.source_bytes,
+        entries,
+    })
+}
+
+/// Reads a layer's tar, plain or packed, and writes nothing: `each` is told of every entry in the tar's order, its path
+/// relative to the root and, of a file with content of its own, the length of that. The last entry of a path is what counts.
+///
+/// # Errors
+/// As [`apply`], where the layer or `reader` is at fault.
+pub fn list(reader: impl Read + Send, limits: &Limits, each: impl FnMut(&[u8], Option<u64>)) -> Result<()> {
+    pumped(reader, limits, |source| extract::list(source, limits, each)).map(drop)
+}
+
+/// Has one thread unpack and hash while `consume` works on what comes out.
+fn pumped<T>(
+    reader: impl Read + Send,
+    limits: &Limits,
+    consume: impl FnOnce(source::Source) -> Result<T>,
+) -> Result<(inflate::Inflated, T)> {
     let (full, arriving) = mpsc::sync_channel(CHUNKS);
     let (recycle, empty) = mpsc::channel();
     for _ in 0..CHUNKS {
         // The receiver is alive: it is two lines up.
         let _ = recycle.send(vec![0; CHUNK_BYTES]);
     }
-    let limits = &options.limits;
-    let (produced, entries) = std::thread::scope(|scope| {
+    let (produced, consumed) = std::thread::scope(|scope| {
         let producer = scope.spawn(move || inflate::run(reader, limits, &empty, &full));
-        let entries = extract::run(source::Source::new(arriving, recycle), target, options);
-        (producer.join(), entries)
+        let consumed = consume(source::Source::new(arriving, recycle));
+        (producer.join(), consumed)
     });
     let produced = produced.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     // A failed producer ends the stream early, which the consumer can only report as a cut: the cause comes first.
-    let inflated = match (produced, &entries) {
-        (Ok(Some(inflated)), _) => inflated,
-        (Err(error), _) => return Err(error),
-        (Ok(None), _) => return Err(entries.err().unwrap_or(Error::Damaged { reason: "it stopped early".into() })),
-    };
-    Ok(Applied {
-        diff_id: inflated.diff_id,
-        tar_bytes: inflated.tar_bytes,
-        source_bytes: inflated.source_bytes,
-        entries: entries?,
-    })
+    match produced {
+        Ok(Some(inflated)) => Ok((inflated, consumed?)),
+        Err(error) => Err(error),
+        Ok(None) => Err(consumed.err().unwrap_or(Error::Damaged { reason: "it stopped early".into() })),
+    }
 }

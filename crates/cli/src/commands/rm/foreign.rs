@@ -238,7 +238,8 @@ fn root(context: &Context) -> Option<&std::path::Path> {
     }
 }
 
-fn free_bytes(context: &Context) -> Option<u64> {
+/// What the store's file system has free, if this process reaches it.
+pub(in crate::commands) fn free_bytes(context: &Context) -> Option<u64> {
     let found = rustix::fs::statvfs(root(context)?).ok()?;
     Some(found.f_bfree * found.f_frsize)
 }

@@ -2,6 +2,8 @@
 
 mod foreign;
 
+pub(super) use foreign::free_bytes;
+
 use serde::Serialize;
 
 use super::Context;
