@@ -109,6 +109,10 @@ pub(crate) enum Command {
     Explain(c::explain::Args),
     /// Show what keeps something on disk, and what would have to go for it to go
     Why(c::why::Args),
+    /// Map any name, digest, diff ID, chain ID or key to all others
+    Resolve(c::resolve::Args),
+    /// Show what images consist of: platforms, configs, layers, snapshots, with sizes and what is shared
+    Tree(c::tree::Args),
     /// Show what a name meant and when
     History(c::history::Args),
     /// Give an image further names

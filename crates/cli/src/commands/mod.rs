@@ -19,10 +19,12 @@ pub(crate) mod namespaces;
 pub(crate) mod pin;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod resolve;
 pub(crate) mod rm;
 pub(crate) mod snapshots;
 pub(crate) mod stores;
 pub(crate) mod tag;
+pub(crate) mod tree;
 pub(crate) mod undo;
 pub(crate) mod verify;
 pub(crate) mod watch;
@@ -94,6 +96,7 @@ const fn reach(command: &Command) -> Reach {
     use snapshots::Snapshots as S;
     match command {
         Command::Explain(_) | Command::Why(_) | Command::Doctor(_) => Reach::Any,
+        Command::Resolve(_) | Command::Tree(_) => Reach::Any,
         Command::Watch(_) | Command::Top(_) => Reach::Live,
         Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
@@ -116,6 +119,8 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::History(args) => history::run(context, &args).await?,
         Command::Explain(args) => explain::run(context, &args).await?,
         Command::Why(args) => why::run(context, &args).await?,
+        Command::Resolve(args) => resolve::run(context, &args).await?,
+        Command::Tree(args) => tree::run(context, &args).await?,
         Command::Tag(args) => tag::run(context, &args).await?,
         Command::Rm(args) => rm::run(context, &args).await?,
         Command::Undo(args) => undo::run(context, &args).await?,

@@ -5,6 +5,8 @@
 
 pub(crate) mod disk;
 pub(crate) mod facts;
+pub(crate) mod groups;
+pub(crate) mod parts;
 pub(crate) mod rows;
 mod source;
 pub(crate) mod words;

@@ -9,4 +9,6 @@ mod images;
 mod node;
 mod offline;
 mod plan;
+mod resolve;
+mod tree;
 mod ward;

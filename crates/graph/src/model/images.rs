@@ -250,10 +250,13 @@ impl Model {
         self.nodes(NodeKind::Container).filter(uses).collect()
     }
 
-    /// The topmost snapshot of the image that a container runs on.
-    fn image_top(&self, container: NodeId) -> Option<NodeId> {
+    /// The topmost snapshot of the image that a container runs on, or that a snapshot is or lies on.
+    pub fn image_top(&self, node: NodeId) -> Option<NodeId> {
         let below = |node: NodeId| self.references(node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node);
-        let mut next = self.references(container).find(|edge| edge.why == Why::RootFs).map(|edge| edge.node);
+        let mut next = match self.kind(node) {
+            NodeKind::Snapshot => Some(node),
+            _ => self.references(node).find(|edge| edge.why == Why::RootFs).map(|edge| edge.node),
+        };
         let mut seen = Marks::new(self.len());
         while let Some(node) = next.filter(|node| seen.insert(node.0)) {
             if self.unpacked_from(node).next().is_some() {
