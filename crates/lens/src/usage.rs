@@ -1,7 +1,7 @@
 //! What snapshots take: one call each, since containerd has no list of it.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use orlop_api::containerd::services::snapshots::v1::UsageRequest;
+use orlop_api::containerd::services::snapshots::v1::{UsageRequest, UsageResponse};
 use orlop_graph::model::{Inventory, SnapshotRow, Usage};
 use tonic::Code;
 
@@ -9,30 +9,42 @@ use crate::read::AT_ONCE;
 use crate::{Error, Reader};
 
 impl Reader {
-    /// Asks for the usage of snapshots of which it is not known yet and that `wanted` takes. One that went meanwhile stays
-    /// unknown.
+    /// Asks for the usage of snapshots of which it is not known yet and that `wanted` takes, and writes it into their rows. One
+    /// that went meanwhile stays unknown.
     ///
     /// # Errors
     /// If a call fails.
     pub async fn measure(&self, inventory: &mut Inventory, wanted: impl Fn(&SnapshotRow) -> bool) -> Result<(), Error> {
-        let names: Vec<_> = inventory.namespaces.iter().map(|n| n.name.clone()).collect();
+        for (at, usage) in self.usage(inventory, wanted).await? {
+            inventory.snapshots[at].usage = Some(usage);
+        }
+        Ok(())
+    }
+
+    /// The same for who holds the rows elsewhere: by position in the list of snapshots what each takes.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn usage(
+        &self,
+        inventory: &Inventory,
+        wanted: impl Fn(&SnapshotRow) -> bool,
+    ) -> Result<Vec<(usize, Usage)>, Error> {
         let unknown = inventory.snapshots.iter().enumerate().filter(|(_, s)| s.usage.is_none() && wanted(s));
         let calls = unknown.map(|(at, row)| {
-            let namespace = names[usize::from(row.namespace)].clone();
+            let namespace = inventory.namespaces[usize::from(row.namespace)].name.clone();
             let request = UsageRequest { snapshotter: row.snapshotter.to_string(), key: row.key.to_string() };
             async move {
                 match self.snapshots(&namespace)?.usage(request).await {
-                    Ok(answer) => Ok((at, Some(answer.into_inner()))),
-                    Err(status) if status.code() == Code::NotFound => Ok((at, None)),
+                    Ok(answer) => Ok(Some((at, answer.into_inner()))),
+                    Err(status) if status.code() == Code::NotFound => Ok(None),
                     Err(status) => Err(Error::call("snapshots.Usage", &namespace)(status)),
                 }
             }
         });
         let measured: Vec<_> = stream::iter(calls).buffer_unordered(AT_ONCE).try_collect().await?;
-        for (at, usage) in measured {
-            let bytes = |n: i64| n.try_into().unwrap_or(0);
-            inventory.snapshots[at].usage = usage.map(|u| Usage { bytes: bytes(u.size), inodes: bytes(u.inodes) });
-        }
-        Ok(())
+        let bytes = |n: i64| n.try_into().unwrap_or(0);
+        let usage = |u: UsageResponse| Usage { bytes: bytes(u.size), inodes: bytes(u.inodes) };
+        Ok(measured.into_iter().flatten().map(|(at, answer)| (at, usage(answer))).collect())
     }
 }

@@ -6,12 +6,10 @@ use orlop_api::any::{Wrapped, unpack};
 use orlop_api::containerd::events as event;
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::types::Envelope;
+use orlop_graph::model::MANAGED;
 use orlop_oci::{Kind, classify};
 use prost_types::{Any, Timestamp};
 use serde_json::{Value, json};
-
-/// The label that CRI gives the records that it manages.
-const MANAGED: &str = "io.cri-containerd.image";
 
 /// What happened.
 #[derive(Debug, Clone, Default, PartialEq)]

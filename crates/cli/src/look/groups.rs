@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use orlop_graph::model::{Found, Matched, Model, Node, NodeId, NodeKind, Resource, SnapshotKind, Why};
+use orlop_graph::model::{Found, Matched, Model, Node, NodeId, NodeKind, Resource, SnapshotKind, UNCOMPRESSED, Why};
 use orlop_oci::{Digest, ImageId};
 use serde::Serialize;
 
@@ -133,5 +133,5 @@ pub(crate) fn diff_id<'m>(model: &'m Model, found: &Found, text: &str) -> Option
     let Node::Blob(row) = model.node(found.node) else { return None };
     let hex = text.trim().trim_start_matches("sha256:").to_ascii_lowercase();
     let is_digest = row.digest.hex().starts_with(&hex);
-    (found.matched == Matched::DiffId || !is_digest).then(|| row.labels.get("containerd.io/uncompressed")).flatten()
+    (found.matched == Matched::DiffId || !is_digest).then(|| row.labels.get(UNCOMPRESSED)).flatten()
 }

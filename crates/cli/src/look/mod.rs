@@ -7,11 +7,14 @@ pub(crate) mod disk;
 pub(crate) mod facts;
 pub(crate) mod groups;
 pub(crate) mod parts;
+pub(crate) mod removal;
 pub(crate) mod rows;
 mod source;
 pub(crate) mod words;
 
-use orlop_graph::model::{Found, Inventory, Matched, Model, NodeId};
+use std::collections::HashSet;
+
+use orlop_graph::model::{Found, Inventory, Matched, Model, NodeId, SnapshotRow};
 
 pub(crate) use source::Source;
 
@@ -36,14 +39,13 @@ impl Look {
     }
 
     /// The same, of some snapshots only: those that `wanted` takes, once everything else is known.
-    pub(crate) async fn measured(self, wanted: impl Fn(&Model) -> Vec<NodeId>) -> Result<Self> {
-        let places: std::collections::HashSet<_> =
+    pub(crate) async fn measured(mut self, wanted: impl Fn(&Model) -> Vec<NodeId>) -> Result<Self> {
+        let places: HashSet<_> =
             wanted(&self.model).into_iter().filter_map(|node| words::place(&self.model, node)).collect();
-        let mut inventory = self.model.inventory().clone();
-        let named =
-            |s: &orlop_graph::model::SnapshotRow| places.contains(&(s.namespace, s.snapshotter.clone(), s.key.clone()));
-        self.reader.measure(&mut inventory, named).await?;
-        Ok(Self { model: Model::new(inventory), ..self })
+        let named = |s: &SnapshotRow| places.contains(&(s.namespace, s.snapshotter.clone(), s.key.clone()));
+        let measured = self.reader.usage(self.model.inventory(), named).await?;
+        self.model.take_usage(measured);
+        Ok(self)
     }
 }
 
@@ -76,12 +78,10 @@ pub(crate) fn find(model: &Model, text: &str, namespace: &str) -> Result<Vec<Fou
     if found.is_empty() {
         return Err(not_found(model, text));
     }
-    let digest = |node| words::identity(model, node);
-    let first = digest(found[0].node);
-    let ambiguous = found[0].matched == Matched::Prefix && found.iter().any(|f| digest(f.node) != first);
-    if ambiguous {
-        let mut names: Vec<String> = found.iter().map(|f| words::name(model, f.node)).collect();
-        names.dedup();
+    // Of one name there may be several things: an image ID is a record and a config.
+    let mut names: Vec<String> = found.iter().map(|f| words::name(model, f.node)).collect();
+    names.dedup();
+    if found[0].matched == Matched::Prefix && names.iter().any(|name| *name != names[0]) {
         let more = names.len().saturating_sub(PROPOSED);
         names.truncate(PROPOSED);
         let rest = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use orlop_graph::model::{Model, Node, NodeId, NodeKind};
+use orlop_graph::model::{Model, Node, NodeId, NodeKind, UNCOMPRESSED};
 use orlop_lens::Documents;
 use orlop_oci::{ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageManifest, MediaKind, chain_ids};
 use serde::Serialize;
@@ -17,9 +17,6 @@ use crate::error::Result;
 
 /// Indexes lie in indexes at most so deep.
 const DEPTH: usize = 8;
-
-/// The label with the digest of a layer's bytes before compression.
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// A document with what it names.
 #[derive(Debug, Clone, Serialize)]

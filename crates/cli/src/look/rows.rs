@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use orlop_graph::model::{Inventory, Model, Node, NodeId, NodeKind, RecordRow, Role};
+use orlop_graph::model::{Inventory, Model, Node, NodeId, NodeKind, PINNED, RecordRow, Role};
 use orlop_graph::{Builder, Graph, Image, Manifest, Record};
 use orlop_lens::Documents;
 use orlop_oci::{ChainId, Digest, Document, ImageConfig, ImageId, PlatformMatcher};
@@ -15,7 +15,6 @@ use orlop_oci::{ChainId, Digest, Document, ImageConfig, ImageId, PlatformMatcher
 use super::Look;
 use crate::client::pb;
 use crate::commands::Context;
-use crate::commands::explain::PINNED;
 use crate::error::Result;
 
 /// Snapshots of more than this are not asked one by one what they take where a list is all that is wanted: each is a call.

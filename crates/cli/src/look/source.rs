@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_graph::model::{Inventory, SnapshotRow};
+use orlop_graph::model::{Inventory, SnapshotRow, Usage};
 use orlop_lens::offline::{Root, Stored};
 use orlop_lens::{Documents, Reader, Scope};
 use orlop_oci::Digest;
@@ -49,11 +49,15 @@ impl Source {
         Ok((Self::Files(root), inventory))
     }
 
-    /// Asks what snapshots take. Files have told already what they tell.
-    pub(crate) async fn measure(&self, inventory: &mut Inventory, wanted: impl Fn(&SnapshotRow) -> bool) -> Result<()> {
+    /// What snapshots take, by their positions in the list. Files have told already what they tell.
+    pub(crate) async fn usage(
+        &self,
+        inventory: &Inventory,
+        wanted: impl Fn(&SnapshotRow) -> bool,
+    ) -> Result<Vec<(usize, Usage)>> {
         match self {
-            Self::Api(reader) => Ok(reader.measure(inventory, wanted).await?),
-            Self::Files(_) => Ok(()),
+            Self::Api(reader) => Ok(reader.usage(inventory, wanted).await?),
+            Self::Files(_) => Ok(Vec::new()),
         }
     }
 

@@ -26,11 +26,6 @@ pub(crate) fn name(model: &Model, node: NodeId) -> String {
     }
 }
 
-/// What a text that means several nodes must agree in: the name, whatever the kind and namespace.
-pub(crate) fn identity(model: &Model, node: NodeId) -> String {
-    name(model, node)
-}
-
 /// A snapshot's place.
 pub(crate) fn place(model: &Model, node: NodeId) -> Option<(NamespaceId, Arc<str>, Arc<str>)> {
     match model.node(node) {

@@ -7,9 +7,6 @@ use jiff::Timestamp;
 use orlop_graph::model::{ImageNames, ImageSize, Model, Node, NodeId, NodeKind, SnapshotKind, Weight};
 use orlop_oci::Digest;
 
-/// A label that keeps kubelet from removing an image.
-pub(crate) const PINNED: &str = "io.cri-containerd.pinned";
-
 /// A store at one moment.
 #[derive(Debug)]
 pub(crate) struct Data {
@@ -71,7 +68,8 @@ impl Data {
         let layers = layers(&model, &images);
         let shown = |image: &ImageNames| namespace.is_none_or(|only| model.namespace(image.namespace) == only);
         let rows = images.iter().zip(sizes).filter(|(image, _)| shown(image));
-        let rows = rows.map(|(image, size)| row(&model, image, size)).collect();
+        let users = model.all_users();
+        let rows = rows.map(|(image, size)| row(&model, image, size, &users)).collect();
         let mut disk = disk(&model);
         disk.extend(more);
         let gaps = model.inventory().gaps.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
@@ -93,14 +91,15 @@ fn shown_name(model: &Model, records: &[NodeId]) -> String {
     }
 }
 
-fn row(model: &Model, image: &ImageNames, size: ImageSize) -> ImageRow {
+fn row(model: &Model, image: &ImageNames, size: ImageSize, users: &BTreeMap<NodeId, Vec<NodeId>>) -> ImageRow {
+    let containers: BTreeSet<&NodeId> = image.records.iter().filter_map(|record| users.get(record)).flatten().collect();
     let mut row = ImageRow {
         namespace: model.namespace(image.namespace).into(),
         name: shown_name(model, &image.records),
         names: Vec::new(),
         records: image.records.clone(),
         size,
-        containers: model.users(&image.records).len(),
+        containers: containers.len(),
         created: None,
         pinned: false,
     };
@@ -108,7 +107,7 @@ fn row(model: &Model, image: &ImageNames, size: ImageSize) -> ImageRow {
         let Node::Record(record_row) = model.node(*record) else { continue };
         row.names.push(clean(&record_row.name));
         row.created = row.created.into_iter().chain(record_row.created).min();
-        row.pinned |= record_row.labels.get(PINNED).is_some_and(|value| value == "pinned");
+        row.pinned |= model.is_pinned(*record);
     }
     row
 }

@@ -1,25 +1,20 @@
 //! Deleting an image: a plan that is shown, then exactly that or nothing.
 //!
-//! Orlop's own store plans and removes itself, into its trash. On a foreign store the plan is computed from what it lists,
-//! and everything is read again before anything is deleted: if the plan is another one then, nothing is.
-//!
-//! # The race that is left
-//! Between the second reading and a deletion a record may be written anew. containerd 2 is told which target the record
-//! must have and refuses; containerd 1 does not know of that and is asked for the record right before.
+//! Orlop's own store plans and removes itself, into its trash. On a foreign store the plan is that of `orlop rm`, computed from
+//! what it lists, and everything is read again before anything is deleted: if the plan is another one then, nothing is. What is
+//! left of a race, [`removal`] says.
 
 use std::collections::BTreeSet;
 
-use orlop_api::containerd::services::images::v1::{DeleteImageRequest, GetImageRequest, Image};
-use orlop_graph::model::{Model, Node, NodeId, SnapshotKind, SnapshotRow};
+use orlop_graph::model::{Model, Node, NodeId, Removal as Goes, SnapshotKind, SnapshotRow};
 use orlop_lens::{Reader, Scope};
-use orlop_oci::{Digest, classify};
+use orlop_oci::classify;
 
-use super::data::{PINNED, clean};
+use super::data::clean;
 use crate::client::{Clients, pb};
+use crate::look::removal;
+use crate::look::words::{called, name, place};
 use crate::output::{count, short, size};
-
-/// The label that says which registry has a blob.
-const SOURCE: &str = "containerd.io/distribution.source.";
 
 /// A removal that can be executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,21 +59,13 @@ impl Remover {
         if self.own {
             return self.execute_own(removal).await;
         }
-        let (now, model) = self.foreign(&removal.namespace, &removal.names).await?;
+        let (now, model, records) = self.foreign(&removal.namespace, &removal.names).await?;
         if now.hash != removal.hash {
             return Err("the store has changed since it was planned: nothing was deleted; plan again".into());
         }
         let clients = self.clients.in_namespace(&removal.namespace).map_err(|e| e.message)?;
-        let targets = records(&model, &removal.namespace, &removal.names)?;
-        for (at, (name, record)) in removal.names.iter().zip(targets).enumerate() {
-            let Node::Record(row) = model.node(record) else { continue };
-            // The last one waits until what went is collected.
-            let sync = at + 1 == removal.names.len();
-            delete(&clients, name, &row.target, sync).await.map_err(|why| {
-                format!("{at} of {} deleted, then {name}: {why}", count(removal.names.len() as u64, "record"))
-            })?;
-        }
-        Ok(format!("{} deleted", count(removal.names.len() as u64, "record")))
+        removal::delete(&clients, &model, &records).await.map_err(|e| e.message)?;
+        Ok(format!("{} deleted", count(records.records.len() as u64, "record")))
     }
 
     async fn execute_own(&self, removal: &Removal) -> Result<String, String> {
@@ -95,31 +82,25 @@ impl Remover {
         Ok(format!("{deleted} deleted, {trashed} in the trash: orlop undo {} brings it back", answer.trash))
     }
 
-    /// The plan of a foreign store, and what it was read from.
-    async fn foreign(&self, namespace: &str, names: &[String]) -> Result<(Removal, Model), String> {
-        let mut inventory = self.reader.inventory(Scope::All, None).await.map_err(|e| e.to_string())?;
+    /// The plan of a foreign store, what it was read from, and what goes.
+    async fn foreign(&self, namespace: &str, names: &[String]) -> Result<(Removal, Model, Goes), String> {
+        let inventory = self.reader.inventory(Scope::All, None).await.map_err(|e| e.to_string())?;
         // An empty list that could not be read must not look like nobody's claim.
         if let Some(gap) = inventory.gaps.first() {
             return Err(format!("what keeps the image cannot be known: {}: {}", gap.what, gap.why));
         }
-        let model = Model::new(inventory.clone());
-        let gone = records(&model, namespace, names)?;
-        let reached = model.reached(&gone);
-        let wanted: BTreeSet<_> = model
-            .items()
-            .filter(|item| reached.contains(*item))
-            .filter_map(|item| match model.node(item) {
-                Node::Snapshot(row) => Some((row.namespace, row.snapshotter.clone(), row.key.clone())),
-                _ => None,
-            })
-            .collect();
+        let mut model = Model::new(inventory);
+        let asked = records(&model, namespace, names)?;
+        let gone = model.removal(&asked).snapshots;
+        let wanted: BTreeSet<_> = gone.into_iter().filter_map(|node| place(&model, node)).collect();
         let wanted = |row: &SnapshotRow| {
             row.kind == SnapshotKind::Committed
                 && wanted.contains(&(row.namespace, row.snapshotter.clone(), row.key.clone()))
         };
-        self.reader.measure(&mut inventory, wanted).await.map_err(|e| e.to_string())?;
-        let model = Model::new(inventory);
-        Ok((planned(&model, namespace, names)?, model))
+        let measured = self.reader.usage(model.inventory(), wanted).await.map_err(|e| e.to_string())?;
+        model.take_usage(measured);
+        let (removal, goes) = planned(&model, namespace, names)?;
+        Ok((removal, model, goes))
     }
 }
 
@@ -135,17 +116,6 @@ fn said(status: tonic::Status) -> String {
     format!("{}{hint}", error.message)
 }
 
-async fn delete(clients: &Clients, name: &str, target: &Digest, sync: bool) -> Result<(), String> {
-    let answer = clients.images().get(GetImageRequest { name: name.to_owned() }).await.map_err(said)?;
-    let Image { target: descriptor, .. } = answer.into_inner().image.unwrap_or_default();
-    let descriptor = descriptor.ok_or("the server names no target")?;
-    if descriptor.digest != target.as_str() {
-        return Err(format!("it points at {} meanwhile", descriptor.digest));
-    }
-    let request = DeleteImageRequest { name: name.to_owned(), sync, target: Some(descriptor) };
-    clients.images().delete(request).await.map(drop).map_err(said)
-}
-
 fn records(model: &Model, namespace: &str, names: &[String]) -> Result<Vec<NodeId>, String> {
     let number = model.inventory().namespaces.iter().position(|row| &*row.name == namespace);
     let number = number.ok_or_else(|| format!("namespace {namespace} is gone"))?;
@@ -155,56 +125,39 @@ fn records(model: &Model, namespace: &str, names: &[String]) -> Result<Vec<NodeI
 }
 
 /// What deleting these records of a foreign store would do. Pure.
-fn planned(model: &Model, namespace: &str, names: &[String]) -> Result<Removal, String> {
-    let gone = records(model, namespace, names)?;
-    let pinned = gone.iter().find(|record| model.labels(**record).get(PINNED) == Some("pinned"));
-    if let Some(Node::Record(row)) = pinned.map(|record| model.node(*record)) {
-        return Err(format!("{} is pinned: it is not deleted", clean(&row.name)));
+fn planned(model: &Model, namespace: &str, names: &[String]) -> Result<(Removal, Goes), String> {
+    let asked = records(model, namespace, names)?;
+    if let Some(pinned) = asked.iter().find(|record| model.is_pinned(**record)) {
+        return Err(format!("{} is pinned: it is not deleted", clean(&name(model, *pinned))));
     }
-    let (reached, stays) = (model.reached(&gone), model.kept_without(&gone));
-    let going: Vec<NodeId> = model.items().filter(|item| reached.contains(*item) && !stays.contains(*item)).collect();
-    let weight = model.weigh_gone(going.iter().copied(), &stays);
-    let shared = model.cost(&gone).shared_bytes();
+    let goes = model.removal(&asked);
+    let weight = &goes.freed;
+    let shared = model.cost(&goes.records).shared_bytes();
     let mut lines = vec!["Records that go".to_owned()];
-    lines.extend(names.iter().map(|name| format!("  {}", clean(name))));
+    lines.extend(goes.records.iter().map(|record| format!("  {}", clean(&name(model, *record)))));
     lines.push(format!("Content that goes: {}, {}", count(weight.blobs, "blob"), size(weight.blob_bytes)));
     let unknown = if weight.unmeasured > 0 { format!(", {} not measured", weight.unmeasured) } else { String::new() };
     let snapshots = count(weight.snapshots, "snapshot");
     lines.push(format!("Unpacked that goes: {snapshots}, {}{unknown}", size(weight.snapshot_bytes)));
+    if goes.garbage.bytes() > 0 {
+        lines.push(format!("  of it {} are garbage already", size(goes.garbage.bytes())));
+    }
     lines.push(format!("Stays, kept by others: {}", size(shared)));
-    for user in model.users(&gone) {
-        if let Node::Container(row) = model.node(user) {
-            lines.push(format!("  container {} uses it and keeps its snapshots", clean(&row.id)));
+    for user in &goes.in_use {
+        match model.node(*user) {
+            Node::Container(row) => {
+                lines.push(format!("  container {} uses it and keeps its snapshots", clean(&row.id)));
+            }
+            _ => lines.push(format!("  {} keeps some of it", clean(&called(model, *user)))),
         }
     }
-    if !has_source(model, &gone) {
+    if !goes.unpullable.is_empty() {
         lines.push("No registry is known to have it: it cannot be pulled again".into());
     }
     lines.push(String::new());
     lines.push(format!("Freed {}; there is no trash: this cannot be undone", size(weight.bytes())));
-    let hash = digest(model, &gone, &going, &lines);
-    Ok(Removal { hash, namespace: namespace.to_owned(), names: names.to_vec(), lines })
-}
-
-/// Whether the target of each record has come from a registry.
-fn has_source(model: &Model, records: &[NodeId]) -> bool {
-    let mut targets = records.iter().flat_map(|record| model.references(*record)).map(|edge| edge.node);
-    targets.all(|target| model.labels(target).starting(SOURCE).next().is_some())
-}
-
-/// Of everything that the plan names, targets too.
-fn digest(model: &Model, records: &[NodeId], items: &[NodeId], lines: &[String]) -> String {
-    let mut text = lines.join("\n");
-    for node in records.iter().chain(items) {
-        let line = match model.node(*node) {
-            Node::Record(row) => format!("\nrecord {} {}", row.name, row.target),
-            Node::Blob(row) => format!("\nblob {} {}", row.namespace, row.digest),
-            Node::Snapshot(row) => format!("\nsnapshot {} {} {}", row.namespace, row.snapshotter, row.key),
-            _ => "\nother".to_owned(),
-        };
-        text += &line;
-    }
-    Digest::of(text.as_bytes()).to_string()
+    let hash = removal::hash(model, &goes).to_string();
+    Ok((Removal { hash, namespace: namespace.to_owned(), names: names.to_vec(), lines }, goes))
 }
 
 fn own_lines(plan: &pb::Plan) -> Vec<String> {
@@ -235,6 +188,9 @@ fn own_lines(plan: &pb::Plan) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use orlop_graph::model::PINNED;
+    use orlop_oci::Digest;
+
     use super::super::tests::inventory;
     use super::*;
 
@@ -254,7 +210,7 @@ mod tests {
     }
 
     fn plan(model: &Model, name: &str) -> Removal {
-        planned(model, "k8s.io", &names(model, name)).unwrap()
+        planned(model, "k8s.io", &names(model, name)).unwrap().0
     }
 
     #[test]
@@ -273,9 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn one_name_alone_frees_nothing() {
+    fn the_last_name_takes_its_hash_references_and_one_of_these_alone_frees_nothing() {
         let model = Model::new(inventory());
-        let removal = planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap();
+        let (removal, goes) = planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap();
+        assert!(removal.lines.last().unwrap().starts_with("Freed 13.0 MiB"), "{:?}", removal.lines);
+        let all = names(&model, CNI);
+        assert_eq!((goes.records.len(), all.len()), (3, 3));
+        let hash = all.into_iter().find(|name| name.starts_with("sha256:")).unwrap();
+        let (removal, _) = planned(&model, "k8s.io", &[hash]).unwrap();
         assert!(removal.lines.last().unwrap().starts_with("Freed 0 B"), "{:?}", removal.lines);
     }
 
@@ -285,7 +246,7 @@ mod tests {
             let mut all = inventory();
             change(&mut all);
             let model = Model::new(all);
-            planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap().hash
+            planned(&model, "k8s.io", &[CNI.to_owned()]).unwrap().0.hash
         };
         let same = of(|_| ());
         assert_eq!(of(|all| drop(all.records.remove(8))), same, "what has nothing to do with it changes nothing");

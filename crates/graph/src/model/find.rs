@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use orlop_oci::{Reference, RepositoryName};
 
-use super::{Model, Node, NodeId, NodeKind};
+use super::{Model, Node, NodeId, NodeKind, UNCOMPRESSED};
 
 /// How a text means a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,9 +28,6 @@ pub struct Found {
     /// How.
     pub matched: Matched,
 }
-
-/// The label with the digest of a layer's bytes before compression.
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// A prefix shorter than this means nothing.
 const SHORTEST: usize = 4;

@@ -19,11 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use orlop_oci::{ImageId, Kind, Reference};
 
-use super::{Kept, Model, NamespaceId, Node, NodeId, NodeKind, Root, Weight, Why};
-
-/// CRI's label for records that it has taken in.
-pub const MANAGED: &str = "io.cri-containerd.image";
-const PINNED: &str = "io.cri-containerd.pinned";
+use super::{Kept, MANAGED, Model, NamespaceId, Node, NodeId, NodeKind, PINNED, Root, Weight, Why};
 
 /// How long a lease without an end, or a write that stands still, is taken to be somebody's work: containerd gives its own
 /// leases and writes this long.
@@ -203,6 +199,7 @@ impl Model {
     fn stranded(&self, namespace: NamespaceId, findings: &mut Vec<Finding>) {
         let leases: Vec<NodeId> = self.nodes(NodeKind::Lease).filter(|lease| self.root(*lease).is_some()).collect();
         let leased = self.reached(&leases);
+        let users = self.all_users();
         for image in self.images().into_iter().filter(|image| image.namespace == namespace) {
             let records = image.records;
             let wanted = records.iter().any(|record| {
@@ -210,7 +207,7 @@ impl Model {
                     || self.labels(*record).get(PINNED).is_some()
                     || self.target(*record).is_some_and(|target| leased.contains(target))
             });
-            if wanted || !self.users(&records).is_empty() {
+            if wanted || records.iter().any(|record| users.contains_key(record)) {
                 continue;
             }
             let subject = records.iter().copied().find(|r| self.record_kind(*r) == Kind::Id).unwrap_or(records[0]);
@@ -399,7 +396,7 @@ impl Model {
             .collect();
         for subject in labelled.iter().copied() {
             let (class, things) = match self.kind(subject) {
-                NodeKind::Snapshot if self.below(subject).iter().any(|node| labelled.contains(node)) => continue,
+                NodeKind::Snapshot if self.downwards(subject).skip(1).any(|node| labelled.contains(&node)) => continue,
                 NodeKind::Snapshot => (Class::OrphanSnapshot, self.with_all_above(subject)),
                 _ => (Class::OrphanBlob, vec![subject]),
             };
@@ -407,19 +404,6 @@ impl Model {
             let mend = Mend::Remove(things.clone());
             findings.push(Finding { class, subject, things, frees, mend });
         }
-    }
-
-    /// What a snapshot lies on.
-    fn below(&self, snapshot: NodeId) -> Vec<NodeId> {
-        let mut found = Vec::new();
-        let mut next = Some(snapshot);
-        while let Some(node) = next {
-            next = self.references(node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node);
-            // No cycle in a sound store; a damaged one must not hang whoever looks.
-            next = next.filter(|below| *below != snapshot && !found.contains(below));
-            found.extend(next);
-        }
-        found
     }
 
     /// A snapshot and what lies on it, what lies on others first: in this order they can be removed.

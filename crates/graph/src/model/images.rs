@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use orlop_oci::{Digest, ImageId, Kind, Reference, classify};
 
 use super::{Model, NamespaceId, Node, NodeId, NodeKind, Why};
-use crate::intern::Marks;
 
 const CONFIG: &str = "containerd.io/gc.ref.content.config";
 const MANIFEST: &str = "containerd.io/gc.ref.content.m.";
@@ -217,15 +216,7 @@ impl Model {
     /// An image's snapshots, the lowest first: those that its config names, and what they lie on.
     pub fn snapshots_of(&self, config: NodeId) -> Vec<NodeId> {
         let top = self.references(config).find(|edge| self.kind(edge.node) == NodeKind::Snapshot).map(|edge| edge.node);
-        let below = |node: &NodeId| self.references(*node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node);
-        let mut chain: Vec<NodeId> = Vec::new();
-        let mut next = top;
-        // Parents form no cycle in a sound store; a damaged one must not hang whoever looks.
-        let mut seen = Marks::new(self.len());
-        while let Some(node) = next.filter(|node| self.kind(*node) == NodeKind::Snapshot && seen.insert(node.0)) {
-            chain.push(node);
-            next = below(&node);
-        }
+        let mut chain: Vec<NodeId> = top.into_iter().flat_map(|top| self.downwards(top)).collect();
         chain.reverse();
         chain
     }
@@ -252,19 +243,47 @@ impl Model {
 
     /// The topmost snapshot of the image that a container runs on, or that a snapshot is or lies on.
     pub fn image_top(&self, node: NodeId) -> Option<NodeId> {
-        let below = |node: NodeId| self.references(node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node);
-        let mut next = match self.kind(node) {
+        let first = match self.kind(node) {
             NodeKind::Snapshot => Some(node),
             _ => self.references(node).find(|edge| edge.why == Why::RootFs).map(|edge| edge.node),
         };
-        let mut seen = Marks::new(self.len());
-        while let Some(node) = next.filter(|node| seen.insert(node.0)) {
-            if self.unpacked_from(node).next().is_some() {
-                return Some(node);
-            }
-            next = below(node);
+        let is_top = |node: &NodeId| self.unpacked_from(*node).next().is_some();
+        first.into_iter().flat_map(|first| self.downwards(first)).find(is_top)
+    }
+
+    /// A snapshot and those that it lies on, down to the lowest that is here.
+    pub fn downwards(&self, snapshot: NodeId) -> impl Iterator<Item = NodeId> {
+        let is_here = |node: &NodeId| self.kind(*node) == NodeKind::Snapshot;
+        let below = move |node: &NodeId| {
+            self.references(*node).find(|edge| edge.why == Why::Parent).map(|edge| edge.node).filter(is_here)
+        };
+        // Parents form no cycle in a sound store; a damaged one must not hang whoever looks.
+        std::iter::successors(Some(snapshot).filter(is_here), below).take(self.inventory.snapshots.len())
+    }
+
+    /// By record that keeps an image: the containers that run on it, as [`users`](Self::users) tells it of some records. For
+    /// who asks of all.
+    pub fn all_users(&self) -> BTreeMap<NodeId, Vec<NodeId>> {
+        let mut records_above: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        let mut users: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        for container in self.nodes(NodeKind::Container) {
+            let Node::Container(row) = self.node(container) else { continue };
+            let records = match self.image_top(container) {
+                Some(top) => records_above.entry(top).or_insert_with(|| self.records_above(top)).clone(),
+                None => self.record(row.namespace, &row.image).into_iter().collect(),
+            };
+            records.into_iter().for_each(|record| users.entry(record).or_default().push(container));
         }
-        None
+        users
+    }
+
+    /// The records that keep an image whose topmost snapshot this is.
+    fn records_above(&self, top: NodeId) -> Vec<NodeId> {
+        let keepers = self.unpacked_from(top).flat_map(|config| self.keepers(config));
+        let mut records: Vec<NodeId> = keepers.filter(|keeper| self.kind(*keeper) == NodeKind::Record).collect();
+        records.sort_unstable();
+        records.dedup();
+        records
     }
 
     /// Blobs that say of a snapshot that they are unpacked there.

@@ -30,10 +30,11 @@ mod keep;
 mod labels;
 mod nodes;
 mod plan;
+mod well_known;
 
 pub use cost::{Cost, Weight};
 pub use find::{Found, Matched};
-pub use findings::{Class, Facts, Finding, MANAGED, Mend};
+pub use findings::{Class, Facts, Finding, Mend};
 pub use images::{ImageNames, ImageSize, Role};
 pub use inventory::{
     BlobRow, ContainerRow, Gap, IngestRow, Inventory, LeaseRow, NamespaceId, NamespaceRow, RecordRow, Resource,
@@ -43,3 +44,4 @@ pub use keep::{Chain, Kept, Link};
 pub use labels::Labels;
 pub use nodes::{Edge, Missing, Model, Node, NodeId, NodeKind, Root, Why};
 pub use plan::Removal;
+pub use well_known::{MANAGED, PINNED, SOURCE, UNCOMPRESSED};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use orlop_oci::{Digest, DigestTable};
 
 use super::{
-    BlobRow, ContainerRow, IngestRow, Inventory, Labels, LeaseRow, NamespaceId, RecordRow, Resource, SnapshotRow,
+    BlobRow, ContainerRow, IngestRow, Inventory, Labels, LeaseRow, NamespaceId, RecordRow, Resource, SnapshotRow, Usage,
 };
 use crate::intern::{Bits, FastMap, Number};
 
@@ -183,6 +183,13 @@ impl Model {
     /// A namespace's name.
     pub fn namespace(&self, namespace: NamespaceId) -> &str {
         &self.inventory.namespaces[usize::from(namespace)].name
+    }
+
+    /// Takes in what snapshots take, by their positions in the inventory's list, once somebody has asked.
+    pub fn take_usage(&mut self, measured: impl IntoIterator<Item = (usize, Usage)>) {
+        for (at, usage) in measured {
+            self.inventory.snapshots[at].usage = Some(usage);
+        }
     }
 
     /// How many nodes there are.

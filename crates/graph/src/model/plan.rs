@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use orlop_oci::{Kind, Reference, RepositoryName};
 
-use super::{Kept, Model, Node, NodeId, NodeKind, Weight};
-
-/// The label of a blob that tells which repositories of a host have it.
-const SOURCE: &str = "containerd.io/distribution.source.";
+use super::{Kept, Model, Node, NodeId, NodeKind, PINNED, SOURCE, Weight};
 
 /// What goes if some records are removed and garbage is collected then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,6 +83,11 @@ impl Model {
             Kind::Id => false,
             Kind::Digest => !self.tags_beside(record).any(|_| true),
         }
+    }
+
+    /// Whether CRI's label says that the kubelet must not remove a record's image.
+    pub fn is_pinned(&self, record: NodeId) -> bool {
+        self.labels(record).get(PINNED) == Some("pinned")
     }
 
     /// Tags of the same repository, namespace and target as a digest reference.

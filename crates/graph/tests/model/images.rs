@@ -100,4 +100,9 @@ fn a_container_uses_the_image_it_names_and_the_image_it_lies_on() {
     let users = |name: &str| names(&model, &model.users(&[model.record(0, name).unwrap()]));
     assert_eq!((users("m:1"), users("n:1")), (vec!["web".to_owned()], vec!["job".to_owned()]));
     assert_eq!((users("above:1"), users("old@digest")), (vec![], vec!["late".to_owned()]));
+    // Asked of all at once, the same.
+    let all = model.all_users();
+    for record in model.nodes(orlop_graph::model::NodeKind::Record) {
+        assert_eq!(all.get(&record).cloned().unwrap_or_default(), model.users(&[record]));
+    }
 }

@@ -159,7 +159,8 @@ fn hash_references(model: &Model) -> HashReferences {
 }
 
 fn reclaimable(model: &Model, images: &[ImageNames]) -> Reclaimable {
-    let is_unused = |image: &&ImageNames| model.users(&image.records).is_empty();
+    let users = model.all_users();
+    let is_unused = |image: &&ImageNames| !image.records.iter().any(|record| users.contains_key(record));
     let is_untagged = |image: &&ImageNames| image.records.iter().all(|r| model.record_kind(*r).is_hash_reference());
     let records =
         |images: Vec<&ImageNames>| images.into_iter().flat_map(|i| i.records.clone()).collect::<Vec<NodeId>>();

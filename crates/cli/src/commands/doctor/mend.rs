@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use orlop_api::containerd::services::{content, images, leases, snapshots};
 use orlop_api::containerd::types::Descriptor;
-use orlop_graph::model::{Class, Finding, MANAGED, Mend, Model, Node, NodeId};
+use orlop_graph::model::{Class, Finding, MANAGED, Mend, Model, Node, NodeId, PINNED};
 use orlop_oci::Digest;
 use serde::Serialize;
 
@@ -21,8 +21,6 @@ use crate::error::{Class as Failure, CliError, Result};
 use crate::look::words::{abbreviated, name};
 use crate::look::{Look, Measured, Source};
 use crate::output::{self, count, size};
-
-const PINNED: &str = "io.cri-containerd.pinned";
 
 /// What `--fix` does.
 #[derive(Debug, Serialize)]

@@ -1,10 +1,9 @@
 //! What happens if a thing is deleted.
 
-use orlop_graph::model::{Model, Node, NodeId, NodeKind, Role, Why};
+use orlop_graph::model::{MANAGED, Model, Node, NodeId, NodeKind, Role, Why};
 use orlop_oci::Kind;
 use serde::Serialize;
 
-use super::what::{MANAGED, PINNED};
 use crate::commands::Context;
 use crate::find::places::KUBERNETES;
 use crate::look::words::called;
@@ -102,7 +101,7 @@ fn record(
     } else {
         words.push(format!("{freed}: it is the only record of the image"));
     }
-    if model.labels(node).get(PINNED) == Some("pinned") {
+    if model.is_pinned(node) {
         words.push("it is pinned: the kubelet never removes it, `orlop rm` only with --force".into());
     }
     if model.record_kind(node) == Kind::Digest && !others.is_empty() && !context.store.is_own() {

@@ -5,8 +5,6 @@ mod facts;
 mod text;
 mod what;
 
-pub(crate) use what::PINNED;
-
 use serde::Serialize;
 
 use super::Context;

@@ -1,6 +1,6 @@
 //! What a thing is, in words, and who wrote it.
 
-use orlop_graph::model::{Model, Node, NodeId, NodeKind, Role, SnapshotKind, Why};
+use orlop_graph::model::{MANAGED, Model, Node, NodeId, NodeKind, Role, SOURCE, SnapshotKind, UNCOMPRESSED, Why};
 use orlop_oci::Kind;
 use serde::Serialize;
 
@@ -9,13 +9,6 @@ use crate::commands::Context;
 use crate::find::places::KUBERNETES;
 use crate::look::words::{self, abbreviated, called};
 use crate::output::{count, size};
-
-/// The label that CRI writes on every record of its own.
-pub(crate) const MANAGED: &str = "io.cri-containerd.image";
-/// CRI's label for images that the kubelet must not remove.
-pub(crate) const PINNED: &str = "io.cri-containerd.pinned";
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
-const SOURCE: &str = "containerd.io/distribution.source.";
 
 /// Who wrote a record.
 #[derive(Debug, Serialize)]
@@ -178,10 +171,7 @@ fn snapshot(model: &Model, node: NodeId, row: &orlop_graph::model::SnapshotRow) 
     let usage = row
         .usage
         .map_or("of unknown size".into(), |usage| format!("{} in {}", size(usage.bytes), count(usage.inodes, "inode")));
-    let depth = std::iter::successors(Some(node), |n| {
-        model.references(*n).find(|edge| edge.why == Why::Parent).map(|edge| edge.node)
-    });
-    let depth = depth.take(1_000).count() as u64;
+    let depth = model.downwards(node).count() as u64;
     match row.kind {
         SnapshotKind::Committed => format!(
             "an unpacked layer, number {depth} from the bottom, kept by {}: {usage} without those below. Its key is the chain ID",

@@ -1,25 +1,16 @@
 //! Removal from a store without `orlop.v1`: the plan is made here, of everything that the store lists, and executed by
-//! deletions of records that name the target they expect.
-//!
-//! # The race that is left
-//! Each record is looked at once more right before it is deleted. In the moment between, another client may change it.
-//! containerd 2.x refuses then, since the deletion says what the record must point at; containerd 1.x does not know that field
-//! and deletes. What became reachable meanwhile stays in any case: the store's own collection decides what goes.
+//! deletions of records that name the target they expect ([`removal`] has the race that is left).
 
 use std::collections::BTreeSet;
 
-use orlop_api::containerd::services::images::v1::{DeleteImageRequest, GetImageRequest};
-use orlop_api::containerd::types::Descriptor;
-use orlop_graph::model::{Model, Node, NodeId, NodeKind, RecordRow, Removal};
-use orlop_oci::Digest;
+use orlop_graph::model::{Model, Node, NodeId, NodeKind, Removal};
 
 use super::{Args, Blob, Plan, Reason, Snapshot};
 use crate::commands::Context;
-use crate::commands::explain::PINNED;
 use crate::error::{Class, CliError, Result};
 use crate::find::At;
 use crate::look::words::{called, name};
-use crate::look::{Look, Measured, find};
+use crate::look::{Look, Measured, find, removal};
 
 /// What a file takes is counted in blocks of this size where the file system cannot be asked: that of nearly all.
 const BLOCK: u64 = 4096;
@@ -41,7 +32,7 @@ pub(super) async fn plan(context: &Context, args: &Args) -> Result<Planned> {
         return Err(CliError::new(Class::Unavailable, message));
     }
     let asked = asked(context, &look.model, &args.names)?;
-    if let Some(pinned) = asked.iter().find(|record| is_pinned(&look.model, **record)).filter(|_| !args.force) {
+    if let Some(pinned) = asked.iter().find(|record| look.model.is_pinned(**record)).filter(|_| !args.force) {
         let message = format!("{} is pinned", called(&look.model, *pinned));
         return Err(CliError::new(Class::Conflict, message).hint("--force removes it all the same"));
     }
@@ -63,7 +54,7 @@ pub(super) async fn execute(context: &Context, args: &Args, planned: Planned) ->
         return Err(CliError::new(Class::Usage, message).hint("start its containerd and give its --address"));
     }
     let free = free_bytes(context);
-    delete(context, &look.model, &removal).await?;
+    removal::delete(&context.clients, &look.model, &removal).await?;
     let freed = free.zip(free_bytes(context)).map(|(before, after)| after.saturating_sub(before));
     let after = Look::at(context, Measured::None).await?;
     let differences = compare(&look.model, &removal, &after.model, &plan, freed);
@@ -90,10 +81,6 @@ fn asked(context: &Context, model: &Model, names: &[String]) -> Result<Vec<NodeI
     Ok(asked)
 }
 
-fn is_pinned(model: &Model, record: NodeId) -> bool {
-    model.labels(record).get(PINNED) == Some("pinned")
-}
-
 fn shown(context: &Context, model: &Model, removal: &Removal) -> Plan {
     let block = block_size(context);
     let blobs: Vec<Blob> = removal.blobs.iter().filter_map(|node| blob(model, *node)).collect();
@@ -111,7 +98,7 @@ fn shown(context: &Context, model: &Model, removal: &Removal) -> Plan {
     });
     Plan {
         schema: "orlop.rm/v1",
-        plan: hash(model, removal).to_string(),
+        plan: removal::hash(model, removal).to_string(),
         freed_now: freed,
         freed_when_trash_empties: freed,
         garbage: removal.garbage.bytes(),
@@ -140,66 +127,6 @@ fn snapshot(model: &Model, node: NodeId) -> Option<Snapshot> {
             bytes: row.usage.unwrap_or_default().bytes,
         }),
         _ => None,
-    }
-}
-
-/// What the plan is about, as one digest: the records with their targets, and what goes that is not garbage already, for
-/// that may go at any time.
-fn hash(model: &Model, removal: &Removal) -> Digest {
-    let kept = model.kept();
-    let mut lines: BTreeSet<String> = BTreeSet::new();
-    for node in removal.records.iter().chain(&removal.blobs).chain(&removal.snapshots) {
-        if !kept.contains(*node) {
-            continue;
-        }
-        let namespace = model.namespace(model.node(*node).namespace());
-        let target = match model.node(*node) {
-            Node::Record(row) => row.target.to_string(),
-            Node::Snapshot(row) => row.snapshotter.to_string(),
-            _ => String::new(),
-        };
-        lines.insert(format!("{:?} {namespace} {} {target}\n", model.kind(*node), name(model, *node)));
-    }
-    Digest::of(lines.into_iter().collect::<String>().as_bytes())
-}
-
-/// Hash references first, so that a removal that is broken off leaves a name with the rest; the last one waits for the
-/// collection.
-async fn delete(context: &Context, model: &Model, removal: &Removal) -> Result<()> {
-    let mut records = removal.records.clone();
-    records.sort_by_key(|record| !model.record_kind(*record).is_hash_reference());
-    let last = records.len().saturating_sub(1);
-    for (at, record) in records.into_iter().enumerate() {
-        let Node::Record(row) = model.node(record) else { continue };
-        let target = Descriptor {
-            media_type: row.media_type.to_string(),
-            digest: row.target.to_string(),
-            size: row.size as i64,
-            ..Descriptor::default()
-        };
-        let request = DeleteImageRequest { name: row.name.to_string(), sync: at == last, target: Some(target) };
-        delete_one(context, row, request).await.map_err(|failed| {
-            let message = format!("remove {}: {}; {at} of {} records are removed", row.name, failed.message, last + 1);
-            CliError { message, ..failed }
-        })?;
-    }
-    Ok(())
-}
-
-/// Deletes a record if it still points where it did. One that somebody else removed is as it was to be.
-async fn delete_one(context: &Context, row: &RecordRow, request: DeleteImageRequest) -> Result<()> {
-    let mut images = context.clients.images();
-    let now = match images.get(GetImageRequest { name: row.name.to_string() }).await {
-        Ok(answer) => answer.into_inner().image.unwrap_or_default().target.unwrap_or_default().digest,
-        Err(status) if status.code() == tonic::Code::NotFound => return Ok(()),
-        Err(status) => return Err(status.into()),
-    };
-    if now != row.target.as_str() {
-        return Err(CliError::new(Class::Conflict, format!("it points at {now} now, no longer at {}", row.target)));
-    }
-    match images.delete(request).await {
-        Err(status) if status.code() != tonic::Code::NotFound => Err(status.into()),
-        _ => Ok(()),
     }
 }
 
