@@ -11,6 +11,7 @@ use rustix::mount::{
     fsmount, fsopen, move_mount,
 };
 
+use super::idmap::{self, Mapping};
 use super::loops::{self, Device};
 use super::{Wanted, bad, options, permitted};
 use crate::{Error, Result};
@@ -66,20 +67,22 @@ pub(super) fn possible(mount: &Wanted) -> Result<()> {
 /// Mounts it, and says what it was mounted from and with which options.
 pub(super) fn mount_on(mount: &Wanted, point: &Path) -> Result<Wanted> {
     let mut mount = mount.clone();
-    mount.options.retain(|option| option != "loop");
+    let mut mapped = idmap::Asked::default();
+    mount.options.retain(|option| option != "loop" && !mapped.take(option));
     mount.options.iter().try_for_each(|option| options::consumed(option))?;
+    let mapping = mapped.mapping()?;
     match tree(&mount) {
         // Only block devices: before Linux 6.12, or built without files.
-        Err(Errno::NOTBLK) => from_devices(mount, point),
+        Err(Errno::NOTBLK) => from_devices(mount, mapping.as_ref(), point),
         other => {
-            permitted(other.and_then(|tree| attach(&tree, point)), "mount erofs on", point)?;
+            attached(other, mapping.as_ref(), point)?;
             Ok(mount)
         }
     }
 }
 
 /// Mounts it from loop devices, which go with the mount.
-fn from_devices(mut mount: Wanted, point: &Path) -> Result<Wanted> {
+fn from_devices(mut mount: Wanted, mapping: Option<&Mapping>, point: &Path) -> Result<Wanted> {
     let mut devices = Vec::new();
     mount.source = device(&mount.source, &mut devices)?;
     for option in &mut mount.options {
@@ -87,8 +90,14 @@ fn from_devices(mut mount: Wanted, point: &Path) -> Result<Wanted> {
             *option = format!("{DEVICE}{}", device(file, &mut devices)?);
         }
     }
-    permitted(tree(&mount).and_then(|tree| attach(&tree, point)), "mount erofs on", point)?;
+    attached(tree(&mount), mapping, point)?;
     Ok(mount)
+}
+
+fn attached(tree: rustix::io::Result<OwnedFd>, mapping: Option<&Mapping>, point: &Path) -> Result<()> {
+    let tree = permitted(tree, "mount erofs on", point)?;
+    mapping.map_or(Ok(()), |mapping| mapping.apply(&tree, point))?;
+    permitted(attach(&tree, point), "mount erofs on", point)
 }
 
 fn device(file: &str, devices: &mut Vec<Device>) -> Result<String> {
@@ -155,7 +164,7 @@ mod tests {
         run("mkfs.erofs", [image.as_str(), at("tree").to_str().unwrap()]).ok();
         let options = vec!["nosuid".to_owned()];
         let wanted = Wanted { kind: KIND.into(), source: image.clone(), options, ..Wanted::default() };
-        let made = from_devices(wanted.clone(), &at("point")).unwrap();
+        let made = from_devices(wanted.clone(), None, &at("point")).unwrap();
         assert!(made.source.starts_with("/dev/loop"), "{made:?}");
         let attached = loops(directory.path());
         assert!(attached.len() == 1 && attached[0].read_only && attached[0].autoclear, "{attached:?}");
@@ -165,9 +174,9 @@ mod tests {
 
         // The second file cannot be attached, and what cannot be mounted is not kept either.
         let broken = Wanted { options: vec![format!("{DEVICE}/nowhere")], ..wanted.clone() };
-        from_devices(broken, &at("point")).unwrap_err();
+        from_devices(broken, None, &at("point")).unwrap_err();
         std::fs::write(at("image"), vec![0; 8192]).unwrap();
-        from_devices(wanted, &at("point")).unwrap_err();
+        from_devices(wanted, None, &at("point")).unwrap_err();
         no_loops(directory.path());
     }
 }

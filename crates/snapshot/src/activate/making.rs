@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
+use super::idmap::{Layers, Mapping};
 use super::options::Options;
 use super::{Wanted, bad, erofs, fuse, loops, not_here, options, permitted};
 use crate::{Mount, Result};
@@ -29,12 +30,18 @@ pub(super) fn mount_on(mount: Wanted, point: &Path) -> Result<Wanted> {
         return Ok(mount);
     }
     let options = options::parse(&mount.options)?;
+    let mapping = options.mapped.mapping()?;
+    if mount.kind == "overlay" && !options.looped && !options.flags.contains(MountFlags::BIND) {
+        overlay_on(&mount, &options, mapping.as_ref(), point)?;
+        return Ok(mount);
+    }
     if mount.kind == "bind" || options.flags.contains(MountFlags::BIND) {
         bind_on(&mount, &options, point)?;
-    } else if mount.kind == "overlay" && !options.looped {
-        overlay_on(&mount, &options, point)?;
     } else {
         system_on(&mount, &options, point)?;
+    }
+    if let Some(mapping) = mapping {
+        mapping.remount(point)?;
     }
     Ok(mount)
 }
@@ -57,8 +64,10 @@ fn system_on(mount: &Wanted, options: &Options, point: &Path) -> Result<()> {
 }
 
 /// Flags other than read-only are the mount's; overlayfs knows none of them.
-fn overlay_on(mount: &Wanted, parsed: &Options, point: &Path) -> Result<()> {
+fn overlay_on(mount: &Wanted, parsed: &Options, mapping: Option<&Mapping>, point: &Path) -> Result<()> {
     let mut options = parsed.data.clone();
+    // Until it is mounted.
+    let _layers = mapping.map(|mapping| Layers::map(mapping, &mut options, point)).transpose()?;
     let mut flags = parsed.flags;
     if flags.contains(MountFlags::RDONLY) {
         options.push("ro".into());

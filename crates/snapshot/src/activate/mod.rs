@@ -7,7 +7,8 @@
 //! activation is mounted here whole, and the client gets a bind mount.
 //!
 //! ```text
-//! <directory>/0, 1, …    mount points, unmounted from the last to the first
+//! <directory>/0, 1, …      mount points, unmounted from the last to the first
+//! <directory>/0.0, 0.1, …  mapped layers of an overlayfs that is just being mounted on 0
 //! ```
 //!
 //! # Invariants
@@ -17,6 +18,7 @@
 
 mod erofs;
 mod fuse;
+mod idmap;
 mod loops;
 mod making;
 mod mkdir;
@@ -153,10 +155,10 @@ pub fn deactivate(directory: &Path) -> Result<()> {
     };
     for entry in entries {
         let name = entry.at("list", directory)?.file_name();
-        points.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        points.extend(name.to_str().and_then(|name| Some((order(name)?, directory.join(name)))));
     }
     points.sort_unstable();
-    for point in points.into_iter().rev().map(|number| directory.join(number.to_string())) {
+    for (_, point) in points.into_iter().rev() {
         while is_mounted(&point) {
             match rustix::mount::unmount(&point, UnmountFlags::NOFOLLOW) {
                 // Somebody else was faster.
@@ -167,6 +169,14 @@ pub fn deactivate(directory: &Path) -> Result<()> {
         removed(&point)?;
     }
     removed(directory)
+}
+
+/// What comes after what among the names of mount points; `None` is nobody's.
+fn order(name: &str) -> Option<(u32, Option<u32>)> {
+    Some(match name.split_once('.') {
+        Some((point, layer)) => (point.parse().ok()?, Some(layer.parse().ok()?)),
+        None => (name.parse().ok()?, None),
+    })
 }
 
 fn removed(directory: &Path) -> Result<()> {
@@ -200,4 +210,31 @@ fn bad(reason: String) -> Error {
 
 fn not_here(reason: String) -> Error {
     Error::NotMountedHere { reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use orlop_testkit::mounts::{Cleaned, mounted};
+    use orlop_testkit::process::need_root;
+
+    use super::*;
+
+    /// Killed between mapping an overlayfs's layers and mounting it.
+    #[test]
+    fn mapped_layers_that_were_left_are_unmounted_too() {
+        if !need_root() {
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().canonicalize().unwrap().join("7");
+        let _cleaned = Cleaned(directory.clone());
+        let layer = scratch.path().join("layer");
+        std::fs::create_dir(&layer).unwrap();
+        for name in ["0", "1.0", "1.1", "1.10", "1"] {
+            std::fs::create_dir_all(directory.join(name)).unwrap();
+            rustix::mount::mount_bind(&layer, directory.join(name)).unwrap();
+        }
+        deactivate(&directory).unwrap();
+        assert!(mounted(&directory).is_empty() && !directory.exists());
+    }
 }

@@ -2,7 +2,7 @@
 
 use rustix::mount::MountFlags;
 
-use super::{bad, not_here};
+use super::{bad, idmap};
 use crate::Result;
 
 /// Options that set flags of mount(2), or clear them.
@@ -38,18 +38,27 @@ pub(super) struct Options {
     pub(super) looped: bool,
     /// The loop device goes around the page cache.
     pub(super) direct: bool,
+    /// Whose files they are shown to be.
+    pub(super) mapped: idmap::Asked,
     /// Everything else.
     pub(super) data: Vec<String>,
 }
 
 /// Takes options apart; the last one that says something about a flag is right.
 pub(super) fn parse(options: &[String]) -> Result<Options> {
-    let mut parsed = Options { flags: MountFlags::empty(), looped: false, direct: false, data: Vec::new() };
+    let mut parsed = Options {
+        flags: MountFlags::empty(),
+        looped: false,
+        direct: false,
+        mapped: idmap::Asked::default(),
+        data: Vec::new(),
+    };
     for option in options {
         consumed(option)?;
         match option.as_str() {
             "loop" => parsed.looped = true,
             "defaults" => {}
+            other if parsed.mapped.take(other) => {}
             other => match FLAGS.iter().find(|(name, ..)| *name == other) {
                 Some((_, set, flag)) => parsed.flags.set(*flag, *set),
                 None => parsed.data.push(other.to_owned()),
@@ -68,9 +77,6 @@ pub(super) fn consumed(option: &str) -> Result<()> {
     if option.starts_with("X-containerd.") {
         return Err(bad(format!("option {option:?} belongs to a transform that the mount's type does not name")));
     }
-    if ["uidmap=", "gidmap="].iter().any(|mapped| option.starts_with(mapped)) {
-        return Err(not_here(format!("option {option:?}: this server maps no users: mount it on the client's side")));
-    }
     Ok(())
 }
 
@@ -84,7 +90,8 @@ mod tests {
 
     #[test]
     fn flags_are_set_and_cleared_in_order_and_the_rest_is_the_file_systems() {
-        let found = parsed(&["ro", "nosuid", "loop", "rw", "size=1", "direct-io", "defaults", "sync"]).unwrap();
+        let found =
+            parsed(&["ro", "nosuid", "loop", "rw", "size=1", "direct-io", "defaults", "uidmap=0:1:1", "sync"]).unwrap();
         assert_eq!(found.flags, MountFlags::NOSUID | MountFlags::SYNCHRONOUS);
         assert!(found.looped && found.direct);
         assert_eq!(found.data, ["size=1"]);
@@ -96,9 +103,8 @@ mod tests {
 
     #[test]
     fn what_nobody_took_is_refused() {
-        for option in ["X-containerd.mkfs.size=1", "uidmap=0:1:1"] {
-            let told = parsed(&["ro", option]).unwrap_err().to_string();
-            assert!(told.contains(option), "{told}");
-        }
+        let option = "X-containerd.mkfs.size=1";
+        let told = parsed(&["ro", option]).unwrap_err().to_string();
+        assert!(told.contains(option), "{told}");
     }
 }
