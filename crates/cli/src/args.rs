@@ -119,6 +119,8 @@ pub(crate) enum Command {
     Tag(c::tag::Args),
     /// Remove names, and what only they keep
     Rm(c::rm::Args),
+    /// Remove images that nobody needs, by a policy: shows the plan first
+    Prune(c::prune::Args),
     /// Undo a removal
     Undo(c::undo::Args),
     /// Keep images whatever cleans up

@@ -159,10 +159,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("list", "orlop images"),
     ("load", "orlop import FILE (or -)"),
     ("login", "docker login or a credential helper: orlop reads ~/.docker/config.json, and --user U:P"),
-    ("prune", "orlop gc"),
     ("rmi", "orlop rm NAME"),
     ("save", "orlop export NAME -O FILE (or -)"),
-    ("system", "orlop df and orlop gc"),
+    ("system", "orlop df, orlop prune and orlop gc"),
     ("unmount", "orlop umount DIR"),
 ];
 

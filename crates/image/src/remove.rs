@@ -13,6 +13,7 @@ use orlop_oci::{Descriptor, Digest, Reference};
 
 use crate::catalog::Catalog;
 use crate::reconcile::{self, Facts, digest_of, is_name, is_pinned};
+use crate::supply::{self, Supply};
 use crate::users::Users;
 use crate::{Error, Images, Result, SnapshotRow, labels};
 
@@ -30,6 +31,8 @@ pub struct RemoveRequest {
     pub force: bool,
     /// Give the space back at once instead of keeping it for undo.
     pub no_trash: bool,
+    /// What the trash says that it was; none: `rm` and the names.
+    pub reason: Option<String>,
 }
 
 /// A name and why it is listed.
@@ -122,7 +125,9 @@ impl Images {
         let (owned, changes) = (scope.clone(), deletions(&doomed.names));
         let disposal = match request.no_trash {
             true => Disposal::Reclaim,
-            false => Disposal::Trash { reason: format!("rm {}", request.names.join(" ")) },
+            false => Disposal::Trash {
+                reason: request.reason.clone().unwrap_or_else(|| format!("rm {}", request.names.join(" "))),
+            },
         };
         let report =
             self.blocking(move |store| Ok(store.delete_images(&owned, &changes, &disposal, Some(at))?)).await?;
@@ -293,15 +298,17 @@ impl Images {
             let content = store.content(&scope);
             let mut reasons = Vec::new();
             for digest in lost {
-                let known = match content.stat(&digest) {
-                    Ok(info) => info.labels.keys().any(|key| key.starts_with(labels::SOURCE)),
-                    Err(metadata::Error::NotFound { .. }) => true,
+                let supply = match content.stat(&digest) {
+                    Ok(info) => supply::supply(&info.labels),
+                    Err(metadata::Error::NotFound { .. }) => Supply::Known,
                     Err(error) => return Err(error.into()),
                 };
-                if !known {
-                    let reason = "it was imported or made here: no registry is known to have it".to_owned();
-                    reasons.push(Reason { name: digest.to_string(), reason });
-                }
+                let reason = match supply {
+                    Supply::Known => continue,
+                    Supply::Unknown => "it was imported or made here: no registry is known to have it".to_owned(),
+                    Supply::Gone(from) => format!("{} had it once and has it no more", from.join(", ")),
+                };
+                reasons.push(Reason { name: digest.to_string(), reason });
             }
             Ok(reasons)
         })

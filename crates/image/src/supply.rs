@@ -28,7 +28,8 @@ pub(crate) fn of(look: &Look<'_>, target: &Digest) -> metadata::Result<Supply> {
     Ok(supply(&found))
 }
 
-fn supply(found: &Labels) -> Supply {
+/// The same of its labels.
+pub(crate) fn supply(found: &Labels) -> Supply {
     let mut gone = Vec::new();
     for (key, paths) in found {
         let Some(host) = key.strip_prefix(labels::SOURCE) else { continue };

@@ -17,6 +17,7 @@ pub(crate) mod leases;
 pub(crate) mod mount;
 pub(crate) mod namespaces;
 pub(crate) mod pin;
+pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod resolve;
@@ -96,7 +97,7 @@ const fn reach(command: &Command) -> Reach {
     use snapshots::Snapshots as S;
     match command {
         Command::Explain(_) | Command::Why(_) | Command::Doctor(_) => Reach::Any,
-        Command::Resolve(_) | Command::Tree(_) => Reach::Any,
+        Command::Resolve(_) | Command::Tree(_) | Command::Prune(_) => Reach::Any,
         Command::Watch(_) | Command::Top(_) => Reach::Live,
         Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
@@ -123,6 +124,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Tree(args) => tree::run(context, &args).await?,
         Command::Tag(args) => tag::run(context, &args).await?,
         Command::Rm(args) => rm::run(context, &args).await?,
+        Command::Prune(args) => prune::run(context, &args).await?,
         Command::Undo(args) => undo::run(context, &args).await?,
         Command::Pin(args) => pin::run(context, &args, true).await?,
         Command::Unpin(args) => pin::run(context, &args, false).await?,

@@ -42,7 +42,9 @@ impl Look {
     pub(crate) async fn measured(mut self, wanted: impl Fn(&Model) -> Vec<NodeId>) -> Result<Self> {
         let places: HashSet<_> =
             wanted(&self.model).into_iter().filter_map(|node| words::place(&self.model, node)).collect();
-        let named = |s: &SnapshotRow| places.contains(&(s.namespace, s.snapshotter.clone(), s.key.clone()));
+        let named = |s: &SnapshotRow| {
+            s.usage.is_none() && places.contains(&(s.namespace, s.snapshotter.clone(), s.key.clone()))
+        };
         let measured = self.reader.usage(self.model.inventory(), named).await?;
         self.model.take_usage(measured);
         Ok(self)

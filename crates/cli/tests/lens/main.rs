@@ -3,12 +3,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alone;
 mod doctor;
 mod explain;
 mod images;
 mod node;
 mod offline;
 mod plan;
+mod prune;
 mod resolve;
 mod tree;
 mod ward;

@@ -176,7 +176,7 @@ impl Ward {
         self.node.containerd.changed(|root| {
             let database = root.join("io.containerd.metadata.v1.bolt/meta.db");
             let mut bytes = std::fs::read(&database).unwrap();
-            assert!(made_older(&mut bytes) > 0, "no times in {}", database.display());
+            assert!(made_older(&mut bytes, "createdat") > 0, "no times in {}", database.display());
             also(&mut bytes);
             std::fs::write(&database, bytes).unwrap();
             for ingest in std::fs::read_dir(root.join("io.containerd.content.v1.content/ingest")).unwrap() {
@@ -193,12 +193,12 @@ impl Ward {
     }
 }
 
-/// Moves every `createdat` of a containerd's database into the past; how many there were. Data pages have no checksum.
-fn made_older(bytes: &mut [u8]) -> usize {
+/// Moves every time of this name in a containerd's database into the past; how many there were. Data pages have no checksum.
+pub(crate) fn made_older(bytes: &mut [u8], name: &str) -> usize {
     // Go's binary form of a time: a version, then seconds since the year 1.
-    const KEY: &[u8] = b"createdat\x01";
+    let key = [name.as_bytes(), b"\x01"].concat();
     let places: Vec<usize> =
-        bytes.windows(KEY.len()).enumerate().filter(|(_, w)| *w == KEY).map(|(at, _)| at + KEY.len()).collect();
+        bytes.windows(key.len()).enumerate().filter(|(_, w)| *w == key).map(|(at, _)| at + key.len()).collect();
     for at in &places {
         let field: &mut [u8; 8] = (&mut bytes[*at..*at + 8]).try_into().unwrap();
         *field = (u64::from_be_bytes(*field) - AGED).to_be_bytes();

@@ -14,6 +14,13 @@ impl Kept {
     pub fn contains(&self, node: NodeId) -> bool {
         self.0.contains(node.0)
     }
+
+    /// Adds a node; says whether it is new.
+    pub(super) fn insert(&mut self, node: NodeId) -> bool {
+        let is_new = !self.contains(node);
+        self.0.insert(node.0);
+        is_new
+    }
 }
 
 /// A chain of references from a root down to a node.
@@ -43,6 +50,12 @@ impl Model {
     /// What it would keep if these were gone: neither roots any more nor a way to anything.
     pub fn kept_without(&self, gone: &[NodeId]) -> Kept {
         self.reach(self.roots().iter().map(|(root, _)| *root), gone)
+    }
+
+    /// The same without what only flat leases keep: those follow nothing.
+    pub(super) fn followed_without(&self, gone: &[NodeId]) -> Kept {
+        let roots = self.roots().iter().map(|(root, _)| *root);
+        self.reach(roots.filter(|root| !self.flat.contains(root.0)), gone)
     }
 
     /// What some nodes keep, themselves included.

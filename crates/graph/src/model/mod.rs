@@ -24,12 +24,15 @@ mod build;
 mod cost;
 mod find;
 mod findings;
+mod gains;
 mod images;
 mod inventory;
 mod keep;
 mod labels;
 mod nodes;
+mod pattern;
 mod plan;
+mod prune;
 mod well_known;
 
 pub use cost::{Cost, Weight};
@@ -43,5 +46,7 @@ pub use inventory::{
 pub use keep::{Chain, Kept, Link};
 pub use labels::Labels;
 pub use nodes::{Edge, Missing, Model, Node, NodeId, NodeKind, Root, Why};
+pub use pattern::Pattern;
 pub use plan::Removal;
-pub use well_known::{MANAGED, PINNED, SOURCE, UNCOMPRESSED};
+pub use prune::{Chosen, LabelRule, Policy, Selection, Sign, Spare, Spared, Use};
+pub use well_known::{GONE, MANAGED, PINNED, SOURCE, UNCOMPRESSED};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use orlop_oci::{Kind, Reference, RepositoryName};
 
-use super::{Kept, Model, Node, NodeId, NodeKind, PINNED, SOURCE, Weight};
+use super::{GONE, Kept, Model, Node, NodeId, NodeKind, PINNED, SOURCE, Weight};
 
 /// What goes if some records are removed and garbage is collected then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,16 +132,37 @@ impl Model {
     fn unpullable(&self, records: &[NodeId], after: &Kept) -> Vec<NodeId> {
         let lost = |record: &NodeId| {
             let reached = self.reached(&[*record]);
-            self.nodes(NodeKind::Blob).any(|blob| {
-                reached.contains(blob)
-                    && !self.any_copy(blob, after)
-                    && self.labels(blob).starting(SOURCE).next().is_none()
-            })
+            self.nodes(NodeKind::Blob)
+                .any(|blob| reached.contains(blob) && !self.any_copy(blob, after) && !self.has_source(blob))
         };
         records.iter().copied().filter(|record| self.is_name(*record) && lost(record)).collect()
     }
+
+    /// A blob of an image that is here and that no registry is known to have, if there is one.
+    pub fn without_source(&self, records: &[NodeId]) -> Option<NodeId> {
+        let is_blob = |node: &NodeId| self.kind(*node) == NodeKind::Blob;
+        self.items_of(records).into_iter().filter(is_blob).find(|blob| !self.has_source(*blob))
+    }
+
+    /// Whether a blob, in some namespace, came from a repository, or was pushed to one, that has not said since that it has
+    /// it no more.
+    fn has_source(&self, blob: NodeId) -> bool {
+        let Node::Blob(row) = self.node(blob) else { return false };
+        let is_known = |copy: NodeId| {
+            let labels = self.labels(copy);
+            labels.starting(SOURCE).any(|(key, paths)| {
+                let gone = labels.get(&format!("{GONE}{}", &key[SOURCE.len()..])).unwrap_or_default();
+                words(paths).any(|path| words(gone).all(|gone| gone != path))
+            })
+        };
+        self.copies(&row.digest).any(is_known)
+    }
 }
 
-fn repository(name: &str) -> Option<RepositoryName> {
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').filter(|word| !word.is_empty())
+}
+
+pub(super) fn repository(name: &str) -> Option<RepositoryName> {
     name.parse::<Reference>().ok()?.repository().cloned()
 }

@@ -9,5 +9,8 @@ pub const PINNED: &str = "io.cri-containerd.pinned";
 /// With a registry's host behind it: a blob's label that names the repositories there which have it, with commas between.
 pub const SOURCE: &str = "containerd.io/distribution.source.";
 
+/// Orlop's own label beside [`SOURCE`]: the repositories there that had a blob once and have it no more.
+pub const GONE: &str = "io.orlop.gone.";
+
 /// A layer's label with the digest of its bytes before compression, the diff ID.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";

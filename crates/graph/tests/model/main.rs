@@ -6,4 +6,5 @@ mod images;
 mod keep;
 mod naive;
 mod plan;
+mod prune;
 mod store;

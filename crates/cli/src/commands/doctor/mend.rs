@@ -118,9 +118,9 @@ pub(super) async fn run(context: &Context, args: &Args, examined: Examined) -> R
         let message = format!("the plan has changed: now it is {}", plan.plan);
         return Err(CliError::new(Failure::Conflict, message).hint("look at it again: orlop doctor --fix …"));
     }
-    let free = rm::free_bytes(context);
+    let before = rm::FreeSpace::now(context);
     execute(context, model, &plan.steps).await?;
-    let freed = free.zip(rm::free_bytes(context)).map(|(before, after)| after.saturating_sub(before));
+    let freed = before.given_back(context);
     let after = Look::at(context, Measured::None).await?;
     plan.differences = Some(differences(model, &plan, &after.model));
     if output::is_document(context.global.output) {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use orlop_graph::model::{Model, Node, NodeId, NodeKind, Removal};
 
-use super::{Args, Blob, Plan, Reason, Snapshot};
+use super::plan::{Blob, Reason, Snapshot};
+use super::{Args, Outcome, Plan};
 use crate::commands::Context;
 use crate::error::{Class, CliError, Result};
 use crate::find::At;
@@ -16,49 +17,72 @@ use crate::look::{Look, Measured, find, removal};
 const BLOCK: u64 = 4096;
 
 /// A removal, and what it was computed from.
-pub(super) struct Planned {
+pub(in crate::commands) struct Planned {
     look: Look,
     removal: Removal,
-    pub(super) plan: Plan,
+    pub(in crate::commands) plan: Plan,
+    space: FreeSpace,
 }
 
-/// Computes what the removal would do. Changes nothing.
-pub(super) async fn plan(context: &Context, args: &Args) -> Result<Planned> {
+/// Reads everything that decides what a removal does.
+///
+/// # Errors
+/// If a list cannot be read: what keeps things would not be known.
+pub(in crate::commands) async fn read(context: &Context) -> Result<Look> {
     let look = Look::at(context, Measured::None).await?;
-    if !look.model.inventory().gaps.is_empty() {
-        let gap = &look.model.inventory().gaps[0];
+    if let Some(gap) = look.model.inventory().gaps.first() {
         let message =
             format!("no plan: {} could not be read ({}), so what keeps things is not known", gap.what, gap.why);
         return Err(CliError::new(Class::Unavailable, message));
     }
+    Ok(look)
+}
+
+/// Computes what a removal of names would do. Changes nothing.
+pub(super) async fn of_names(context: &Context, args: &Args) -> Result<Planned> {
+    let look = read(context).await?;
     let asked = asked(context, &look.model, &args.names)?;
     if let Some(pinned) = asked.iter().find(|record| look.model.is_pinned(**record)).filter(|_| !args.force) {
         let message = format!("{} is pinned", called(&look.model, *pinned));
         return Err(CliError::new(Class::Conflict, message).hint("--force removes it all the same"));
     }
-    let look = look.measured(|model| model.removal(&asked).snapshots).await?;
-    let removal = look.model.removal(&asked);
-    let plan = shown(context, &look.model, &removal);
-    Ok(Planned { look, removal, plan })
+    of_records(context, look, &asked).await
 }
 
-/// Executes a plan; returns it with what came out differently.
-pub(super) async fn execute(context: &Context, args: &Args, planned: Planned) -> Result<(Plan, Vec<String>)> {
-    let Planned { look, removal, plan } = planned;
-    if args.execute.as_ref().is_some_and(|hash| *hash != plan.plan) {
+/// The same of records.
+pub(in crate::commands) async fn of_records(context: &Context, look: Look, asked: &[NodeId]) -> Result<Planned> {
+    let space = FreeSpace::now(context);
+    let look = look.measured(|model| model.removal(asked).snapshots).await?;
+    let removal = look.model.removal(asked);
+    let plan = shown(context, &look.model, &removal);
+    Ok(Planned { look, removal, plan, space })
+}
+
+/// Executes a plan, if it still has the hash that was given; returns it with what came of it. `again` is the command that
+/// shows it anew.
+pub(in crate::commands) async fn execute(
+    context: &Context,
+    hash: Option<&str>,
+    again: &str,
+    planned: Planned,
+) -> Result<Plan> {
+    let Planned { look, removal, mut plan, space } = planned;
+    if hash.is_some_and(|hash| hash != plan.plan) {
         let message = format!("the plan has changed: now it is {}", plan.plan);
-        return Err(CliError::new(Class::Conflict, message).hint("look at it again: orlop rm --plan …"));
+        return Err(CliError::new(Class::Conflict, message).hint(format!("look at it again: {again}")));
     }
     if let At::Directory(root) = &context.store.at {
         let message = format!("{} is only read: nothing is deleted in the files of a store", root.display());
         return Err(CliError::new(Class::Usage, message).hint("start its containerd and give its --address"));
     }
-    let free = free_bytes(context);
+    let before = FreeSpace::now(context);
     removal::delete(&context.clients, &look.model, &removal).await?;
-    let freed = free.zip(free_bytes(context)).map(|(before, after)| after.saturating_sub(before));
+    let freed = before.given_back(context);
     let after = Look::at(context, Measured::None).await?;
-    let differences = compare(&look.model, &removal, &after.model, &plan, freed);
-    Ok((plan, differences))
+    let mut outcome = Outcome::measured(plan.freed_now, freed, space.moved_until(&before));
+    outcome.differences.splice(..0, compare(&look.model, &removal, &after.model));
+    plan.outcome = Some(outcome);
+    Ok(plan)
 }
 
 /// The records that are meant.
@@ -105,10 +129,9 @@ fn shown(context: &Context, model: &Model, removal: &Removal) -> Plan {
         records: removal.records.iter().map(|node| name(model, *node)).collect(),
         blobs,
         snapshots,
-        returns: Vec::new(),
         unpullable: lost.collect(),
         in_use: users.collect(),
-        trash: String::new(),
+        ..Plan::default()
     }
 }
 
@@ -131,30 +154,27 @@ fn snapshot(model: &Model, node: NodeId) -> Option<Snapshot> {
 }
 
 /// What came out differently from the plan.
-fn compare(before: &Model, removal: &Removal, after: &Model, plan: &Plan, freed: Option<u64>) -> Vec<String> {
+fn compare(before: &Model, removal: &Removal, after: &Model) -> Vec<String> {
     let mut differences = Vec::new();
-    let there: BTreeSet<String> = after.items().map(|node| name(after, node)).collect();
-    let stayed: Vec<NodeId> = removal
-        .blobs
-        .iter()
-        .chain(&removal.snapshots)
-        .copied()
-        .filter(|node| there.contains(&name(before, *node)))
-        .collect();
+    let there: BTreeSet<(String, String)> = after.items().map(|node| place(after, node)).collect();
+    let planned = removal.blobs.iter().chain(&removal.snapshots).copied();
+    let stayed: Vec<NodeId> = planned.filter(|node| there.contains(&place(before, *node))).collect();
     for node in stayed.iter().take(10) {
         differences.push(format!("{} is still there: something refers to it now", called(before, *node)));
     }
     if stayed.len() > 10 {
         differences.push(format!("and {} more are still there", stayed.len() - 10));
     }
-    if let Some(freed) = freed
-        && freed.abs_diff(plan.freed_now) > (plan.freed_now / 100).max(1 << 20)
-    {
-        let (planned, freed) = (crate::output::size(plan.freed_now), crate::output::size(freed));
-        differences
-            .push(format!("planned were {planned}, the file system has got back {freed}: others write to it too"));
-    }
     differences
+}
+
+/// What tells a thing from others on disk: of a blob its digest, whoever has it; of a snapshot also who has it.
+fn place(model: &Model, node: NodeId) -> (String, String) {
+    let owner = match model.node(node) {
+        Node::Snapshot(row) => format!("{} {}", model.namespace(row.namespace), row.snapshotter),
+        _ => String::new(),
+    };
+    (owner, name(model, node))
 }
 
 /// Where the store's files are, if this process reaches them.
@@ -165,12 +185,42 @@ fn root(context: &Context) -> Option<&std::path::Path> {
     }
 }
 
-/// What the store's file system has free, if this process reaches it.
-pub(in crate::commands) fn free_bytes(context: &Context) -> Option<u64> {
-    let found = rustix::fs::statvfs(root(context)?).ok()?;
-    Some(found.f_bfree * found.f_frsize)
+/// What a store's file system has free at a moment, if this process reaches it.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::commands) struct FreeSpace {
+    /// Bytes that are free.
+    bytes: Option<u64>,
+    /// Of those, bytes that are not reserved for the system.
+    pub(in crate::commands) available: Option<u64>,
+    /// Bytes that it has in all.
+    pub(in crate::commands) of: Option<u64>,
 }
 
-fn block_size(context: &Context) -> u64 {
+impl FreeSpace {
+    pub(in crate::commands) fn now(context: &Context) -> Self {
+        let found = root(context).and_then(|root| rustix::fs::statvfs(root).ok());
+        let bytes =
+            |blocks: fn(&rustix::fs::StatVfs) -> u64| found.as_ref().map(|found| blocks(found) * found.f_frsize);
+        Self {
+            bytes: bytes(|found| found.f_bfree),
+            available: bytes(|found| found.f_bavail),
+            of: bytes(|found| found.f_blocks),
+        }
+    }
+
+    /// Bytes that have become free since.
+    pub(in crate::commands) fn given_back(&self, context: &Context) -> Option<u64> {
+        let (before, after) = self.bytes.zip(Self::now(context).bytes)?;
+        Some(after.saturating_sub(before))
+    }
+
+    /// By how much others have changed it from one moment to another.
+    fn moved_until(&self, later: &Self) -> u64 {
+        self.bytes.zip(later.bytes).map_or(0, |(before, after)| before.abs_diff(after))
+    }
+}
+
+/// The size of the file system's blocks.
+pub(in crate::commands) fn block_size(context: &Context) -> u64 {
     root(context).and_then(|root| rustix::fs::statvfs(root).ok()).map_or(BLOCK, |found| found.f_bsize.max(512))
 }
