@@ -9,6 +9,7 @@
 //! - [`served`] is `orlop serve` itself on a socket of its own.
 //! - [`tier`] says how much a test tries.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
+//! - [`power`] records what a program writes and makes every state that a power cut may leave of it.
 //! - [`liar`] is a registry that serves what it is told; [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
 //! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
@@ -24,6 +25,7 @@ pub mod go;
 pub mod image;
 pub mod liar;
 pub mod mounts;
+pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod registry;
