@@ -117,10 +117,12 @@ fn changes(conn: &Connection) -> Result<BTreeMap<i64, (jiff::Timestamp, String, 
 
 fn log_problems(log: &ParsedLog, known: &BTreeMap<i64, (jiff::Timestamp, String, String)>) -> Vec<MetadataProblem> {
     let logged: BTreeMap<i64, _> = log.lines.iter().map(|l| (l.seq, (l.at, &l.namespace, &l.name))).collect();
-    let missing = known
+    let missing: Vec<MetadataProblem> = known
         .iter()
         .filter(|(seq, (at, namespace, name))| logged.get(seq) != Some(&(*at, namespace, name)))
-        .map(|(&seq, _)| MetadataProblem::LogMissing { seq });
-    let damaged = log.damaged.iter().map(|&line| MetadataProblem::LogLine { line });
-    damaged.chain(missing).collect()
+        .map(|(&seq, _)| MetadataProblem::LogMissing { seq })
+        .collect();
+    // Where all that was committed is there, what is damaged never was: a power cut tore it while it was written.
+    let damaged = if missing.is_empty() { &[][..] } else { &log.damaged };
+    damaged.iter().map(|&line| MetadataProblem::LogLine { line }).chain(missing).collect()
 }

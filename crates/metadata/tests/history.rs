@@ -171,6 +171,25 @@ fn the_log_goes_on_after_a_crash() {
     assert_eq!(log.lines[1].new, Some(digest("2")));
 }
 
+/// A power cut may leave the end of lines that were being written, and zeros in front of it: a check called that damage.
+#[test]
+fn what_was_torn_in_front_before_it_was_committed_is_no_damage() {
+    for zeros in [1, 20, 100] {
+        let root = Root::new();
+        put(&root.store, "a", "1");
+        let path = root.path().join("history.log");
+        let mut torn = fs::read(&path).unwrap();
+        let whole = torn.len();
+        torn.extend_from_within(..);
+        torn[whole..whole + zeros].fill(0);
+        fs::write(&path, torn).unwrap();
+        assert_eq!(root.store.check_metadata().unwrap(), [], "{zeros}");
+        put(&root.store, "a", "2");
+        assert_eq!(root.store.check_metadata().unwrap(), [], "{zeros}");
+        assert_eq!(root.store.read_log().unwrap().lines.len(), 2, "{zeros}");
+    }
+}
+
 #[test]
 fn damage_is_found() {
     let root = Root::new();

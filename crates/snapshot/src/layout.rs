@@ -18,6 +18,9 @@ pub(crate) struct Layout {
 /// Nobody but the owner may look into the store; containers see trees through mounts.
 const PRIVATE: u32 = 0o700;
 
+/// What a tree is to begin with.
+const PUBLIC: u32 = 0o755;
+
 impl Layout {
     /// Uses `root`, which is made if it is missing.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
@@ -59,14 +62,30 @@ impl Layout {
         let dir = self.dir(id);
         stdfs::DirBuilder::new().mode(PRIVATE).create(&dir).at("make the directory", &dir)?;
         let tree = self.tree(id);
-        stdfs::create_dir(&tree).at("make the directory", &tree)?;
-        stdfs::set_permissions(&tree, stdfs::Permissions::from_mode(0o755)).at("set the mode of", &tree)
+        stdfs::DirBuilder::new().mode(PUBLIC).create(&tree).at("make the directory", &tree)?;
+        let made = tree.symlink_metadata().at("stat", &tree)?.permissions().mode() & 0o7777;
+        if made == PUBLIC {
+            return Ok(());
+        }
+        // This process's mask took something away.
+        stdfs::set_permissions(&tree, stdfs::Permissions::from_mode(PUBLIC)).at("set the mode of", &tree)?;
+        self.sync_tree(id)
     }
 
     /// Writes `meta` in one step, as long as there is no power cut.
     pub(crate) fn write_meta(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
         let new = self.write_new_meta(id, meta)?;
         stdfs::rename(&new, self.dir(id).join("meta")).at("rename", &new)
+    }
+
+    /// Makes durable that a snapshot is there, with what is in its directory. What is in the tree is not looked at.
+    pub(crate) fn sync_new(&self, id: SnapshotId) -> Result<()> {
+        sync(&self.dir(id))
+    }
+
+    /// Makes durable what the tree's own directory is like.
+    pub(crate) fn sync_tree(&self, id: SnapshotId) -> Result<()> {
+        sync(&self.tree(id))
     }
 
     /// Makes everything in a snapshot durable, and then that it is so: `meta` takes its place only when the tree and
@@ -107,7 +126,8 @@ impl Layout {
         let Some(trash) = trash else {
             return remove_tree(&dir);
         };
-        stdfs::DirBuilder::new().recursive(true).mode(PRIVATE).create(trash).at("make the directory", trash)?;
+        // On disk before anything is in it: a power cut would take that along.
+        fs::make_directories(trash, PRIVATE)?;
         match stdfs::rename(&dir, trash.join(id.0.to_string())) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             moved => moved.at("move into the trash", &dir),
@@ -125,6 +145,11 @@ impl Layout {
         found.sort_by_key(|(id, _)| *id);
         Ok(found)
     }
+}
+
+fn sync(directory: &Path) -> Result<()> {
+    let handle = fs::open_dir(directory).at("open", directory)?;
+    rustix::fs::fsync(&handle).at("sync", directory)
 }
 
 /// Removes a tree for good, whatever modes, depth or immutable flags it has. It need not be there.

@@ -92,6 +92,9 @@ pub trait Driver: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Makes an empty tree on top of `parents`; for `native`: a copy of the nearest parent.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the tree can be mounted after a power cut.
     fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()>;
 
     /// How to mount it: read-only if `writable` is false.

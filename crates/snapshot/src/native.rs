@@ -33,8 +33,11 @@ impl Driver for NativeDriver {
         // A view shows its parent's own tree.
         if let (Some(nearest), true) = (parents.first(), meta.kind != "view") {
             crate::copy::tree(&self.layout.tree(*nearest), &self.layout.tree(id))?;
+            // All of it, or a power cut leaves a part of the copy to whoever mounts it.
+            return self.layout.commit(id, meta);
         }
-        self.layout.write_meta(id, meta)
+        self.layout.write_meta(id, meta)?;
+        self.layout.sync_new(id)
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {

@@ -65,8 +65,10 @@ impl Driver for OverlayDriver {
         }
         if let Some(nearest) = parents.first() {
             crate::copy::root_attributes(&self.layout.tree(*nearest), &self.layout.tree(id))?;
+            self.layout.sync_tree(id)?;
         }
-        self.layout.write_meta(id, meta)
+        self.layout.write_meta(id, meta)?;
+        self.layout.sync_new(id)
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {

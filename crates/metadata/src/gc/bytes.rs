@@ -9,7 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -173,9 +173,21 @@ fn remove_tree(store: &Store, driver: &dyn Driver, id: SnapshotId, trash: Option
     Ok(driver.remove(id, Some(&bin))?)
 }
 
-/// Makes a directory that nobody else may enter, like those of the trees: they have set-user-ID programs.
+/// Makes a directory that nobody else may enter, like those of the trees: they have set-user-ID programs. It is on disk before
+/// anything is moved into it, or a power cut could take that along.
 fn make_private(path: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path))
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(|parent| !parent.exists()) => {
+            make_private(path.parent().unwrap_or(path))?;
+            make_private(path)
+        }
+        Err(e) => Err(io_error("create", path)(e)),
+        Ok(()) => {
+            let parent = path.parent().unwrap_or(path);
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(io_error("sync", parent))
+        }
+    }
 }
 
 /// Removes everything a trash entry has on disk.

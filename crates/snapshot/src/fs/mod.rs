@@ -13,9 +13,30 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::Result;
+use crate::error::At as _;
+
 /// Opens the directory at `path`, which the caller trusts.
 pub(crate) fn open_dir(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a directory and those above it; those that it makes survive a power cut.
+pub(crate) fn make_directories(path: &Path, mode: u32) -> Result<()> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
+        Err(Errno::EXIST) => Ok(()),
+        Err(Errno::NOENT) => {
+            let parent = path.parent().ok_or(Errno::NOENT).at("make the directory", path)?;
+            make_directories(parent, mode)?;
+            make_directories(path, mode)
+        }
+        made => {
+            made.at("make the directory", path)?;
+            let parent = path.parent().unwrap_or(path);
+            let handle = open_dir(parent).at("open", parent)?;
+            rustix::fs::fsync(&handle).at("sync", parent)
+        }
+    }
 }
 
 /// Opens `path` below `root`; a symbolic link anywhere on the way is `ELOOP`. An empty path is the root.

@@ -1,0 +1,110 @@
+//! Power cuts: the real binary's work is recorded call by call (`orlop_testkit::power`), and every state that a cut may leave at
+//! any moment is made, opened and judged. After each the store opens, `check --deep` finds nothing, what was answered is there and
+//! verifies, nothing else is visible than what was there before or is there after the command that was cut, every tree that a
+//! container could start on is the one that its layers give; and a collection and the same command again go through.
+//!
+//! `ORLOP_TEST_CUTS` is how many states are tried at each point (0: all that the model has), `ORLOP_TEST_SEED` draws others.
+//! Needs root and strace.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod verdict;
+mod workload;
+
+use orlop_oci::chain_ids;
+use orlop_testkit::archive::oci_archive;
+use orlop_testkit::image::{Content, Image, Layer};
+use orlop_testkit::liar::Liar;
+use orlop_testkit::tar::Entry;
+use workload::Workload;
+
+/// A base that images share.
+fn base() -> Layer {
+    Layer::new([
+        Entry::dir("etc"),
+        Entry::file("etc/hostname", "orlop\n"),
+        Entry::dir("bin"),
+        Entry::file("bin/program", vec![0x7F; 9000]),
+        Entry::symlink("bin/sh", "program"),
+        Entry::hardlink("bin/other", "bin/program"),
+    ])
+}
+
+/// A layer above, with a file that is replaced and one that is hidden.
+fn above(word: &str) -> Layer {
+    Layer::new([
+        Entry::dir("etc"),
+        Entry::file("etc/hostname", format!("{word}\n")),
+        Entry::file("etc/empty", ""),
+        Entry::dir("bin"),
+        Entry::whiteout("bin/other"),
+    ])
+}
+
+fn image(word: &str) -> Content {
+    Content::image(&Image::new("linux/amd64").layer(base()).layer(above(word)))
+}
+
+#[test]
+fn imports_and_pulls() {
+    let Some(mut work) = Workload::new() else { return };
+    let archive = work.archive("docker.io/library/one:1", &image("one"));
+    let registry = Liar::start();
+    let name = registry.put("app", "1", &image("two"));
+    work.again(&["import", &archive]);
+    work.again(&["pull", "--plain-http", &name]);
+    work.judge();
+}
+
+#[test]
+fn tags_removals_and_collections() {
+    let Some(mut work) = Workload::new() else { return };
+    let one = work.archive("docker.io/library/one:1", &image("one"));
+    let two = work.archive("docker.io/library/two:1", &image("two"));
+    work.again(&["import", &one]);
+    work.again(&["import", &two]);
+    work.again(&["tag", "--force", "one:1", "app:1"]);
+    work.again(&["tag", "--force", "two:1", "app:1"]);
+    work.run(&["rm", "one:1"]);
+    work.run(&["undo"]);
+    work.run(&["rm", "one:1", "two:1"]);
+    work.again(&["gc", "--trash"]);
+    work.judge();
+}
+
+/// Its snapshots are copies of their parents.
+#[test]
+fn copies_of_trees() {
+    let Some(mut work) = Workload::new() else { return };
+    let registry = Liar::start();
+    let name = registry.put("app", "1", &image("one"));
+    let chain = chain_ids(&[base().diff_id(), above("one").diff_id()]).pop().expect("two layers").to_string();
+    work.again(&["pull", "--plain-http", "--snapshotter", "native", &name]);
+    work.run(&["snapshots", "prepare", "--snapshotter", "native", "mine", &chain]);
+    work.judge();
+}
+
+/// What is below format 5 is brought up by the first command that opens it for writing.
+#[test]
+fn migration() {
+    let work = Workload::on(|top| {
+        let root = top.join("root");
+        let archive = top.with_file_name("one.tar");
+        std::fs::write(&archive, oci_archive(&[("docker.io/library/one:1", &image("one"))])).unwrap();
+        let done = workload::command(&root, &["import", archive.to_str().unwrap()]).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        let connection = rusqlite::Connection::open(root.join("meta.db")).unwrap();
+        connection.execute_batch(TO_FORMAT_1).unwrap();
+    });
+    let Some(mut work) = work else { return };
+    work.again(&["tag", "--force", "one:1", "app:1"]);
+    work.judge();
+}
+
+/// Takes away what formats 2 to 5 brought; summaries are learnt from the documents again.
+const TO_FORMAT_1: &str = "
+    DROP TABLE mount; DROP TABLE used; DROP TABLE condition; DROP TABLE container_message; DROP TABLE container;
+    DROP INDEX snapshot_usage; DROP INDEX blob_digest; CREATE INDEX blob_digest ON blob (digest);
+    DROP TABLE manifest_summary;
+    CREATE TABLE manifest_summary (digest TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+    PRAGMA user_version = 1";
