@@ -1,10 +1,10 @@
 //! What removing records would do, before it is done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use orlop_oci::{Kind, Reference, RepositoryName};
+use orlop_oci::{Digest, Kind, Reference, RepositoryName};
 
-use super::{GONE, Kept, Model, Node, NodeId, NodeKind, PINNED, SOURCE, Weight};
+use super::{GONE, Kept, Model, NamespaceId, Node, NodeId, NodeKind, PINNED, SOURCE, Weight, Why};
 
 /// What goes if some records are removed and garbage is collected then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Removal {
     pub garbage: Weight,
     /// Containers that use what is removed, and leases that keep some of it.
     pub in_use: Vec<NodeId>,
-    /// Names that are removed and of whose images some part is known to be in no registry.
+    /// Names that are removed and whose targets no registry is known to have.
     pub unpullable: Vec<NodeId>,
 }
 
@@ -59,17 +59,17 @@ impl Model {
 
     /// The records that go: those asked for; of an image that has no name then, its hash references too.
     fn going(&self, asked: &[NodeId]) -> Vec<NodeId> {
-        let mut going: BTreeSet<NodeId> = asked.iter().copied().collect();
+        let asked: BTreeSet<NodeId> = asked.iter().copied().collect();
+        let mut going = asked.clone();
+        let families = Families::of(self);
         for record in asked.iter().filter(|record| self.is_name(**record)) {
-            let namespace = self.node(*record).namespace();
-            let mut siblings = self.family(*record);
-            siblings.retain(|other| self.node(*other).namespace() == namespace);
+            let siblings = families.siblings(self, *record);
             let is_left = |other: &&NodeId| self.is_name(**other) && !asked.contains(other);
             if !siblings.iter().any(|other| is_left(&other)) {
                 going.extend(siblings.into_iter().filter(|other| self.record_kind(*other).is_hash_reference()));
             } else {
                 // Other names stay: only what was written beside this one goes with it.
-                going.extend(siblings.into_iter().filter(|other| self.belongs_to(*other, *record, asked)));
+                going.extend(siblings.into_iter().filter(|other| self.belongs_to(*other, *record, &asked)));
             }
         }
         going.into_iter().collect()
@@ -108,7 +108,7 @@ impl Model {
     }
 
     /// Whether a digest reference was written beside a tag that goes, and beside no other that stays.
-    fn belongs_to(&self, digest: NodeId, tag: NodeId, asked: &[NodeId]) -> bool {
+    fn belongs_to(&self, digest: NodeId, tag: NodeId, asked: &BTreeSet<NodeId>) -> bool {
         if self.record_kind(digest) != Kind::Digest {
             return false;
         }
@@ -128,20 +128,17 @@ impl Model {
         users
     }
 
-    /// Of the names that go, those of whose image something would be gone that no registry is known to have.
+    /// Of the names that go, those whose target would be gone although no registry is known to have it.
     fn unpullable(&self, records: &[NodeId], after: &Kept) -> Vec<NodeId> {
-        let lost = |record: &NodeId| {
-            let reached = self.reached(&[*record]);
-            self.nodes(NodeKind::Blob)
-                .any(|blob| reached.contains(blob) && !self.any_copy(blob, after) && !self.has_source(blob))
-        };
-        records.iter().copied().filter(|record| self.is_name(*record) && lost(record)).collect()
+        let is_lost = |name: &NodeId| self.without_source(&[*name]).is_some_and(|target| !self.any_copy(target, after));
+        records.iter().copied().filter(|record| self.is_name(*record) && is_lost(record)).collect()
     }
 
-    /// A blob of an image that is here and that no registry is known to have, if there is one.
+    /// A target of these records that is here and that no registry is known to have, if there is one. A registry that has a
+    /// manifest or index has what that names.
     pub fn without_source(&self, records: &[NodeId]) -> Option<NodeId> {
-        let is_blob = |node: &NodeId| self.kind(*node) == NodeKind::Blob;
-        self.items_of(records).into_iter().filter(is_blob).find(|blob| !self.has_source(*blob))
+        let targets = records.iter().filter_map(|record| self.target(*record));
+        targets.filter(|target| self.kind(*target) == NodeKind::Blob).find(|target| !self.has_source(*target))
     }
 
     /// Whether a blob, in some namespace, came from a repository, or was pushed to one, that has not said since that it has
@@ -156,6 +153,37 @@ impl Model {
             })
         };
         self.copies(&row.digest).any(is_known)
+    }
+}
+
+/// Records of one namespace that have the same target, or lead to the same image ID.
+struct Families {
+    ids: HashMap<NodeId, Digest>,
+    by_id: HashMap<(NamespaceId, Digest), Vec<NodeId>>,
+}
+
+impl Families {
+    fn of(model: &Model) -> Self {
+        let (mut ids, mut by_id) = (HashMap::new(), HashMap::<_, Vec<NodeId>>::new());
+        for record in model.nodes(NodeKind::Record) {
+            if let Some(id) = model.image_id(record) {
+                let id = id.digest().clone();
+                by_id.entry((model.node(record).namespace(), id.clone())).or_default().push(record);
+                ids.insert(record, id);
+            }
+        }
+        Self { ids, by_id }
+    }
+
+    fn siblings(&self, model: &Model, record: NodeId) -> BTreeSet<NodeId> {
+        let targets = model.target(record).into_iter().flat_map(|target| model.referrers(target));
+        let mut siblings: BTreeSet<NodeId> =
+            targets.filter(|edge| edge.why == Why::Target).map(|edge| edge.node).collect();
+        if let Some(id) = self.ids.get(&record) {
+            let key = (model.node(record).namespace(), id.clone());
+            siblings.extend(self.by_id.get(&key).into_iter().flatten());
+        }
+        siblings
     }
 }
 

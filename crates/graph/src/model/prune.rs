@@ -3,7 +3,7 @@
 //! # Invariants
 //! - An image goes whole, with all its names in the namespace, or not at all.
 //! - Never taken is what is pinned, what a container uses, what a lease holds; without
-//!   [`last_copies`](Policy::last_copies) also nothing of which a part came from no registry that is known.
+//!   [`last_copies`](Policy::last_copies) also nothing that no registry is known to have.
 //! - Each further condition can only spare more: conditions are joined by *and*.
 //! - With a number of bytes to free the selection stops with the image that reaches it.
 
@@ -127,7 +127,7 @@ pub enum Spare {
     UseUnknown,
     /// This name is among the newest of its repository.
     AmongLast(NodeId),
-    /// No registry is known to have this blob of it.
+    /// No registry is known to have this target of it.
     LastCopy(NodeId),
     /// What was chosen before it is enough.
     Enough,

@@ -31,8 +31,7 @@ fn pulled(store: &mut Store, tag: &str, name: &str, layers: &[&str], hours: i64)
         }
     }
     store.0.records[from..].iter_mut().for_each(|row| (row.created, row.updated) = (Some(at), Some(at)));
-    let parts = [name.to_owned(), format!("{name}.config")].into_iter().chain(layers.iter().map(|l| (*l).to_owned()));
-    parts.for_each(|part| add_label(store, &part, SOURCE, "app"));
+    add_label(store, name, SOURCE, "app");
 }
 
 fn add_label(store: &mut Store, blob: &str, key: &str, value: &str) {
@@ -129,9 +128,7 @@ fn a_last_copy_stays_unless_that_was_said() {
     assert_eq!(chosen(&model, &told).len(), 4);
     // Pulled again, from elsewhere or into another namespace.
     add_label(&mut store, "m1", "containerd.io/distribution.source.mirror.example", "app");
-    for blob in ["built", "built.config", "made"] {
-        store.blob("other", blob, 1, labels(&[(SOURCE, "app")]));
-    }
+    store.blob("other", "built", 1, labels(&[(SOURCE, "app")]));
     assert_eq!(chosen(&store.model(), &policy()).len(), 4);
 }
 
@@ -335,7 +332,7 @@ fn random_store(items: &[Item]) -> Store {
         store.0.records.last_mut().unwrap().updated = hours;
         let parts = || [manifest.clone(), format!("{manifest}.config")].into_iter().chain(names.clone());
         if item.sourced {
-            parts().for_each(|part| add_label(&mut store, &part, SOURCE, "app"));
+            add_label(&mut store, &manifest, SOURCE, "app");
         }
         if item.elsewhere {
             let other = store.0.namespace("other");
@@ -412,7 +409,6 @@ proptest! {
             let shielded = item.pinned || item.leased || same_layers(item);
             let old = since.is_none_or(|since| item.hours.is_some_and(|hours| hours >= since));
             let among = last.is_some_and(|last| item.hours.is_none() || place(n, item) < last);
-            // Layers may have come from a registry with another image: the manifest is its own.
             let lost = !last_copies && !item.sourced;
             !shielded && old && !among && !lost
         };

@@ -118,7 +118,7 @@ fn shown(context: &Context, model: &Model, removal: &Removal) -> Plan {
     });
     let lost = removal.unpullable.iter().map(|node| Reason {
         name: name(model, *node),
-        reason: "some of it came from no registry that is known: imported or built here".into(),
+        reason: "it was imported or made here: no registry is known to have it".into(),
     });
     Plan {
         schema: "orlop.rm/v1",
