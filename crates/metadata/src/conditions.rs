@@ -13,15 +13,13 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use orlop_oci::condition::{self, Conditional};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::db::to_nanos;
 use crate::edges;
 use crate::gc::Node;
 use crate::{Labels, Result};
-
-const LABEL: &str = "containerd.io/gc.cond.snapshot";
-const VALUE: &str = "containerd.io/gc.cond.value-usedat";
 
 /// The time of the last collection, among the sequences.
 const LAST: &str = "condition";
@@ -54,88 +52,30 @@ pub(crate) struct Condition {
 impl Condition {
     /// Whether it holds at `now` for a snapshot that was used at `used`.
     pub(crate) fn holds(&self, used: i64, now: i64) -> bool {
-        let (since, age) = (i128::from(now) - i128::from(used), i128::from(self.age));
-        if self.newer { since < age } else { since > age }
+        condition::Condition { newer: self.newer, age: self.age }.holds(used, now)
     }
 }
 
 /// What the labels of an image or blob state.
 pub(crate) fn of_labels(labels: &Labels) -> BTreeSet<Condition> {
-    let stated = labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(LABEL)?, value)));
-    stated.flat_map(|(rest, value)| of_label(rest, value)).collect()
+    labels.iter().filter_map(|(key, value)| Conditional::parse(key, value)).flat_map(stated_by).collect()
 }
 
-fn of_label(rest: &str, value: &str) -> Vec<Condition> {
-    let driver = rest.trim_start_matches(['.', '/']).split('/').next().unwrap_or_default();
-    let Some((conditions, key)) = value.split_once('|').filter(|_| !driver.is_empty()) else { return Vec::new() };
-    let parsed = conditions.split(',').filter_map(one);
-    parsed.map(|(newer, age)| Condition { kind: edges::snapshots(driver), name: key.to_owned(), newer, age }).collect()
-}
-
-/// `usedat<AGE` or `usedat>AGE`: no other name, no other operator.
-fn one(text: &str) -> Option<(bool, i64)> {
-    let rest = text.strip_prefix("usedat")?;
-    match (rest.strip_prefix('<'), rest.strip_prefix('>')) {
-        (Some(age), _) => Some((true, duration(age)?)),
-        (_, Some(age)) => Some((false, duration(age)?)),
-        _ => None,
-    }
+fn stated_by(label: Conditional<'_>) -> Vec<Condition> {
+    let kind = edges::snapshots(label.snapshotter);
+    let one = |c: condition::Condition| Condition {
+        kind: kind.clone(),
+        name: label.key.to_owned(),
+        newer: c.newer,
+        age: c.age,
+    };
+    label.conditions.into_iter().map(one).collect()
 }
 
 /// The times in the labels of a snapshot.
 pub(crate) fn uses(labels: &Labels) -> BTreeSet<i64> {
-    let values = labels.iter().filter(|(key, _)| key.starts_with(VALUE)).map(|(_, value)| value);
+    let values = labels.iter().filter(|(key, _)| key.starts_with(condition::USED_AT)).map(|(_, value)| value);
     values.filter_map(|value| value.parse::<Timestamp>().ok()).map(to_nanos).collect()
-}
-
-/// Nanoseconds of a duration as Go writes it: `24h`, `1h30m`, `-1.5s`. `None` for what Go does not take.
-fn duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut sum = 0i128;
-    while !rest.is_empty() {
-        let unit_at = rest.find(|c: char| c != '.' && !c.is_ascii_digit())?;
-        let (number, tail) = rest.split_at(unit_at);
-        let unit_end = tail.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_end);
-        sum = sum.checked_add(scaled(number, nanos_of(unit)?)?)?;
-        rest = tail;
-    }
-    i64::try_from(if negative { -sum } else { sum }).ok()
-}
-
-/// A decimal number times a unit, what is less than a nanosecond cut off.
-fn scaled(number: &str, unit: i128) -> Option<i128> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-        return None;
-    }
-    // More digits than these say nothing: an hour has fewer than 10^13 nanoseconds.
-    let fraction = &fraction[..fraction.len().min(18)];
-    let parse = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<i128>().ok() };
-    let below = parse(fraction)?.checked_mul(unit)? / 10i128.pow(u32::try_from(fraction.len()).ok()?);
-    parse(whole)?.checked_mul(unit)?.checked_add(below)
-}
-
-fn nanos_of(unit: &str) -> Option<i128> {
-    Some(match unit {
-        "ns" => 1,
-        // Two characters look like it: the micro sign and the Greek letter.
-        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
-    })
 }
 
 /// Makes what an object states as conditions equal `new`, and suspects the snapshots of those that go.
@@ -264,58 +204,4 @@ fn last(conn: &Connection) -> Result<Option<i64>> {
 
 fn node(row: &Row<'_>) -> rusqlite::Result<Node> {
     Ok(Node { namespace: row.get(0)?, kind: row.get(1)?, name: row.get(2)? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_gos() {
-        let hour = 3_600_000_000_000;
-        for (text, nanos) in [
-            ("24h", Some(24 * hour)),
-            ("1h30m", Some(hour + hour / 2)),
-            ("-1.5h", Some(-hour * 3 / 2)),
-            ("+.5h", Some(hour / 2)),
-            ("1.s", Some(1_000_000_000)),
-            ("1h1h", Some(2 * hour)),
-            ("0", Some(0)),
-            ("-0", Some(0)),
-            ("1\u{b5}s1\u{3bc}s1us1ns", Some(3001)),
-            ("0.3333333333333333333333h", Some(1_199_999_999_999)),
-            ("9223372036854775807ns", Some(i64::MAX)),
-            ("-9223372036854775808ns", Some(i64::MIN)),
-            ("9223372036854775808ns", None),
-            ("99999999999999999999999999999999999999999999h", None),
-            ("", None),
-            ("-", None),
-            ("3", None),
-            (".h", None),
-            ("h", None),
-            ("1.2.3h", None),
-            ("1d", None),
-            (" 1h", None),
-            ("1h ", None),
-        ] {
-            assert_eq!(duration(text), nanos, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_label_says_which_snapshot_and_when() {
-        let key = |newer, age| Condition { kind: "snapshots/overlayfs".into(), name: "a|b".into(), newer, age };
-        let second = 1_000_000_000;
-        for (label, value, expected) in [
-            (".overlayfs", "usedat<1s|a|b", vec![key(true, second)]),
-            ("/overlayfs/any/name", "usedat>1s|a|b", vec![key(false, second)]),
-            ("./.overlayfs", "usedat<1s,usedat>3s|a|b", vec![key(true, second), key(false, 3 * second)]),
-            ("overlayfs", "other<1s,usedat<x,usedat<1s|a|b", vec![key(true, second)]),
-            (".overlayfs", "usedat<=1s,usedat==1s,usedat!1s, usedat<1s,usedat |a|b", Vec::new()),
-            (".overlayfs", "usedat<1s", Vec::new()),
-            (".", "usedat<1s|a", Vec::new()),
-        ] {
-            assert_eq!(of_label(label, value), expected, "{label} {value}");
-        }
-    }
 }

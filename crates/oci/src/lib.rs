@@ -8,6 +8,7 @@
 //!   of the config), [`DiffId`] (the digest of an uncompressed layer), [`ChainId`] (of a stack of layers).
 //! - Parsing is strict and total: hostile input gives an error, never a panic.
 
+pub mod condition;
 mod digest;
 mod document;
 pub mod media_type;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use orlop_oci::condition::{self, Conditional};
 use orlop_oci::{Digest, DigestTable};
 
 use super::nodes::{Edges, Stated};
@@ -12,7 +13,6 @@ use crate::intern::{Bits, FastMap};
 
 const REF: &str = "containerd.io/gc.ref.";
 const BACK_REF: &str = "containerd.io/gc.bref.";
-const CONDITION: &str = "containerd.io/gc.cond.";
 const ROOT: &str = "containerd.io/gc.root";
 const EXPIRE: &str = "containerd.io/gc.expire";
 const FLAT: &str = "containerd.io/gc.flat";
@@ -104,6 +104,10 @@ impl Model {
 /// When an object expires. A text that is no time counts for nothing.
 pub(super) fn expiry(labels: &Labels) -> Option<Timestamp> {
     labels.get(EXPIRE)?.parse().ok()
+}
+
+fn nanoseconds(time: Timestamp) -> Option<i64> {
+    time.as_nanosecond().try_into().ok()
 }
 
 impl<'i> Linker<'i> {
@@ -220,8 +224,9 @@ impl<'i> Linker<'i> {
                 self.stated(namespace, kind, value, |edges, other| edges.push((node, other, Stated::Label(at))));
             } else if let Some(kind) = key.strip_prefix(BACK_REF) {
                 self.stated(namespace, kind, value, |edges, other| edges.push((other, node, Stated::BackLabel(at))));
-            } else if let (Some(kind), Some((_, key))) = (key.strip_prefix(CONDITION), value.rsplit_once('|')) {
-                self.stated(namespace, kind, key, |edges, other| edges.push((node, other, Stated::Condition(at))));
+            } else if key.starts_with(condition::LABEL) {
+                let other = self.conditional(namespace, node, key, value);
+                self.edges.extend(other.map(|other| (node, other, Stated::Condition(at))));
             }
         }
     }
@@ -235,6 +240,18 @@ impl<'i> Linker<'i> {
     ) {
         let Some(other) = self.named(namespace, kind, value) else { return };
         push(&mut self.edges, other);
+    }
+
+    /// The snapshot to which a label of an image or a blob refers, if its condition holds now.
+    fn conditional(&self, namespace: NamespaceId, node: NodeId, key: &str, value: &str) -> Option<NodeId> {
+        if node.0 >= self.firsts[NodeKind::Snapshot as usize] {
+            return None;
+        }
+        let label = Conditional::parse(key, value)?;
+        let other = *self.snapshots.get(&(namespace, label.snapshotter.into(), label.key.into()))?;
+        let row = &self.rows.snapshots[(other.0 - self.firsts[NodeKind::Snapshot as usize]) as usize];
+        let uses = row.labels.starting(condition::USED_AT).filter_map(|(_, time)| nanoseconds(time.parse().ok()?));
+        label.holds(uses, nanoseconds(self.rows.taken)?).then_some(other)
     }
 
     /// The node that a label names: `kind` is what follows `gc.ref.` in its key.

@@ -16,9 +16,10 @@
 //! - A node is kept if, and only if, a root reaches it.
 //! - Each digest counts once in any sum of bytes, and counts only if no copy stays.
 //!
+//! - A conditional reference ([`orlop_oci::condition`]) is an edge if its condition held when the rows were read.
+//!
 //! # Where it knows less than the store
-//! A conditional reference (`containerd.io/gc.cond.…`) counts as if its condition held: the model may keep what the store
-//! would let go, never the other way round.
+//! An old containerd (before 2.3) knows no conditional references: the model may keep what that one would let go.
 
 mod build;
 mod cost;

@@ -103,6 +103,36 @@ fn roots_that_are_no_records() {
 }
 
 #[test]
+fn a_conditional_reference_of_an_image_or_a_blob_keeps_while_it_holds() {
+    const USED: &str = "containerd.io/gc.cond.value-usedat";
+    let keeps = |key: &str| labels(&[("containerd.io/gc.cond.snapshot.overlayfs", &format!("usedat<2h|{key}"))]);
+    // The store is read at 12:00.
+    let at = |time: &str| labels(&[(USED, &format!("2026-03-01T{time}Z"))]);
+    let mut store = Store::new();
+    store.record("k8s.io", "r.example/a:1", "absent", keeps("fresh"));
+    store.record("k8s.io", "r.example/b:1", "absent", keeps("stale"));
+    store.record("k8s.io", "r.example/c:1", "absent", keeps("never"));
+    store.record("k8s.io", "r.example/d:1", "absent", keeps("not there"));
+    let root = ("containerd.io/gc.root".into(), "".into());
+    let own = |key| {
+        keeps(key).iter().map(|(k, v)| (Box::<str>::from(k), Box::<str>::from(v))).chain([root.clone()]).collect()
+    };
+    store.blob("k8s.io", "blob", 1, own("by-blob")).snapshot("by-blob", None, 1, at("11:59:00"));
+    store.snapshot("snapshot", None, 1, own("by-snapshot")).snapshot("by-snapshot", None, 1, at("11:59:00"));
+    store.snapshot("fresh", None, 1, at("10:00:01")).snapshot("stale", None, 1, at("10:00:00"));
+    store.snapshot("never", None, 1, none());
+    let model = store.model();
+    let kept = |key: &str| keepers(&model, key);
+    assert_eq!(kept("fresh"), ["r.example/a:1"]);
+    assert_eq!(kept("by-blob"), [digest("blob").to_string()]);
+    for key in ["stale", "never", "by-snapshot"] {
+        assert_eq!(kept(key), [""; 0], "{key}");
+    }
+    let why = model.referrers(only(&model, "fresh")).next().unwrap().why;
+    assert_eq!(why, Why::Condition("containerd.io/gc.cond.snapshot.overlayfs"));
+}
+
+#[test]
 fn what_is_not_there_passes_life_on() {
     let mut store = Store::new();
     store.record("k8s.io", "m:1", "absent", none());
