@@ -113,8 +113,10 @@ pub(crate) enum Command {
     Resolve(c::resolve::Args),
     /// Show what images consist of: platforms, configs, layers, snapshots, with sizes and what is shared
     Tree(c::tree::Args),
-    /// Show what a name meant and when
+    /// Show how an image was built, step by step
     History(c::history::Args),
+    /// Show what names meant and when, who changed them, and where it came from
+    Log(c::log::Args),
     /// Give an image further names
     Tag(c::tag::Args),
     /// Remove names, and what only they keep

@@ -159,7 +159,7 @@ All records of an image point at one target; they are names, not copies.")
         expect(after.iter().any(|r| r.name == id), "the hash reference is back")?;
         expect(after.len() == before.len(), "and no other record came or went")?;
         say(format!("{} was deleted and is back: its image still has a name.", output::short(&id)))?;
-        self.command(node, &["history", &id]).await
+        self.command(node, &["log", &id]).await
     }
 
     async fn remove(&self, node: &Context) -> Result<()> {

@@ -267,15 +267,15 @@ fn on_orlops_own_store_it_says_who_did_it() {
 }
 
 #[test]
-fn a_foreign_store_has_no_history_and_says_what_to_do() {
-    if !common::is_root("a_foreign_store_has_no_history_and_says_what_to_do") {
+fn a_foreign_store_has_no_log_and_says_what_to_do() {
+    if !common::is_root("a_foreign_store_has_no_log_and_says_what_to_do") {
         return;
     }
     let Some(programs) = Programs::debian() else { return };
     let containerd = Containerd::start(&programs, &Options::default());
     let mut command = binary();
-    let done = command.arg("--address").arg(containerd.socket()).arg("history").output().unwrap();
+    let done = command.arg("--address").arg(containerd.socket()).arg("log").output().unwrap();
     let err = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(2), "{err}");
-    assert!(err.contains("no history") && err.contains("orlop watch"), "{err}");
+    assert!(err.contains("keeps no log") && err.contains("orlop watch"), "{err}");
 }

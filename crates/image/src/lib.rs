@@ -60,7 +60,7 @@ pub use export::{ArchiveFormat, ExportRequest};
 pub use gate::{
     Cause, Checked, Flaw, Form, Gate, Identity, KeyError, MAX_KEY_BYTES, Objection, Outcome as SignatureOutcome,
     Pattern, PatternError, Policy, PublicKey, Refusal, Requirement, Rule, Signed, Verdict, VerifierProblem, Verifiers,
-    VerifyRequest,
+    VerifyRequest, verified_by,
 };
 pub use import::ImportRequest;
 pub use place::{ImportAs, NameRule, Place};

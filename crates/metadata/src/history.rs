@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::changes::Change;
 use crate::db::{from_nanos, unreadable};
 use crate::transact::Tx;
-use crate::{Error, Image, Labels, ObjectKind, Result, Store};
+use crate::{Error, Image, Labels, ObjectKind, Result, Scope, Store};
 
 /// What happened to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +71,10 @@ pub struct HistoryEntry {
     pub old: Option<Digest>,
     /// The target after.
     pub new: Option<Digest>,
+    /// The host of a registry that what was written came from.
+    pub host: Option<String>,
+    /// The record's labels after; empty for a deletion.
+    pub labels: Labels,
 }
 
 /// A record as it was after a change: enough to make it again.
@@ -89,6 +93,9 @@ pub struct RecordState {
     /// The record's labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// The host of a registry that it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// A line of `history.log`.
@@ -256,14 +263,28 @@ impl State<'_> {
             size: self.target.size,
             annotations: self.target.annotations.clone(),
             labels: self.labels.clone(),
+            host: None,
         }
+    }
+}
+
+/// Who changes a record, and from where what it becomes comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Author<'a> {
+    pub(crate) actor: &'a str,
+    pub(crate) host: Option<&'a str>,
+}
+
+impl<'a> From<&'a Scope> for Author<'a> {
+    fn from(scope: &'a Scope) -> Self {
+        Self { actor: &scope.actor, host: scope.host.as_deref() }
     }
 }
 
 /// Records one change of one record: a row, and a line of the log when the transaction commits.
 pub(crate) fn record(
     tx: &Tx<'_>,
-    actor: &str,
+    author: Author<'_>,
     namespace: &str,
     name: &str,
     old: Option<State<'_>>,
@@ -279,20 +300,20 @@ pub(crate) fn record(
     let line = LogLine {
         seq,
         at: from_nanos(tx.now()),
-        actor: actor.to_owned(),
+        actor: author.actor.to_owned(),
         action,
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         old: old.map(|s| s.target.digest.clone()),
         new: new.map(|s| s.target.digest.clone()),
-        state: new.map(|s| s.record()).unwrap_or_default(),
+        state: new.map(|s| RecordState { host: author.host.map(str::to_owned), ..s.record() }).unwrap_or_default(),
     };
     let state = serde_json::to_string(&line.state).expect("strings and numbers are JSON");
     let (old, new) = (line.old.as_ref().map(Digest::as_str), line.new.as_ref().map(Digest::as_str));
     tx.prepare_cached("INSERT INTO history VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(params![
         seq,
         tx.now(),
-        actor,
+        author.actor,
         action.as_str(),
         namespace,
         name,
@@ -337,6 +358,8 @@ pub(crate) fn optional_digest(row: &Row<'_>, index: usize) -> rusqlite::Result<O
 
 /// A row of the history, in the order of its fields.
 pub(crate) fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
+    let state: Result<RecordState, _> = serde_json::from_str(row.get_ref(8)?.as_str()?);
+    let RecordState { host, labels, .. } = state.map_err(|e| unreadable(8, e))?;
     Ok(HistoryEntry {
         seq: row.get(0)?,
         at: from_nanos(row.get(1)?),
@@ -346,17 +369,19 @@ pub(crate) fn entry(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
         name: row.get(5)?,
         old: optional_digest(row, 6)?,
         new: optional_digest(row, 7)?,
+        host,
+        labels,
     })
 }
 
 /// Left alone, SQLite goes through the whole history of the namespace, by the index that begins with it.
-pub(crate) const SINCE: &str = "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+pub(crate) const SINCE: &str = "SELECT seq, at, actor, action, namespace, name, old, new, detail FROM history
     WHERE seq > ?2 AND +namespace = ?1 ORDER BY seq";
 
-pub(crate) const OF_ALL: &str = "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+pub(crate) const OF_ALL: &str = "SELECT seq, at, actor, action, namespace, name, old, new, detail FROM history
     WHERE +namespace = ?1 AND ?2 IS NULL ORDER BY seq DESC LIMIT ?3";
 
-pub(crate) const OF_ONE: &str = "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+pub(crate) const OF_ONE: &str = "SELECT seq, at, actor, action, namespace, name, old, new, detail FROM history
     WHERE namespace = ?1 AND name = ?2 ORDER BY seq DESC LIMIT ?3";
 
 /// Changes of a namespace's records after the one numbered `seq`, oldest first.

@@ -292,7 +292,7 @@ fn put(tx: &Tx<'_>, scope: &Scope, old: Option<&Image>, mut image: Image) -> Res
         // A record without expiry needs no lease: it is a root itself.
         leases::add(tx, scope, edges::IMAGES, &image.name)?;
     }
-    history::record(tx, &scope.actor, namespace, &image.name, old.map(Image::state), Some(image.state()))?;
+    history::record(tx, scope.into(), namespace, &image.name, old.map(Image::state), Some(image.state()))?;
     Ok(image)
 }
 
@@ -302,7 +302,7 @@ pub(crate) fn delete(tx: &Tx<'_>, scope: &Scope, old: &Image) -> Result<()> {
     tx.prepare_cached("DELETE FROM image WHERE namespace = ?1 AND name = ?2")?.execute(params![namespace, old.name])?;
     edges::remove(tx, namespace, edges::IMAGES, &old.name)?;
     leases::take(tx, scope, edges::IMAGES, &old.name)?;
-    history::record(tx, &scope.actor, namespace, &old.name, Some(old.state()), None)
+    history::record(tx, scope.into(), namespace, &old.name, Some(old.state()), None)
 }
 
 /// What an update makes of a record.

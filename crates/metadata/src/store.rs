@@ -43,18 +43,27 @@ pub struct Scope {
     pub lease: Option<String>,
     /// Who, for the history: `orlop pull`, `grpc`, `reconciler`.
     pub actor: String,
+    /// From which host of a registry comes what is written, for the history.
+    pub host: Option<String>,
 }
 
 impl Scope {
     /// A scope without a lease.
     pub fn new(namespace: impl Into<String>, actor: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), lease: None, actor: actor.into() }
+        Self { namespace: namespace.into(), lease: None, actor: actor.into(), host: None }
     }
 
     /// The same with a lease.
     #[must_use]
     pub fn with_lease(mut self, lease: impl Into<String>) -> Self {
         self.lease = Some(lease.into());
+        self
+    }
+
+    /// The same with a host that things come from.
+    #[must_use]
+    pub fn with_host(mut self, host: impl Into<String>) -> Self {
+        self.host = Some(host.into());
         self
     }
 }

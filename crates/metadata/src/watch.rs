@@ -38,7 +38,7 @@ impl Store {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(|conn| {
             let mut query = conn.prepare_cached(
-                "SELECT seq, at, actor, action, namespace, name, old, new FROM history
+                "SELECT seq, at, actor, action, namespace, name, old, new, detail FROM history
                  WHERE seq > ?1 ORDER BY seq LIMIT ?2",
             )?;
             let rows = query.query_map(params![seq, limit], entry)?;

@@ -128,6 +128,7 @@ pub struct Image {
     flavour: Flavour,
     layers: Vec<Layer>,
     config: Map<String, Value>,
+    history: Option<Vec<Value>>,
     annotations: BTreeMap<String, String>,
     subject: Option<Descriptor>,
 }
@@ -140,6 +141,7 @@ impl Image {
             flavour: Flavour::Oci,
             layers: Vec::new(),
             config: Map::new(),
+            history: None,
             annotations: BTreeMap::new(),
             subject: None,
         }
@@ -177,6 +179,13 @@ impl Image {
         self
     }
 
+    /// Sets what the config says of how it was built, the first step first.
+    #[must_use]
+    pub fn history(mut self, steps: impl IntoIterator<Item = Value>) -> Self {
+        self.history = Some(steps.into_iter().collect());
+        self
+    }
+
     /// Adds an annotation to the manifest.
     #[must_use]
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
@@ -192,8 +201,8 @@ impl Image {
     }
 
     fn config_bytes(&self) -> Vec<u8> {
-        let history: Vec<Value> =
-            (0..self.layers.len()).map(|i| json!({"created": EPOCH, "created_by": format!("layer {i}")})).collect();
+        let step = |i| json!({"created": EPOCH, "created_by": format!("layer {i}")});
+        let history = self.history.clone().unwrap_or_else(|| (0..self.layers.len()).map(step).collect());
         let mut config = json!({
             "architecture": self.platform.architecture,
             "os": self.platform.os,

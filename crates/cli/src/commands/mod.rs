@@ -14,6 +14,7 @@ pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod leases;
+pub(crate) mod log;
 pub(crate) mod mount;
 pub(crate) mod namespaces;
 pub(crate) mod pin;
@@ -99,7 +100,8 @@ const fn reach(command: &Command) -> Reach {
         Command::Explain(_) | Command::Why(_) | Command::Doctor(_) => Reach::Any,
         Command::Resolve(_) | Command::Tree(_) | Command::Prune(_) => Reach::Any,
         Command::Watch(_) | Command::Top(_) => Reach::Live,
-        Command::Images(_) | Command::Inspect(_) | Command::History(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
+        Command::Images(_) | Command::Inspect(_) | Command::Rm(_) | Command::Df(_) => Reach::Any,
+        Command::History(_) | Command::Log(_) => Reach::Any,
         Command::Content(C::Ls { .. } | C::Get { .. } | C::Active)
         | Command::Snapshots(S::Ls { .. } | S::Tree { .. } | S::Usage { .. } | S::Info { .. } | S::Mounts { .. })
         | Command::Leases(L::Ls { .. } | L::Resources { .. })
@@ -118,6 +120,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Images(args) => images::run(context, &args).await?,
         Command::Inspect(args) => inspect::run(context, &args).await?,
         Command::History(args) => history::run(context, &args).await?,
+        Command::Log(args) => log::run(context, &args).await?,
         Command::Explain(args) => explain::run(context, &args).await?,
         Command::Why(args) => why::run(context, &args).await?,
         Command::Resolve(args) => resolve::run(context, &args).await?,

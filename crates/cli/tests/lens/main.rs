@@ -6,6 +6,8 @@ mod common;
 mod alone;
 mod doctor;
 mod explain;
+mod history;
+mod identifiers;
 mod images;
 mod node;
 mod offline;

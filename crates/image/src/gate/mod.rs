@@ -29,6 +29,7 @@ pub(crate) use evidence::{Archive, Remote, Shelf, Way};
 pub use key::{KeyError, MAX_KEY_BYTES, PublicKey};
 pub use policy::{Identity, Pattern, PatternError, Policy, Requirement, Rule, Signed};
 pub use refusal::{Cause, Refusal};
+pub use session::verified_by;
 pub(crate) use session::{Vouched, label, remember};
 pub use verify::{Verdict, VerifyRequest};
 

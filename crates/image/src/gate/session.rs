@@ -137,3 +137,10 @@ pub(crate) fn label(target: &Digest, by: &[String]) -> String {
     text.truncate(text.floor_char_boundary(MAX_LABEL_BYTES));
     text
 }
+
+/// By what a record that points at this target was verified, as its labels say; nothing if they speak of another target.
+pub fn verified_by(target: &Digest, record: &Labels) -> Vec<String> {
+    let said = record.get(labels::VERIFIED).and_then(|label| label.split_once(' '));
+    let about = said.filter(|(digest, _)| *digest == target.as_str());
+    about.map(|(_, by)| by.split("; ").map(str::to_owned).collect()).unwrap_or_default()
+}

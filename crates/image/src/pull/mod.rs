@@ -113,6 +113,7 @@ impl Images {
             other => other?,
         };
         sink(Event::Target(resolved.descriptor.clone()));
+        let scope = &scope.clone().with_host(&resolved.host);
         let plan = self.pull_plan(request);
         let origin = Registry::new(self, client, repository);
         let outcome = self

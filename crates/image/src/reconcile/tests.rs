@@ -139,7 +139,19 @@ fn record(name: &str, target: &Digest) -> Image {
 
 fn entry(name: &str, old: Option<Digest>, new: Option<Digest>) -> HistoryEntry {
     let (actor, namespace, name) = (String::new(), String::new(), name.to_owned());
-    HistoryEntry { seq: 1, at: Timestamp::UNIX_EPOCH, actor, action: HistoryAction::Update, namespace, name, old, new }
+    let (host, labels) = (None, Labels::new());
+    HistoryEntry {
+        seq: 1,
+        at: Timestamp::UNIX_EPOCH,
+        actor,
+        action: HistoryAction::Update,
+        namespace,
+        name,
+        old,
+        new,
+        host,
+        labels,
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::graph::driver_of;
 use super::mark::Node;
 use crate::changes::Change;
 use crate::edges::{self, CONTENT, IMAGES, INGESTS, MOUNTS};
-use crate::history::{self, State, digest_column};
+use crate::history::{self, Author, State, digest_column};
 use crate::transact::Tx;
 use crate::{Result, labels, leases};
 
@@ -187,7 +187,7 @@ impl Removal {
         let target = image.target()?;
         let labels = json(&image.labels)?;
         let state = State { target: &target, labels: &labels };
-        history::record(tx, ACTOR, &image.namespace, &image.name, Some(state), None)
+        history::record(tx, Author { actor: ACTOR, host: None }, &image.namespace, &image.name, Some(state), None)
     }
 }
 

@@ -186,7 +186,7 @@ impl Undo<'_, '_> {
         edges::put(self.tx, &image.namespace, IMAGES, &image.name, &edges)?;
         edges::suspect(self.tx, &image.namespace, IMAGES, &image.name)?;
         let state = State { target: &target, labels: &stated };
-        history::record(self.tx, &scope.actor, &image.namespace, &image.name, None, Some(state))
+        history::record(self.tx, scope.into(), &image.namespace, &image.name, None, Some(state))
     }
 }
 

@@ -82,6 +82,7 @@ pub(super) fn snapshot(row: image::SnapshotRow) -> pb::SnapshotRow {
 }
 
 pub(super) fn change(entry: HistoryEntry) -> pb::HistoryRow {
+    let verified_by = entry.new.as_ref().map(|target| image::verified_by(target, &entry.labels)).unwrap_or_default();
     pb::HistoryRow {
         seq: entry.seq,
         at: Some(timestamp(entry.at)),
@@ -91,6 +92,8 @@ pub(super) fn change(entry: HistoryEntry) -> pb::HistoryRow {
         name: entry.name,
         old_target: entry.old.map(|d| d.to_string()).unwrap_or_default(),
         new_target: entry.new.map(|d| d.to_string()).unwrap_or_default(),
+        host: entry.host.unwrap_or_default(),
+        verified_by,
     }
 }
 
