@@ -14,6 +14,7 @@ mod embed;
 mod error;
 mod events;
 mod find;
+mod fresh;
 mod holder;
 mod images_made;
 mod look;

@@ -291,6 +291,36 @@ fn a_mirror_is_asked_first_and_a_dead_one_is_passed_over() {
     assert!(store.records().contains(&"registry.example/app:1".to_owned()));
 }
 
+/// A failing pull left an empty store behind, which looked like one that somebody wanted.
+#[test]
+fn a_pull_or_import_that_brings_nothing_leaves_no_store() {
+    let Some(registry) = registry_with(&image()) else { return };
+    let absent = format!("{}/absent:1", registry.host());
+    let broken = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(broken.path(), "no archive").unwrap();
+    let failing: [&[&str]; 3] =
+        [&["pull", &absent], &["pull", "registry.invalid/app:1"], &["import", broken.path().to_str().unwrap()]];
+    for args in failing {
+        let store = Orlop::new();
+        let done = store.run(args);
+        assert_ne!(done.code, 0, "{args:?}: {}", done.err);
+        assert!(!store.root().exists(), "{args:?} has made {}", store.root().display());
+        // A directory that was there stays, and what is in it.
+        std::fs::create_dir(store.root()).unwrap();
+        assert_eq!(store.run(args).code, done.code);
+        assert_eq!(std::fs::read_dir(store.root()).unwrap().count(), 0, "{args:?}");
+    }
+    // Of a store that is there, nothing goes; nor what a pull has brought before it failed.
+    let store = Orlop::new();
+    let name = format!("{}/app:1", registry.host());
+    assert_ne!(store.run(["pull", "--no-unpack", &name, &absent]).code, 0);
+    assert!(store.records().contains(&name));
+    store.ok(["rm", "--no-trash", &name]);
+    assert_ne!(store.run(["pull", &absent]).code, 0);
+    assert!(store.root().join("meta.db").exists());
+    store.is_sound();
+}
+
 #[test]
 fn a_second_push_sends_nothing_and_another_repository_mounts() {
     let content = image();

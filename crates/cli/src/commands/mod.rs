@@ -39,7 +39,8 @@ use crate::client::Clients;
 use crate::embed;
 use crate::error::Result;
 use crate::find::places::KUBERNETES;
-use crate::find::{Reach, Store};
+use crate::find::{At, Reach, Store};
+use crate::fresh::Fresh;
 use crate::settings::Settings;
 
 /// What every command works with.
@@ -83,11 +84,19 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         _ => {}
     }
     let settings = Settings::load(&cli.global)?;
-    let (channel, store) = embed::connect(&settings, reach(&cli.command)).await?;
+    let reach = reach(&cli.command);
+    let fresh = Fresh::of(&settings, reach);
+    let (channel, store) = embed::connect(&settings, reach).await?;
+    let fresh = fresh.filter(|_| store.at == At::Directory(settings.root.clone()));
     let clients = Clients::new(channel, &store.namespace, actor)?;
     let context = Context { global: cli.global, settings, store, clients };
     context.say_what_was_found();
-    dispatch(&context, cli.command).await
+    let done = dispatch(&context, cli.command).await;
+    if let (Err(_), Some(fresh)) = (&done, fresh) {
+        drop(context);
+        fresh.abandon().await;
+    }
+    done
 }
 
 /// Which stores a command is for.
