@@ -69,7 +69,7 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
     {
         return Ok(foreign);
     }
-    if find::is_root(Product::Containerd, &settings.root) && !find::is_root(Product::Orlop, &settings.root) {
+    if find::foreign_root(&settings.root).is_some() {
         return files(settings, reach);
     }
     if reach == Reach::Own && !settings.root_given && !find::is_root(Product::Orlop, &settings.root) {

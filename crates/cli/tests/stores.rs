@@ -361,7 +361,47 @@ fn what_was_said_is_not_searched() {
     assert!(done.code == 8 && done.err.contains("gone.sock"), "{}", done.err);
 }
 
-/// A pull that fails leaves an empty store: it hid what the machine's containerd has.
+/// A containerd's root was taken for Orlop's, and the advice was to start a daemon there.
+#[test]
+fn a_containerds_root_is_said_to_be_one_and_how_to_look_into_it() {
+    if !common::is_root("a_containerds_root_is_said_to_be_one_and_how_to_look_into_it") {
+        return;
+    }
+    for programs in generations() {
+        let mut containerd = start(&programs);
+        import(&containerd, &["k8s.io"]);
+        let root = containerd.root();
+        let orlop = |args: &[&str]| {
+            let mut command = binary();
+            command.arg("--root").arg(&root).args(args);
+            Done::of(&command.output().expect("orlop starts"))
+        };
+        // The same while its server runs: what --root names are the files.
+        for is_running in [true, false] {
+            if !is_running {
+                containerd.stop(rustix::process::Signal::TERM);
+            }
+            let done = orlop(&["stores", "-o", "json"]);
+            let document: Value = serde_json::from_str(&done.out).unwrap_or_else(|e| panic!("{e}: {}", done.err));
+            let row = &document["stores"][0];
+            assert_eq!(
+                (&row["product"], &row["state"], &row["used"]),
+                (&"containerd".into(), &"files".into(), &true.into())
+            );
+            assert_eq!(row["root"], root.to_str().unwrap());
+            let advice = format!("orlop --root {} images", root.display());
+            assert!(row["advice"].as_str().unwrap().contains(&advice), "{row:#}");
+            let text = orlop(&["stores"]).out;
+            assert!(text.contains("is a containerd's root") && text.contains(&advice), "{text}");
+            assert!(!text.contains("orlop serve") && !text.contains("Orlop's own"), "{text}");
+            // What is advised works.
+            let done = orlop(&["images", "-o", "name"]);
+            assert_eq!((done.code, done.out.trim()), (0, "docker.io/library/small:1"), "{}", done.err);
+        }
+    }
+}
+
+/// An empty store, as `orlop gc --root` makes it: it hid what the machine's containerd has.
 #[test]
 fn an_empty_store_of_orlops_does_not_hide_a_containerd_that_answers() {
     if !common::is_root("an_empty_store_of_orlops_does_not_hide_a_containerd_that_answers") {

@@ -89,8 +89,16 @@ async fn found(settings: &Settings) -> Result<Vec<Found>> {
     let served = holder.map(|holder| holder.socket);
     let socket = served.or_else(|| settings.default_socket.clone().filter(|_| !settings.root_given));
     // An empty path is a socket that nobody has.
-    let own = Place { product: Product::Orlop, socket: socket.unwrap_or_default(), root: Some(settings.root.clone()) };
+    let foreign = settings.root_given.then(|| find::foreign_root(&settings.root)).flatten();
+    let root = Some(settings.root.clone()).filter(|_| foreign.is_none());
+    let own = Place { product: Product::Orlop, socket: socket.unwrap_or_default(), root };
     let mut found = find::all(settings, own).await;
+    if let Some(product) = foreign {
+        // A server of it is another row: only its files are what the option names.
+        found.retain(|other| matches!(other.state, State::Running(_)) || other.root.as_ref() != Some(&settings.root));
+        let (socket, root) = (PathBuf::new(), Some(settings.root.clone()));
+        found.insert(0, Found { product, socket, root, state: State::Files });
+    }
     if let Some(address) = &settings.address {
         let at = found.iter().position(|other| &other.socket == address);
         let given = match at {
@@ -110,7 +118,9 @@ fn used(settings: &Settings, found: &[Found]) -> Option<(usize, String)> {
     let running = |f: &Found| matches!(f.state, State::Running(_));
     let at_root = |f: &Found| f.product == Product::Orlop && f.root.as_ref() == Some(&settings.root);
     if settings.root_given {
-        return found.iter().position(at_root).map(|at| (at, "its root was given".to_owned()));
+        let given =
+            |f: &Found| at_root(f) || (f.root.as_ref() == Some(&settings.root) && f.socket.as_os_str().is_empty());
+        return found.iter().position(given).map(|at| (at, "its root was given".to_owned()));
     }
     if let Some(at) = found.iter().position(|f| at_root(f) || (f.product == Product::Orlop && running(f))) {
         return Some((at, "it is Orlop's own".to_owned()));
@@ -145,6 +155,14 @@ async fn row(found: Found, why: Option<String>, settings: &Settings) -> Row {
             row.advice = Some(format!("start it: {}", product.start()));
         }
         State::Files if product == Product::Orlop => row.state = "files",
+        State::Files if settings.root_given && row.root.as_ref() == Some(&settings.root) => {
+            row.state = "files";
+            let root = settings.root.display();
+            row.problem = Some(format!("{root} is a containerd's root, of which --root reads the files only"));
+            row.advice = Some(format!(
+                "look into it: orlop --root {root} images; for what changes something, --address of its server"
+            ));
+        }
         State::Files => {
             row.state = "files";
             let root = row.root.as_deref().unwrap_or(Path::new("DIR")).display();
@@ -198,7 +216,7 @@ fn print(stores: &[Row], settings: &Settings) -> Result<()> {
         let namespaces = row.namespaces.iter().map(count).collect::<Vec<_>>().join(", ");
         let used = if row.used { "*" } else { "" };
         let version = row.version.as_deref().unwrap_or_default().trim_start_matches('v');
-        table.row([used, row.name, state, version, &place(row), &namespaces]);
+        table.row([&used, row.name, &state, version, &place(row), &namespaces]);
     }
     table.print()?;
     let used = stores.iter().find(|row| row.used);

@@ -161,6 +161,12 @@ fn is_same(one: &Found, other: &Found) -> bool {
     }
 }
 
+/// Whose root a directory is, if it is a containerd's and no store of Orlop's.
+pub(crate) fn foreign_root(directory: &Path) -> Option<Product> {
+    let is_foreign = is_root(Product::Containerd, directory) && !is_root(Product::Orlop, directory);
+    is_foreign.then(|| places::product_at(Product::Containerd, directory))
+}
+
 /// Whether a directory is a product's root, as far as this user may see.
 pub(crate) fn is_root(product: Product, directory: &Path) -> bool {
     directory.join(product.database()).exists()
