@@ -35,6 +35,10 @@ struct Daemon {
 impl Daemon {
     /// `text` follows the keys that name the policy.
     fn start(text: &str) -> Self {
+        Self::start_with(text, &[])
+    }
+
+    fn start_with(text: &str, options: &[&str]) -> Self {
         let store = Orlop::new();
         let manager = UnixDatagram::bind(store.path("notify")).unwrap();
         manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -43,7 +47,7 @@ impl Daemon {
         std::fs::write(&config, configuration(&policy, text)).unwrap();
         let mut command = binary();
         command.env("NOTIFY_SOCKET", store.path("notify")).arg("--config").arg(&config);
-        let served = Served::start(command, &store.root(), &[]);
+        let served = Served::start(command, &store.root(), options);
         let daemon = Self { store, served, manager, registry: Liar::start() };
         assert!(daemon.hear().contains("READY=1"));
         daemon
@@ -250,6 +254,32 @@ fn the_next_pull_asks_the_mirrors_of_the_new_directory() {
     daemon.configure("");
     daemon.reload();
     pull().unwrap_err();
+}
+
+#[test]
+fn the_mirrors_of_the_option_are_asked_whatever_the_file_says() {
+    let mirrored = Daemon::start("");
+    let image = Content::image(&Image::host().layer(Layer::new([Entry::file("mirrored", "mirrored")])));
+    mirrored.registry.put("team/app", "mirrored", &image);
+    let hosts = mirrored.store.path("hosts");
+    std::fs::create_dir_all(hosts.join("registry.invalid")).unwrap();
+    let mirror = format!("[host.\"http://{}\"]\ncapabilities = ['pull', 'resolve']\n", mirrored.registry.host());
+    std::fs::write(hosts.join("registry.invalid/hosts.toml"), mirror).unwrap();
+    let mut daemon = Daemon::start_with("hosts_dir = '/nonexistent'\n", &["--hosts-dir", hosts.to_str().unwrap()]);
+    let (runtime, socket) = (Runtime::new().unwrap(), daemon.served.socket());
+    let pull = || {
+        runtime.block_on(async {
+            let channel = orlop_api::channel::unix(&socket).await.unwrap();
+            let image = Some(ImageSpec { image: "registry.invalid/team/app:mirrored".into(), ..Default::default() });
+            let request = PullImageRequest { image, ..Default::default() };
+            ImageServiceClient::new(channel).pull_image(request).await.map(|answer| answer.into_inner().image_ref)
+        })
+    };
+    assert_eq!(pull().unwrap(), image.image_id().unwrap().to_string());
+    daemon.configure("hosts_dir = '/elsewhere'\n[gc]\nfull_hours = 1\n");
+    let log = daemon.reload();
+    assert!(log.contains("changed=\"gc.full_hours\""), "{log}");
+    assert_eq!(pull().unwrap(), image.image_id().unwrap().to_string());
 }
 
 #[test]

@@ -26,6 +26,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::args::Global;
+use crate::config::Config;
 use crate::error::{Class, CliError, Result};
 use crate::holder::Held;
 use crate::output::LogLevel;
@@ -53,13 +54,32 @@ pub(crate) struct Args {
     /// Offer Prometheus metrics at http://ADDR/metrics
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// containerd's certs.d directory, with a hosts.toml for each registry [default: hosts_dir in the configuration]
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<String>,
+}
+
+/// What options say that the configuration says too: they win, also when that is read anew.
+#[derive(Debug, Clone)]
+struct Overrides {
+    hosts_dir: Option<String>,
+}
+
+impl Overrides {
+    fn apply(&self, config: &mut Config) {
+        if let Some(directories) = &self.hosts_dir {
+            config.hosts_dir.clone_from(directories);
+        }
+    }
 }
 
 /// Runs `serve`.
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     let signals = Signals::listen()?;
     let hangups = signals::hangups()?;
-    let settings = Settings::load(global)?;
+    let mut settings = Settings::load(global)?;
+    let overrides = Overrides { hosts_dir: args.hosts_dir.clone() };
+    overrides.apply(&mut settings.config);
     let traces = traces::Traces::start(&settings.config.traces);
     let layer = traces.as_ref().ok().and_then(Option::as_ref).map(traces::Traces::layer);
     let log = output::set_up_daemon_logging(global, &settings.config.log, layer);
@@ -69,7 +89,7 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
         tracing::warn!(why, "no traces are sent");
         None
     });
-    let reloading = Reloading { global, hangups, log };
+    let reloading = Reloading { global, overrides, hangups, log };
     let served = run_traced(args, &settings, signals, reloading, traces.as_ref()).await;
     if let Some(traces) = traces {
         traces.finish().await;
@@ -80,6 +100,7 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
 /// What a reload needs, from the start on.
 struct Reloading<'a> {
     global: &'a Global,
+    overrides: Overrides,
     hangups: Signal,
     log: LogLevel,
 }
@@ -119,9 +140,9 @@ async fn run_traced(
     beside.spawn(memory::give_back());
     systemd::ready();
     let (options, watched) = watch::channel(settings.config.serve());
-    let Reloading { global, hangups, log } = reloading;
+    let Reloading { global, overrides, hangups, log } = reloading;
     let (global, config) = (global.clone(), settings.config.clone());
-    let reload = reload::Reload { global, config, server: server.clone(), options, log, trace };
+    let reload = reload::Reload { global, overrides, config, server: server.clone(), options, log, trace };
     let reload = beside.spawn(reload.run(hangups));
     serve(&server, listeners, watched, signals, socket.as_ref(), &reload).await
 }

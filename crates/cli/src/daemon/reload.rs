@@ -14,7 +14,7 @@ use orlop_server::{CriSettings, ServeOptions, Server};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
-use super::systemd;
+use super::{Overrides, systemd};
 use crate::args::Global;
 use crate::config::Config;
 use crate::error::{Class, CliError, Result};
@@ -37,6 +37,7 @@ const FIXED: &[&str] = &[
 /// What a new configuration goes to.
 pub(super) struct Reload {
     pub(super) global: Global,
+    pub(super) overrides: Overrides,
     /// In force.
     pub(super) config: Config,
     pub(super) server: Server,
@@ -72,9 +73,9 @@ impl Reload {
     }
 
     async fn reload(&mut self) -> Result<()> {
-        let (global, old) = (self.global.clone(), self.config.clone());
+        let (global, overrides, old) = (self.global.clone(), self.overrides.clone(), self.config.clone());
         let stopped = |e| CliError::new(Class::Failed, format!("read the configuration: {e}"));
-        let next = tokio::task::spawn_blocking(move || read(&global, &old)).await.map_err(stopped)??;
+        let next = tokio::task::spawn_blocking(move || read(&global, &overrides, &old)).await.map_err(stopped)??;
         self.log.set(&next.config.log);
         let images = orlop_image::Settings { gate: next.gate, ..next.config.images() };
         self.server.reconfigure(images, cri(&next.config, self.trace.as_ref()));
@@ -101,8 +102,9 @@ fn words<'a>(keys: impl IntoIterator<Item = &'a String>) -> String {
     keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
-fn read(global: &Global, old: &Config) -> Result<Next> {
-    let settings = Settings::load(global)?;
+fn read(global: &Global, overrides: &Overrides, old: &Config) -> Result<Next> {
+    let mut settings = Settings::load(global)?;
+    overrides.apply(&mut settings.config);
     let gate = policy::gate(&settings.config.verify)?;
     let (config, changed, kept) = merge(old, &settings.config)?;
     Ok(Next { config, gate, changed, kept })
