@@ -16,8 +16,8 @@ use crate::find::At;
 pub(crate) enum Source {
     /// A server.
     Api(Reader),
-    /// A directory.
-    Files(Root),
+    /// A directory, and what was read there; its rows are elsewhere.
+    Files(Root, Box<Stored>),
 }
 
 impl Source {
@@ -45,11 +45,12 @@ impl Source {
         };
         let stored = tokio::task::spawn_blocking(read).await;
         let stored = stored.map_err(|e| CliError::new(Class::Failed, format!("read the files of the store: {e}")))?;
-        let inventory = stored.map_err(|error| unreadable(&error))?.inventory;
-        Ok((Self::Files(root), inventory))
+        let mut stored = stored.map_err(|error| unreadable(&error))?;
+        let inventory = std::mem::take(&mut stored.inventory);
+        Ok((Self::Files(root, Box::new(stored)), inventory))
     }
 
-    /// What snapshots take, by their positions in the list. Files have told already what they tell.
+    /// What snapshots take, by their positions in the list. What could not be measured stays unknown.
     pub(crate) async fn usage(
         &self,
         inventory: &Inventory,
@@ -57,7 +58,7 @@ impl Source {
     ) -> Result<Vec<(usize, Usage)>> {
         match self {
             Self::Api(reader) => Ok(reader.usage(inventory, wanted).await?),
-            Self::Files(_) => Ok(Vec::new()),
+            Self::Files(root, stored) => Ok(root.usage(stored, inventory, wanted).0),
         }
     }
 
@@ -69,7 +70,7 @@ impl Source {
     ) -> Result<()> {
         match self {
             Self::Api(reader) => Ok(reader.documents(documents, wanted).await?),
-            Self::Files(root) => {
+            Self::Files(root, _) => {
                 let digests = wanted.into_iter().map(|(_, digest, _)| digest);
                 root.documents(documents, digests).map_err(|error| unreadable(&error))
             }
@@ -80,7 +81,7 @@ impl Source {
     pub(crate) async fn matching(&self, namespace: &str, filters: &[String]) -> Result<Vec<String>> {
         match self {
             Self::Api(reader) => Ok(reader.matching(namespace, filters).await?),
-            Self::Files(_) => {
+            Self::Files(..) => {
                 Err(CliError::new(Class::Usage, "--filter needs a server: these are only a store's files"))
             }
         }

@@ -1,6 +1,7 @@
 use serde_json::Value;
 
 use crate::node::{Node, generations, image};
+use crate::tree::several;
 
 /// The only thing of a kind that is explained.
 fn only(document: &Value, kind: &str) -> Value {
@@ -62,6 +63,31 @@ fn a_hash_reference_says_why_it_is_there_what_else_names_the_image_and_that_it_f
         // A name for short, and the beginning of the digest.
         assert_eq!(only(&node.json(&["explain", &id[7..19]]), "record")["name"], id.as_str());
         assert_eq!(node.records(), before, "nothing was changed");
+    }
+}
+
+/// Of an index of which several platforms are here, labels do not tell which manifest is this machine's.
+#[test]
+fn the_image_id_of_an_index_is_this_platforms_wherever_nothing_writes_hash_references() {
+    for programs in generations("the_image_id_of_an_index_is_this_platforms_wherever_nothing_writes_hash_references") {
+        let Some(mut node) = Node::start(&programs) else { return };
+        let content = several();
+        let tag = node.pull("multi:1", &content);
+        let id = node.records().into_iter().find(|name| name.starts_with("sha256:")).unwrap();
+        let ctr = |args: &[&str]| node.containerd.ctr("default", args).ok();
+        for options in [&[][..], &["--all-platforms"]] {
+            ctr(&[&["content", "fetch", "--plain-http"], options, &[&tag]].concat());
+            let explained = node.json(&["-n", "default", "explain", &tag]);
+            assert_eq!(only(&explained, "record")["imageId"], id.as_str(), "{options:?}: {explained:#}");
+        }
+        let text = node.ok(&["-n", "default", "explain", &tag]);
+        assert!(text.contains(&format!("image ID    {id}")), "{text}");
+        let root = node.containerd.root();
+        node.containerd.stop(rustix::process::Signal::TERM);
+        let mut command = crate::common::binary();
+        let output = command.arg("--root").arg(root).args(["-n", "default", "explain", &tag]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(&format!("image ID    {id}")), "{text}");
     }
 }
 

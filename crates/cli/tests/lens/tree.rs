@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::node::{Node, generations, image};
 
 /// An image of two platforms with an attestation and an artifact; its lowest layer is that of [`image`].
-fn several() -> Content {
+pub(crate) fn several() -> Content {
     let base = || Layer::new([Entry::dir("etc"), Entry::file("etc/base", "common ".repeat(5_000))]);
     let own = Layer::noise("own", 5, 50_000).packed(Compression::Gzip);
     let host = Content::image(&Image::host().layer(base().packed(Compression::Gzip)).layer(own));

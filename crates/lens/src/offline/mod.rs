@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orlop_graph::model::{Gap, Inventory, NamespaceId, SnapshotKind, SnapshotRow};
+use orlop_graph::model::{Gap, Inventory, NamespaceId, SnapshotKind, SnapshotRow, Usage};
 use orlop_oci::Digest;
 
 pub use error::Error;
@@ -195,8 +195,23 @@ impl Root {
     /// Measures snapshots whose usage is not known and that `wanted` takes, by walking their directories as their
     /// snapshotter does: the active ones of overlayfs and native. Others stay unknown.
     pub fn measure(&self, stored: &mut Stored, wanted: impl Fn(&SnapshotRow) -> bool) {
-        for at in 0..stored.inventory.snapshots.len() {
-            let row = &stored.inventory.snapshots[at];
+        let (measured, gaps) = self.usage(stored, &stored.inventory, wanted);
+        for (at, usage) in measured {
+            stored.inventory.snapshots[at].usage = Some(usage);
+        }
+        stored.inventory.gaps.extend(gaps);
+    }
+
+    /// The same for who holds the rows elsewhere: by position in the list of snapshots what each takes, and what could not
+    /// be measured.
+    pub fn usage(
+        &self,
+        stored: &Stored,
+        rows: &Inventory,
+        wanted: impl Fn(&SnapshotRow) -> bool,
+    ) -> (Vec<(usize, Usage)>, Vec<Gap>) {
+        let (mut measured, mut gaps) = (Vec::new(), Vec::new());
+        for (at, row) in rows.snapshots.iter().enumerate() {
             if row.usage.is_some() || row.kind != SnapshotKind::Active || !wanted(row) {
                 continue;
             }
@@ -204,13 +219,14 @@ impl Root {
                 continue;
             };
             match snapshotters::disk_usage(&tree) {
-                Ok(usage) => stored.inventory.snapshots[at].usage = Some(usage),
+                Ok(usage) => measured.push((at, usage)),
                 Err(error) => {
                     let what = format!("usage of snapshot {} of {}", row.key, row.snapshotter);
-                    stored.inventory.gaps.push(Gap { what, why: error.to_string() });
+                    gaps.push(Gap { what, why: error.to_string() });
                 }
             }
         }
+        (measured, gaps)
     }
 
     /// Reads documents that have not been read from the files of content; each is checked against its digest, and one

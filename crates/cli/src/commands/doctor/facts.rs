@@ -48,7 +48,7 @@ pub(super) async fn of(context: &Context, look: &Look) -> Result<Facts> {
 async fn has_cri(look: &Look) -> Result<bool> {
     match &look.reader {
         Source::Api(reader) => Ok(reader.has_cri().await?),
-        Source::Files(_) => {
+        Source::Files(..) => {
             let rows = look.model.inventory();
             Ok(rows.records.iter().any(|record| record.labels.get(MANAGED).is_some()))
         }

@@ -97,7 +97,7 @@ struct Step {
 /// Shows the plan, or executes it.
 pub(super) async fn run(context: &Context, args: &Args, examined: Examined) -> Result<ExitCode> {
     let model = &examined.look.model;
-    if matches!(examined.look.reader, Source::Files(_)) {
+    if matches!(examined.look.reader, Source::Files(..)) {
         return Err(CliError::new(Failure::Usage, "--fix needs a server: these are only a store's files"));
     }
     if let Some(gap) = model.inventory().gaps.first() {

@@ -101,6 +101,9 @@ fn record(
     } else {
         words.push(format!("{freed}: it is the only record of the image"));
     }
+    if !context.store.is_own() && plan.freed.bytes() > plan.garbage.bytes() {
+        words.push("these are bytes; `orlop rm --plan` counts whole blocks of the file system, a little more".into());
+    }
     if model.is_pinned(node) {
         words.push("it is pinned: the kubelet never removes it, `orlop rm` only with --force".into());
     }

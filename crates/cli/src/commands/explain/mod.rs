@@ -5,11 +5,16 @@ mod facts;
 mod text;
 mod what;
 
+use std::sync::Arc;
+
+use orlop_graph::model::{Node, NodeId, NodeKind};
+use orlop_lens::Documents;
+use orlop_oci::{Descriptor, Document, ImageId, PlatformMatcher};
 use serde::Serialize;
 
 use super::Context;
 use crate::error::Result;
-use crate::look::{Look, Measured, find};
+use crate::look::{Look, Measured, find, words};
 use crate::output;
 
 /// Options of `explain`.
@@ -30,7 +35,7 @@ pub(crate) struct Args {
 
 /// `orlop.explain/v1` (docs/lens.md).
 #[derive(Serialize)]
-struct Document<'a> {
+struct Explained<'a> {
     schema: &'static str,
     store: String,
     things: &'a [facts::Explanation],
@@ -46,16 +51,43 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let mut things = Vec::new();
     for node in nodes {
         let author = what::author(context, &look.model, node).await;
-        things.push(facts::Explanation::of(context, &look.model, node, author));
+        let mut thing = facts::Explanation::of(context, &look.model, node, author);
+        if thing.image_id.is_none() {
+            thing.image_id = host_id(&look, node).await?.map(|id| id.to_string());
+        }
+        things.push(thing);
     }
     if output::is_document(context.global.output) {
         let store = context.store.to_string();
         return output::document(
             context.global.output,
-            &Document { schema: "orlop.explain/v1", store, things: &things },
+            &Explained { schema: "orlop.explain/v1", store, things: &things },
         );
     }
     output::print_text(&text::all(&folded(things)))
+}
+
+/// The image ID for this platform of a record that points at an index: of several manifests labels do not tell which one it
+/// is, the index does.
+async fn host_id(look: &Look, record: NodeId) -> Result<Option<ImageId>> {
+    let model = &look.model;
+    let target = match model.kind(record) {
+        NodeKind::Record => model.target(record),
+        _ => None,
+    };
+    let Some(Node::Blob(row)) = target.map(|target| model.node(target)) else { return Ok(None) };
+    let mut documents = Documents::default();
+    let namespace: Arc<str> = model.namespace(row.namespace).into();
+    look.reader.documents(&mut documents, [(namespace, row.digest.clone(), row.size)]).await?;
+    let raw = documents.get(&row.digest).cloned();
+    let document = raw.and_then(|raw| Document::parse_as(raw, None, row.digest.algorithm()).ok());
+    let host = PlatformMatcher::host();
+    let rank = |manifest: &&Descriptor| host.rank(manifest.platform.as_ref()?).filter(|_| !manifest.is_attestation());
+    let index = document.as_ref().and_then(Document::index);
+    let ranked = index.into_iter().flat_map(|index| &index.manifests).filter_map(|m| Some((rank(&m)?, m)));
+    let best = ranked.min_by_key(|(rank, _)| *rank).map(|(_, manifest)| &manifest.digest);
+    let config = best.and_then(|digest| model.config(model.blob(row.namespace, digest)?));
+    Ok(config.and_then(|config| words::name(model, config).parse().ok()).map(ImageId::new))
 }
 
 /// For people: of an image ID, which is also the digest of the config, the record alone; it says so itself.
