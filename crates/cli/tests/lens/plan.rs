@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use orlop_testkit::tier;
+use orlop_testkit::{archive, tier};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
 use crate::alone::{Alone, NAMESPACES, free, random_image};
+use crate::common::Orlop;
 use crate::node::{Node, generations, image};
 
 #[test]
@@ -102,7 +103,40 @@ fn disk_usage_agrees_with_what_the_file_system_has_allocated() {
         let parts = node.orlop("k8s.io", &["df", "--by", "namespace", "-o", "json"]);
         let parts: Value = serde_json::from_str(&parts.out).unwrap();
         assert_eq!(parts["parts"].as_array().unwrap().len(), 2, "{parts:#}");
+        by_image(&usage, |args| node.orlop("k8s.io", args).out);
     }
+}
+
+/// The images of `df`, the largest first, in a document and as rows.
+fn by_image(usage: &Value, orlop: impl Fn(&[&str]) -> String) {
+    let document: Value = serde_json::from_str(&orlop(&["df", "--by", "image", "-o", "json"])).unwrap();
+    assert_eq!(document["schema"], "orlop.df.images/v1");
+    let images = document["images"].as_array().unwrap();
+    let all = usage["images"].as_array().unwrap();
+    assert!(all.len() == images.len() && all.iter().all(|image| images.contains(image)), "{document:#}");
+    let number = |image: &Value, field: &str| image["size"][field].as_u64().unwrap();
+    let bytes: Vec<u64> = images.iter().map(|image| number(image, "shared") + number(image, "unique")).collect();
+    assert!(bytes.is_sorted_by(|a, b| a >= b) && bytes[0] > 0, "{bytes:?}");
+    let text = orlop(&["df", "--by", "image"]);
+    assert!(text.starts_with("IMAGE "), "{text}");
+    let titles: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(titles[2..], ["COMPRESSED", "UNPACKED", "SHARED", "UNIQUE"]);
+    for (line, image) in text.lines().skip(1).zip(images) {
+        assert!(line.starts_with(image["names"][0].as_str().unwrap()), "{line}");
+    }
+    assert_eq!(text.lines().count(), images.len() + 1);
+}
+
+#[test]
+fn what_each_image_of_orlops_own_store_takes_is_shown_in_rows() {
+    let store = Orlop::new();
+    for (name, own, size) in [("r.example/small:1", "small", 9_000), ("r.example/large:1", "large", 90_000)] {
+        let file = store.path("image.tar");
+        std::fs::write(&file, archive::oci_archive(&[(name, &image(own, size))])).unwrap();
+        store.ok(["import", "--no-unpack", file.to_str().unwrap()]);
+    }
+    by_image(&store.json(["df"]), |args| store.ok(args));
+    assert!(store.ok(["df", "--by", "image"]).lines().nth(1).unwrap().starts_with("r.example/large:1"));
 }
 
 /// What `du` says that a directory takes.

@@ -6,10 +6,15 @@ use serde::Serialize;
 
 use super::Context;
 use super::images::Image;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::Result;
+use crate::look::words::abbreviated;
 use crate::look::{Look, Measured, rows};
 use crate::output::{self, Table, count, short, size};
+
+/// Every image.
+const ALL: rows::Wanted<'static> = rows::Wanted { filters: &[], all_namespaces: true, documents: true };
 
 /// Options of `df`.
 #[derive(Debug, clap::Args)]
@@ -18,6 +23,7 @@ Sizes are what is allocated on disk. Where the files of a containerd cannot be r
 counted in blocks of 4 KiB, and its database is not counted.
 
 Examples:
+  orlop df --by image            what each image takes, and what of it no other image has
   orlop df --by repository       which repository costs what
   orlop df --by layer            which layers are shared, by whom
   orlop df -o json | jq .hashReferences")]
@@ -30,6 +36,8 @@ pub(crate) struct Args {
 /// By what parts are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum By {
+    /// One row an image.
+    Image,
     /// One row a namespace.
     Namespace,
     /// One row a repository.
@@ -85,6 +93,7 @@ struct Parts<'a> {
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     match args.by {
         Some(By::Layer) => layers(context).await,
+        Some(By::Image) => images(context).await,
         Some(by) => parts(context, by).await,
         None if context.store.is_own() => own(context).await,
         None => foreign(context).await,
@@ -103,6 +112,44 @@ async fn layers(context: &Context) -> Result<()> {
         table.row([short(&layer.digest), &size(layer.bytes), &layer.images.len().to_string(), &images]);
     }
     table.print()
+}
+
+#[derive(Serialize)]
+struct Images {
+    schema: &'static str,
+    images: Vec<Image>,
+}
+
+/// What each image takes, in all namespaces; the largest first.
+async fn images(context: &Context) -> Result<()> {
+    let mut rows = if context.store.is_own() {
+        context.clients.orlop().disk_usage(pb::DiskUsageRequest {}).await?.into_inner().images
+    } else {
+        let look = Look::at(context, Measured::All).await?;
+        rows::of_images(context, &look, &ALL).await?
+    };
+    let bytes = |row: &pb::ImageRow| row.size.as_ref().map_or(0, |size| size.shared + size.unique);
+    rows.sort_by(|a, b| bytes(b).cmp(&bytes(a)).then_with(|| called(a).cmp(called(b))));
+    if output::is_document(context.global.output) {
+        let images = rows.into_iter().map(Image::from).collect();
+        return output::document(context.global.output, &Images { schema: "orlop.df.images/v1", images });
+    }
+    let wide = context.global.output == Format::Wide;
+    let mut table = Table::new(&["IMAGE", "NAMESPACE", "COMPRESSED", "UNPACKED", "SHARED", "UNIQUE"]);
+    for row in &rows {
+        let sizes = row.size.unwrap_or_default();
+        let name = if wide { called(row).to_owned() } else { abbreviated(called(row)) };
+        let [compressed, unpacked, shared, unique] =
+            [sizes.compressed, sizes.unpacked, sizes.shared, sizes.unique].map(size);
+        table.row([name, row.namespace.clone(), compressed, unpacked, shared, unique]);
+    }
+    table.print()
+}
+
+/// What an image is called: its first name, else a hash reference.
+fn called(row: &pb::ImageRow) -> &str {
+    let name = row.names.first().or_else(|| row.hash_references.first());
+    name.map_or(row.image_id.as_str(), String::as_str)
 }
 
 async fn parts(context: &Context, by: By) -> Result<()> {
@@ -124,8 +171,7 @@ async fn parts(context: &Context, by: By) -> Result<()> {
 async fn foreign(context: &Context) -> Result<()> {
     let (look, usage) = lens::usage(context).await?;
     if output::is_document(context.global.output) {
-        let wanted = rows::Wanted { filters: &[], all_namespaces: true, documents: true };
-        let images = rows::of_images(context, &look, &wanted).await?.into_iter().map(Image::from).collect();
+        let images = rows::of_images(context, &look, &ALL).await?.into_iter().map(Image::from).collect();
         return output::document(context.global.output, &LensUsage { schema: "orlop.df/v1", usage: &usage, images });
     }
     let mut table = Table::new(&["WHAT", "ON DISK"]);
