@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::paint::Tone;
+
 /// Stopped by a signal (contract: exit codes).
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -143,9 +145,9 @@ impl From<tonic::Status> for CliError {
 
 /// Prints a failure to standard error and picks the exit code.
 pub(crate) fn report(error: &CliError) -> ExitCode {
-    eprintln!("orlop: {}", error.message);
+    eprintln!("{} {}", Tone::Bad.paint_error("orlop:"), error.message);
     if let Some(hint) = &error.hint {
-        eprintln!("  hint: {hint}");
+        eprintln!("  {} {hint}", Tone::Kind.paint_error("hint:"));
     }
     ExitCode::from(exit_code(error.class))
 }

@@ -19,6 +19,7 @@ mod holder;
 mod images_made;
 mod look;
 mod output;
+mod paint;
 mod policy;
 mod progress;
 mod settings;
@@ -27,10 +28,13 @@ mod top;
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, ColorChoice, CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
-    let parsed = args::Cli::command().try_get_matches().and_then(|matches| {
+    // Before options are understood: what is wrong with them is told in colour too.
+    let is_wanted = paint::is_wanted_with(std::env::args_os().any(|arg| arg == "--no-color"));
+    let colour = if is_wanted { ColorChoice::Auto } else { ColorChoice::Never };
+    let parsed = args::Cli::command().color(colour).try_get_matches().and_then(|matches| {
         let actor = format!("orlop {}", matches.subcommand_name().unwrap_or_default());
         let mut cli = args::Cli::from_arg_matches(&matches)?;
         cli.global.root_by_option = by_option(&matches, "root");
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return error::usage(&error),
     };
+    paint::set_up(&cli.global);
     // The daemon hears signals itself, to finish what runs; and its log is configured.
     let alone = matches!(cli.command, args::Command::Serve(_));
     if alone {

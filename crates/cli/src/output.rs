@@ -1,6 +1,6 @@
 //! Printing: tables, JSON, YAML, names; logging.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use serde::Serialize;
 use tracing_subscriber::layer::SubscriberExt;
@@ -10,6 +10,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use crate::args::{Format, Global};
 use crate::config::{Log, LogFormat};
 use crate::error::{Class, CliError, Result};
+use crate::paint::{self, Tone};
 
 /// Bytes of output that are gathered before they are written.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -22,7 +23,7 @@ pub(crate) fn set_up_logging(global: &Global) {
         (_, 1) => "info",
         _ => "debug",
     };
-    let colour = !global.no_color && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colour = paint::of_logs(global);
     tracing_subscriber::fmt().with_env_filter(level).with_ansi(colour).with_writer(io::stderr).init();
 }
 
@@ -40,7 +41,7 @@ pub(crate) fn set_up_daemon_logging(
         _ => Some("trace"),
     };
     let (filter, handle) = reload::Layer::new(EnvFilter::new(by_option.unwrap_or(&log.level)));
-    let colour = !global.no_color && io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colour = paint::of_logs(global);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match log.format {
         LogFormat::Text => lines.with_ansi(colour).boxed(),
@@ -100,7 +101,8 @@ impl Table {
     /// Gives the lines to `write`, some thousand bytes at a time, until it fails.
     fn render<E>(&self, mut write: impl FnMut(&str) -> std::result::Result<(), E>) -> std::result::Result<(), E> {
         let mut lines = String::new();
-        self.push_line(&mut lines, self.header.iter().copied());
+        let header: Vec<String> = self.header.iter().map(|title| Tone::Title.paint(title).to_string()).collect();
+        self.push_line(&mut lines, header.iter().map(String::as_str));
         let mut start = 0;
         let mut cells = Vec::new();
         for ends in self.ends.chunks_exact(self.widths.len().max(1)) {
@@ -141,7 +143,7 @@ impl Table {
 
 /// Columns that a text takes.
 fn width(text: &str) -> usize {
-    if text.is_ascii() { text.len() } else { text.chars().count() }
+    if text.is_ascii() && !text.contains('\u{1b}') { text.len() } else { paint::width(text) }
 }
 
 /// A reader that went away is not an error.

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::look::rows;
 use crate::look::words::abbreviated;
 use crate::output::{self, Table, short, size, time, time_short};
+use crate::paint::Tone;
 
 /// Options of `images`.
 #[derive(Debug, clap::Args)]
@@ -274,6 +275,14 @@ async fn records(context: &Context, args: &Args) -> Result<()> {
     }
 }
 
+/// A record's kind; hash references can be passed over.
+fn kind_cell(kind: &str) -> Cow<'_, str> {
+    match kind {
+        "digest" | "id" => Tone::Faint.paint(kind).to_string().into(),
+        _ => kind.into(),
+    }
+}
+
 fn record_cells(row: &pb::RecordRow, wide: bool, namespaces: bool) -> Vec<Cow<'_, str>> {
     let target = row.target.as_ref();
     let platforms = match row.platforms.as_slice() {
@@ -284,7 +293,7 @@ fn record_cells(row: &pb::RecordRow, wide: bool, namespaces: bool) -> Vec<Cow<'_
     cells.extend(namespaces.then_some(row.namespace.as_str().into()));
     cells.extend([
         row.name.as_str().into(),
-        row.kind.as_str().into(),
+        kind_cell(&row.kind),
         target.map_or("", |t| &t.media_type).into(),
         target.map_or("", |t| &t.digest).into(),
         size(row.size).into(),

@@ -14,6 +14,7 @@ use crate::look::parts::{self, Layer, Part, Parts};
 use crate::look::words::called;
 use crate::look::{Look, Measured};
 use crate::output::{self, Table, short};
+use crate::paint::Tone;
 
 /// Fewer digits than these mean no digest.
 const SHORTEST: usize = 4;
@@ -174,7 +175,11 @@ fn positions(part: &Part, ids: &HashSet<String>) -> Vec<Position> {
 }
 
 fn print(image: &Image, here: &str, wide: bool) -> Result<()> {
-    output::line(format!("\nimage {}", image.image_id.as_deref().unwrap_or("(of several platforms, or unknown)")))?;
+    output::line(format!(
+        "\n{} {}",
+        Tone::Kind.paint("image"),
+        image.image_id.as_deref().unwrap_or("(of several platforms, or unknown)")
+    ))?;
     let lists = [("name", &image.names), ("hash reference", &image.hash_references), ("container", &image.containers)];
     for (word, list) in lists {
         list.iter().try_for_each(|name| output::line(format!("  {word:<15} {}", name.seen_from(here))))?;
@@ -189,11 +194,11 @@ fn print(image: &Image, here: &str, wide: bool) -> Result<()> {
         output::line(format!("  {:<15} {word} of layer {at} of {of} of manifest {manifest}", "found as"))?;
     }
     for part in image.targets.iter().flat_map(Part::all) {
-        let absent = if part.blob.here { "" } else { "  not here" };
+        let absent = not_here(part.blob.here);
         let platform = part.platform.iter().map(|platform| format!("  {platform}")).collect::<String>();
         output::line(format!("  {:<15} {}{platform}{absent}", part.kind, part.blob.digest))?;
         if let Some(config) = &part.config {
-            let absent = if config.here { "" } else { "  not here" };
+            let absent = not_here(config.here);
             output::line(format!("  {:<15} {}{absent}", "config", config.digest))?;
         }
         if !part.layers.is_empty() {
@@ -201,6 +206,10 @@ fn print(image: &Image, here: &str, wide: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn not_here(here: bool) -> String {
+    if here { String::new() } else { format!("  {}", Tone::Warning.paint("not here")) }
 }
 
 fn table(layers: &[Layer], wide: bool) -> Table {
@@ -213,7 +222,7 @@ fn table(layers: &[Layer], wide: bool) -> Table {
         table.row([
             layer.position.to_string(),
             cut(&layer.blob.digest),
-            if layer.blob.here { "yes" } else { "no" }.to_owned(),
+            if layer.blob.here { "yes".to_owned() } else { Tone::Warning.paint("no").to_string() },
             or_dash(&layer.diff_id),
             or_dash(&layer.chain_id),
             if unpacked.is_empty() { "-".to_owned() } else { unpacked.join(", ") },

@@ -13,6 +13,7 @@ use crate::find::probe::{Found, Server, State, home, image_records, namespaces};
 use crate::find::{self, is_root};
 use crate::holder;
 use crate::output::{self, Table};
+use crate::paint::Tone;
 use crate::settings::Settings;
 
 /// Options of `stores`.
@@ -203,18 +204,20 @@ fn print(stores: &[Row], settings: &Settings) -> Result<()> {
     let mut table = Table::new(&["USED", "PRODUCT", "STATE", "VERSION", "AT", "NAMESPACES (IMAGE RECORDS)"]);
     for row in stores {
         let state = match row.state {
-            "not-permitted" => "not permitted",
-            "no-answer" => "nobody answers",
-            "files" if row.product == Product::Orlop.id() => "no daemon",
-            "files" => "files only",
-            state => state,
-        };
+            "not-permitted" => Tone::Bad.paint("not permitted"),
+            "no-answer" => Tone::Bad.paint("nobody answers"),
+            "files" if row.product == Product::Orlop.id() => Tone::Faint.paint("no daemon"),
+            "files" => Tone::Faint.paint("files only"),
+            "running" => Tone::Good.paint("running"),
+            state => Tone::Faint.paint(state),
+        }
+        .to_string();
         let count = |n: &Namespace| match n.images {
             Some(images) => format!("{} ({images})", n.name),
             None => format!("{} (?)", n.name),
         };
         let namespaces = row.namespaces.iter().map(count).collect::<Vec<_>>().join(", ");
-        let used = if row.used { "*" } else { "" };
+        let used = if row.used { Tone::Good.paint("*").to_string() } else { String::new() };
         let version = row.version.as_deref().unwrap_or_default().trim_start_matches('v');
         table.row([&used, row.name, &state, version, &place(row), &namespaces]);
     }

@@ -12,6 +12,7 @@ use crate::look::parts::{self, Blob, Layer, Part, Parts, Snapshot};
 use crate::look::words::abbreviated;
 use crate::look::{Look, Measured};
 use crate::output::{self, count, short, size};
+use crate::paint::Tone;
 
 /// Options of `tree`.
 #[derive(Debug, clap::Args)]
@@ -101,7 +102,7 @@ impl Line {
 fn text(image: &Image, here: &str) -> String {
     let mut text = String::new();
     for name in if image.names.is_empty() { &image.hash_references } else { &image.names } {
-        text.push_str(&format!("{}\n", abbreviated(&name.seen_from(here))));
+        text.push_str(&format!("{}\n", Tone::Title.paint(abbreviated(&name.seen_from(here)))));
     }
     for (at, part) in image.targets.iter().enumerate() {
         line(part, here).write(&mut text, "", at + 1 == image.targets.len());
@@ -119,7 +120,8 @@ fn line(part: &Part, here: &str) -> Line {
         what.push_str(&format!("  about {}", short(about)));
     }
     if part.unreadable {
-        what.push_str("  unreadable: its bytes are no such document, or not those of its digest");
+        let why = "unreadable: its bytes are no such document, or not those of its digest";
+        what.push_str(&format!("  {}", Tone::Bad.paint(why)));
     }
     let mut below: Vec<Line> = part.manifests.iter().map(|part| line(part, here)).collect();
     below.extend(part.config.iter().map(|config| Line(format!("config {}", blob(config)), Vec::new())));
@@ -142,10 +144,13 @@ fn snapshot(snapshot: &Snapshot, here: &str) -> String {
 }
 
 fn blob(blob: &Blob) -> String {
-    let absent = if blob.here { "" } else { "  not here" };
+    let absent = if blob.here { String::new() } else { format!("  {}", Tone::Warning.paint("not here")) };
     format!("{}  {}{absent}{}", short(&blob.digest), size(blob.size), shared(blob.shared_with))
 }
 
 fn shared(images: u64) -> String {
-    if images == 0 { String::new() } else { format!("  shared with {}", count(images, "image")) }
+    match images {
+        0 => String::new(),
+        images => format!("  {}", Tone::Faint.paint(format!("shared with {}", count(images, "image")))),
+    }
 }

@@ -77,7 +77,7 @@ async fn show(context: &Context, args: &Args) -> Result<u8> {
     let worker = Worker::new(context, messages);
     let mut work = JoinSet::new();
     work.spawn_local(worker.clone().hear());
-    let look = Look { colour: !context.global.no_color && std::env::var_os("NO_COLOR").is_none() };
+    let look = Look { colour: crate::paint::is_wanted(&context.global) };
     let namespace = context.store.namespace.clone();
     let mut state = State::new(context.store.to_string(), namespace, args.all_namespaces, Instant::now());
     let mut clock = tokio::time::interval(TICK);

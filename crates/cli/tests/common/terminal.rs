@@ -26,16 +26,11 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// Starts a program on a terminal of so many columns and rows.
     pub(crate) fn start(mut command: Command, columns: u16, rows: u16) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
-        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal of one's own");
-        let name = ptsname(&master, Vec::new()).expect("its name");
-        let slave = File::options().read(true).write(true).open(name.to_str().expect("a plain path")).unwrap();
-        tcsetwinsize(&slave, size(columns, rows)).expect("a size");
+        let (master, slave) = pair(columns, rows);
         let stdio = || Stdio::from(slave.try_clone().expect("a descriptor"));
         command.env("TERM", "xterm-256color").stdin(stdio()).stdout(stdio()).stderr(stdio());
         let child = command.spawn().expect("the program starts");
         let screen = Arc::new(Mutex::new(vt100::Parser::new(some(rows), some(columns), 0)));
-        let master = File::from(master);
         let (mut out, shown) = (master.try_clone().expect("a descriptor"), screen.clone());
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
@@ -116,6 +111,17 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Both ends of a new terminal: who shows it, and what a program gets.
+pub(crate) fn pair(columns: u16, rows: u16) -> (File, File) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).expect("a pseudo-terminal");
+    grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal of one's own");
+    let name = ptsname(&master, Vec::new()).expect("its name");
+    let slave = File::options().read(true).write(true).open(name.to_str().expect("a plain path")).unwrap();
+    tcsetwinsize(&slave, size(columns, rows)).expect("a size");
+    (File::from(master), slave)
 }
 
 const fn size(columns: u16, rows: u16) -> Winsize {

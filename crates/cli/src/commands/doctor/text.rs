@@ -6,6 +6,7 @@ use super::{Examined, Found, words};
 use crate::commands::Context;
 use crate::look::words::abbreviated;
 use crate::output::{count, size};
+use crate::paint::Tone;
 
 /// Where lines are broken.
 const WIDTH: usize = 110;
@@ -24,7 +25,10 @@ pub(super) fn all(context: &Context, examined: &Examined) -> String {
         for problem in &examined.checked {
             text.push_str(&format!(
                 "  {}: {}: {}\n      {}\n",
-                problem.class, problem.subject, problem.detail, problem.fix
+                Tone::Bad.paint(&problem.class),
+                problem.subject,
+                problem.detail,
+                problem.fix
             ));
         }
         blocks.push(text);
@@ -33,7 +37,8 @@ pub(super) fn all(context: &Context, examined: &Examined) -> String {
         let model = &examined.look.model;
         let rows = model.inventory();
         return format!(
-            "nothing is wrong: {}, {}, {}\n",
+            "{}: {}, {}, {}\n",
+            Tone::Good.paint("nothing is wrong"),
             count(rows.records.len() as u64, "record"),
             count(rows.blobs.len() as u64, "blob"),
             count(rows.snapshots.len() as u64, "snapshot"),
@@ -44,7 +49,8 @@ pub(super) fn all(context: &Context, examined: &Examined) -> String {
 
 fn block(context: &Context, examined: &Examined, class: Class, found: &[&Found]) -> String {
     let model = &examined.look.model;
-    let mut text = format!("{} ({}): {}\n", class.as_str(), found.len(), words::title(class));
+    let name = severity(class).paint(class.as_str());
+    let mut text = format!("{name} ({}): {}\n", found.len(), words::title(class));
     field(&mut text, "cause", words::cause(class));
     let fix = match words::caution(class) {
         None => "safe: `orlop doctor --fix` mends it".to_owned(),
@@ -62,6 +68,14 @@ fn block(context: &Context, examined: &Examined, class: Class, found: &[&Found])
         text.push_str(&format!("      {}\n", words::command(context, model, found)));
     }
     text
+}
+
+/// Red is what makes an image fail; the rest takes space or is untidy.
+const fn severity(class: Class) -> Tone {
+    match class {
+        Class::Partial | Class::Damaged | Class::ZeroLength | Class::MissingDigest => Tone::Bad,
+        _ => Tone::Warning,
+    }
 }
 
 /// `  cause   some words …`, broken where the line ends.

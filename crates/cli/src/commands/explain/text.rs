@@ -3,6 +3,7 @@
 use super::facts::Explanation;
 use crate::look::facts::{Bytes, Keeper, Named};
 use crate::output::{count, size};
+use crate::paint::Tone;
 
 /// The column in which texts begin.
 const INDENT: usize = 14;
@@ -17,7 +18,8 @@ pub(crate) fn all(things: &[Explanation]) -> String {
 }
 
 fn one(thing: &Explanation) -> String {
-    let mut text = format!("{}   ({}, namespace {})\n", thing.thing.name, kind(&thing.thing), thing.thing.namespace);
+    let (name, kind_of) = (Tone::Title.paint(&thing.thing.name), Tone::Kind.paint(kind(&thing.thing)));
+    let mut text = format!("{name}   ({kind_of}, namespace {})\n", thing.thing.namespace);
     field(&mut text, "what", [thing.what.clone()]);
     field(&mut text, "why", thing.why.clone());
     field(&mut text, "beware", thing.trouble.clone());
@@ -155,7 +157,9 @@ fn field(text: &mut String, title: &str, lines: impl IntoIterator<Item = String>
     let mut title = title;
     for line in lines {
         for part in broken(&line) {
-            text.push_str(&format!("  {title:<width$}{part}\n", width = INDENT - 2));
+            let title_painted = if title == "beware" { Tone::Warning.paint(title) } else { Tone::Faint.paint(title) };
+            let pad = " ".repeat(INDENT - 2 - title.len());
+            text.push_str(&format!("  {title_painted}{pad}{part}\n"));
             title = "";
         }
     }
