@@ -256,6 +256,9 @@ async fn active(context: &Context) -> Result<()> {
             .collect();
         return output::document(context.global.output, &Ingests { schema: "orlop.content/v1", ingests });
     }
+    if context.global.output == Format::Name {
+        return output::names(statuses.iter().map(|status| status.r#ref.as_str()));
+    }
     let mut table = Table::new(&["REF", "WRITTEN", "TOTAL", "UPDATED"]);
     for s in statuses {
         table.row([

@@ -2,9 +2,13 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/terminal.rs"]
+#[allow(dead_code, reason = "each test file uses its part")]
+mod terminal;
 
 mod alone;
 mod doctor;
+mod doctor_own;
 mod explain;
 mod history;
 mod identifiers;
@@ -13,6 +17,7 @@ mod node;
 mod offline;
 mod plan;
 mod prune;
+mod readonly;
 mod resolve;
 mod tree;
 mod ward;

@@ -6,19 +6,19 @@ use serde_json::Value;
 use crate::node::{Node, generations, image};
 
 /// What an image's own documents say.
-struct Truth {
-    manifest: String,
-    config: String,
-    layers: Vec<String>,
-    diff_ids: Vec<String>,
-    chain_ids: Vec<String>,
+pub(crate) struct Truth {
+    pub(crate) manifest: String,
+    pub(crate) config: String,
+    pub(crate) layers: Vec<String>,
+    pub(crate) diff_ids: Vec<String>,
+    pub(crate) chain_ids: Vec<String>,
 }
 
 fn strings(values: &Value) -> Vec<String> {
     values.as_array().unwrap().iter().map(|value| value.as_str().unwrap().to_owned()).collect()
 }
 
-fn truth(content: &Content) -> Truth {
+pub(crate) fn truth(content: &Content) -> Truth {
     let document = |digest: &Digest| -> Value { serde_json::from_slice(&content.blobs[digest].bytes).unwrap() };
     let manifest = document(&content.root.digest);
     let config = manifest["config"]["digest"].as_str().unwrap().to_owned();
@@ -34,7 +34,7 @@ fn truth(content: &Content) -> Truth {
     }
 }
 
-fn column(image: &Value, field: &str) -> Vec<String> {
+pub(crate) fn column(image: &Value, field: &str) -> Vec<String> {
     let manifest = &image["targets"][0];
     manifest["layers"].as_array().unwrap().iter().map(|layer| layer[field].as_str().unwrap().to_owned()).collect()
 }

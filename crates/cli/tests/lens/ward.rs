@@ -23,7 +23,7 @@ use crate::node::{Node, image};
 /// The kubelet's namespace.
 pub(crate) const K8S: &str = "k8s.io";
 /// Seconds by which a store is aged: two days.
-const AGED: u64 = 2 * 24 * 3600;
+pub(crate) const AGED: u64 = 2 * 24 * 3600;
 
 /// A node on which something lives: an image with a container on it, a lease of somebody who is at work and what it holds.
 pub(crate) struct Ward {
@@ -112,14 +112,7 @@ impl Ward {
     /// Runs a command that the doctor prints, as an operator would.
     #[track_caller]
     pub(crate) fn printed(&self, problem: &Value) {
-        // The registry of the test speaks plain HTTP.
-        let command = problem["fix"].as_str().unwrap().replace("content fetch", "content fetch --plain-http");
-        let own = Path::new(env!("CARGO_BIN_EXE_orlop")).parent().unwrap();
-        let theirs = self.node.programs.ctr.parent().unwrap();
-        let path = format!("{}:{}:/usr/bin:/bin", theirs.display(), own.display());
-        let output = Command::new("sh").args(["-c", &command]).env("PATH", path).output().unwrap();
-        let done = Done::of(&output);
-        assert_eq!(done.code, 0, "{command}\n{}{}", done.out, done.err);
+        printed(problem, &self.node.programs);
     }
 
     fn channel(&self) -> Channel {
@@ -129,16 +122,7 @@ impl Ward {
 
     /// A lease with these labels that lists these things.
     pub(crate) fn lease(&self, id: &str, labels: &[(&str, &str)], resources: &[(&str, &str)]) {
-        let mut client = LeasesClient::new(self.channel());
-        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        self.runtime.block_on(async {
-            client.create(request(leases::CreateRequest { id: id.to_owned(), labels })).await.unwrap();
-            for (kind, name) in resources {
-                let resource = Some(leases::Resource { id: (*name).to_owned(), r#type: (*kind).to_owned() });
-                let wanted = leases::AddResourceRequest { id: id.to_owned(), resource };
-                client.add_resource(request(wanted)).await.unwrap();
-            }
-        });
+        self.runtime.block_on(lease(self.channel(), id, labels, resources));
     }
 
     /// A blob that nothing refers to.
@@ -150,20 +134,7 @@ impl Ward {
 
     /// Writes, and commits if it is said what; else the write stays as it is.
     pub(crate) fn write(&self, reference: &str, bytes: &[u8], commit: Option<&Digest>) {
-        let mut client = ContentClient::new(self.channel());
-        let action = if commit.is_some() { content::WriteAction::Commit } else { content::WriteAction::Write };
-        let message = content::WriteContentRequest {
-            action: action.into(),
-            r#ref: reference.to_owned(),
-            data: bytes.to_vec().into(),
-            total: bytes.len() as i64,
-            expected: commit.map(ToString::to_string).unwrap_or_default(),
-            ..Default::default()
-        };
-        self.runtime.block_on(async {
-            let mut answers = client.write(request(tokio_stream::iter([message]))).await.unwrap().into_inner();
-            while answers.message().await.unwrap().is_some() {}
-        });
+        self.runtime.block_on(write(self.channel(), reference, bytes, commit, &[]));
     }
 
     /// Two days pass for everything that is there now.
@@ -191,6 +162,54 @@ impl Ward {
             }
         });
     }
+}
+
+/// Runs a command that the doctor prints, as an operator would.
+#[track_caller]
+pub(crate) fn printed(problem: &Value, programs: &Programs) {
+    // The registry of the test speaks plain HTTP.
+    let command = problem["fix"].as_str().unwrap().replace("content fetch", "content fetch --plain-http");
+    let own = Path::new(env!("CARGO_BIN_EXE_orlop")).parent().unwrap();
+    let theirs = programs.ctr.parent().unwrap();
+    let path = format!("{}:{}:/usr/bin:/bin", theirs.display(), own.display());
+    let output = Command::new("sh").args(["-c", &command]).env("PATH", path).output().unwrap();
+    let done = Done::of(&output);
+    assert_eq!(done.code, 0, "{command}\n{}{}", done.out, done.err);
+}
+
+/// Makes a lease with these labels that lists these things.
+pub(crate) async fn lease(channel: Channel, id: &str, labels: &[(&str, &str)], resources: &[(&str, &str)]) {
+    let mut client = LeasesClient::new(channel);
+    let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    client.create(request(leases::CreateRequest { id: id.to_owned(), labels })).await.unwrap();
+    for (kind, name) in resources {
+        let resource = Some(leases::Resource { id: (*name).to_owned(), r#type: (*kind).to_owned() });
+        let wanted = leases::AddResourceRequest { id: id.to_owned(), resource };
+        client.add_resource(request(wanted)).await.unwrap();
+    }
+}
+
+/// Writes, and commits with these labels if it is said what; else the write stays as it is.
+pub(crate) async fn write(
+    channel: Channel,
+    reference: &str,
+    bytes: &[u8],
+    commit: Option<&Digest>,
+    labels: &[(&str, &str)],
+) {
+    let mut client = ContentClient::new(channel);
+    let action = if commit.is_some() { content::WriteAction::Commit } else { content::WriteAction::Write };
+    let message = content::WriteContentRequest {
+        action: action.into(),
+        r#ref: reference.to_owned(),
+        data: bytes.to_vec().into(),
+        total: bytes.len() as i64,
+        expected: commit.map(ToString::to_string).unwrap_or_default(),
+        labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        ..Default::default()
+    };
+    let mut answers = client.write(request(tokio_stream::iter([message]))).await.unwrap().into_inner();
+    while answers.message().await.unwrap().is_some() {}
 }
 
 /// Moves every time of this name in a containerd's database into the past; how many there were. Data pages have no checksum.

@@ -138,7 +138,7 @@ pub enum Mend {
         /// The record beside it.
         like: NodeId,
     },
-    /// CRI labels the record as soon as it can read the image; or somebody does in its place.
+    /// CRI labels the record when it changes; or somebody does in its place.
     Label,
     /// The store's own collection takes it.
     Collect,
@@ -257,8 +257,9 @@ impl Model {
         Finding { class, subject: like, things: vec![like], frees: Weight::default(), mend }
     }
 
-    /// Records without CRI's label: CRI could not read their image when it saw them, and wrote no hash references.
-    /// Not mended here: CRI does it once it can.
+    /// Records without CRI's label: CRI could not read their image when it saw them, as when it started and a blob was not there,
+    /// and wrote no hash references; of a blob that comes later it hears nothing. Not mended here: CRI does it when the record
+    /// changes.
     fn unmanaged(&self, namespace: NamespaceId, facts: &Facts, findings: &mut Vec<Finding>) {
         for subject in self.here(namespace, facts) {
             if self.labels(subject).get(MANAGED).is_none() {

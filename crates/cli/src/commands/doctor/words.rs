@@ -47,7 +47,9 @@ pub(super) const fn cause(class: Class) -> &'static str {
             "ctr imported or tagged the image, or somebody deleted the record; only a pull through CRI writes it"
         }
         Class::MissingId => "somebody deleted the record, or CRI could not read the image when it saw it",
-        Class::Unmanaged => "CRI could not read the image when it saw the record, or has not got to it yet",
+        Class::Unmanaged => {
+            "CRI could not read the image when it saw the record, and hears nothing of a blob that came later; or it has not got to it yet"
+        }
         Class::Partial => "a blob was deleted or lost, or a pull or import broke off",
         Class::ForeignPlatform => {
             "an image for another platform, or an artifact, was pulled or imported into the kubelet's namespace"
@@ -71,7 +73,7 @@ pub(super) const fn caution(class: Class) -> Option<&'static str> {
     match class {
         Class::Stranded => Some("it may have been pulled by digest, and would have to be pulled again"),
         Class::Partial => Some("it needs the registry"),
-        Class::Unmanaged => Some("CRI does it by itself once it can read the image"),
+        Class::Unmanaged => Some("CRI takes the record in when it changes, which the command brings about"),
         Class::ForeignPlatform => Some("somebody has put it here"),
         Class::Lease => Some("its client may still want what it keeps"),
         Class::OrphanSnapshot => Some("what was written to it is nowhere else"),
