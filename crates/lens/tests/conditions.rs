@@ -9,7 +9,7 @@ use orlop_api::containerd::services::images::v1::{self as images, images_client:
 use orlop_api::containerd::services::leases::v1::{self as leases, leases_client::LeasesClient};
 use orlop_api::containerd::services::snapshots::v1::{self as snapshots, snapshots_client::SnapshotsClient};
 use orlop_api::containerd::types::Descriptor;
-use orlop_graph::model::{Model, Node, NodeKind};
+use orlop_graph::model::{Collector, Model, Node, NodeKind};
 use orlop_lens::{Reader, Scope};
 use orlop_oci::Digest;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
@@ -87,8 +87,9 @@ async fn left(channel: &Channel) -> BTreeSet<String> {
 }
 
 /// What the model says is kept, and everything that there is.
-async fn told(channel: &Channel) -> (BTreeSet<String>, BTreeSet<String>) {
-    let inventory = Reader::new(channel.clone()).inventory(Scope::All, None).await.unwrap();
+async fn told(channel: &Channel, collector: Collector) -> (BTreeSet<String>, BTreeSet<String>) {
+    let mut inventory = Reader::new(channel.clone()).inventory(Scope::All, None).await.unwrap();
+    inventory.collector = collector;
     let model = Model::new(inventory);
     let kept = model.kept();
     let key = |node| match model.node(node) {
@@ -143,6 +144,17 @@ async fn fill(channel: &Channel) {
     for key in ["by-blob", "by-lost-blob", "by-snapshot"] {
         snapshot(channel, key, labels(&[(USED, &ago(1))])).await;
     }
+    // Labels that older generations do not know: what refers back, records that expire, records that refer to records.
+    let rooted = Digest::of(b"rooted").to_string();
+    snapshot(channel, "back", labels(&[("containerd.io/gc.bref.content", &rooted)])).await;
+    let expired =
+        |key: &str| labels(&[("containerd.io/gc.expire", &ago(1)), ("containerd.io/gc.ref.snapshot.native", key)]);
+    image(channel, "run-out", expired("by-run-out")).await;
+    image(channel, "held", expired("by-held")).await;
+    image(channel, "holder", labels(&[("containerd.io/gc.ref.image", "held")])).await;
+    for key in ["by-run-out", "by-held"] {
+        snapshot(channel, key, Labels::new()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,16 +163,39 @@ async fn what_is_said_to_be_kept_by_a_condition_is_what_a_collection_leaves() {
         eprintln!("skipped: containerd needs root");
         return;
     }
-    let Some(programs) = Programs::current() else { return };
-    // It collects when it is asked to.
-    let config = "[plugins.\"io.containerd.gc.v1.scheduler\"]\nmutation_threshold = 100000\nstartup_delay = \"24h\"\n";
-    let containerd = Containerd::start(&programs, &Options { config: config.to_owned(), ..Options::default() });
-    let channel = orlop_api::channel::unix(&containerd.socket()).await.unwrap();
-    fill(&channel).await;
-    let (stays, all) = told(&channel).await;
-    assert_eq!(all.len(), WAYS.len() + 8, "nothing was collected before: {all:?}");
-    let expected =
-        ["by-blob", "joined", "named", "negative", "newer", "older", "or", "root", "used-tomorrow", "used-twice"];
-    assert_eq!(stays.iter().map(String::as_str).collect::<Vec<_>>(), expected);
-    assert_eq!(left(&channel).await, stays);
+    for programs in [Programs::debian(), Programs::current()].into_iter().flatten() {
+        // It collects when it is asked to.
+        let config =
+            "[plugins.\"io.containerd.gc.v1.scheduler\"]\nmutation_threshold = 100000\nstartup_delay = \"24h\"\n";
+        let containerd = Containerd::start(&programs, &Options { config: config.to_owned(), ..Options::default() });
+        let channel = orlop_api::channel::unix(&containerd.socket()).await.unwrap();
+        fill(&channel).await;
+        // `containerd REPOSITORY VERSION COMMIT`
+        let version = programs.version().split_whitespace().nth(2).unwrap().to_owned();
+        let collector = Collector::of_version(&version);
+        let (stays, all) = told(&channel, collector).await;
+        assert_eq!(all.len(), WAYS.len() + 11, "{version}: nothing was collected before: {all:?}");
+        let expected = match collector {
+            Collector::V1 => &["by-held", "by-run-out", "root"][..],
+            _ => &NOW,
+        };
+        assert_eq!(stays.iter().map(String::as_str).collect::<Vec<_>>(), expected, "{version}");
+        assert_eq!(left(&channel).await, stays, "{version}");
+    }
 }
+
+/// What containerd keeps that knows all labels.
+const NOW: [&str; 12] = [
+    "back",
+    "by-blob",
+    "by-held",
+    "joined",
+    "named",
+    "negative",
+    "newer",
+    "older",
+    "or",
+    "root",
+    "used-tomorrow",
+    "used-twice",
+];

@@ -1,4 +1,5 @@
-//! OCI and Docker image vocabulary: digests, references, hash references, descriptors, manifests, platforms.
+//! OCI and Docker image vocabulary: digests, references, hash references, descriptors, manifests, platforms; and how
+//! containerd writes that a reference holds at times ([`condition`]).
 //!
 //! Everything here is parsing and arithmetic; there is no I/O. The invariants:
 //!

@@ -12,6 +12,7 @@ pub(crate) mod probe;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use orlop_graph::model::Collector;
 use places::{Place, Product, places};
 use probe::{Found, Server, State};
 
@@ -52,6 +53,11 @@ impl Store {
             At::Socket(_) => None,
         };
         Self { product: Product::Orlop, at, version: None, root, namespace, why: why.into() }
+    }
+
+    /// Which labels its garbage collection knows; of files alone that is not known, and a new one is assumed.
+    pub(crate) fn collector(&self) -> Collector {
+        self.version.as_deref().map_or_else(Collector::default, Collector::of_version)
     }
 
     /// Whether it is Orlop's, with `orlop.v1`.

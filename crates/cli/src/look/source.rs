@@ -28,6 +28,7 @@ impl Source {
             _ => {
                 let reader = context.clients.reader();
                 let mut inventory = reader.inventory(Scope::All, None).await?;
+                inventory.collector = context.store.collector();
                 if measured == Measured::All {
                     reader.measure(&mut inventory, |_| true).await?;
                 }

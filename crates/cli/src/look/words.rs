@@ -117,7 +117,8 @@ pub(crate) fn reason(why: Why<'_>) -> String {
         Why::Resource => "lists".into(),
         Why::RootFs => "runs on".into(),
         Why::Expected => "is to become".into(),
-        Why::Label(key) | Why::BackLabel(key) | Why::Condition(key) => match part(key) {
+        Why::Condition(key) => format!("names while a condition holds, by the label {key}"),
+        Why::Label(key) | Why::BackLabel(key) => match part(key) {
             Some(part) => part,
             None => format!("names by the label {key}"),
         },

@@ -129,7 +129,8 @@ type Measured = HashMap<(Arc<str>, Arc<str>, Arc<str>), Usage>;
 impl Worker {
     fn new(context: &Context, messages: UnboundedSender<Message>) -> Self {
         let clients = context.clients.clone();
-        let remover = Remover { reader: clients.reader(), clients, own: context.store.is_own() };
+        let (own, collector) = (context.store.is_own(), context.store.collector());
+        let remover = Remover { reader: clients.reader(), clients, own, collector };
         let (namespace, root) = (context.store.namespace.clone(), context.store.root.clone());
         Self { remover, namespace, root, messages, measured: Arc::default() }
     }
@@ -207,6 +208,7 @@ impl Worker {
     async fn inventory(&self) -> Result<Inventory, String> {
         let read = self.remover.reader.inventory(Scope::All, None).await;
         let mut inventory = read.map_err(|e| e.to_string())?;
+        inventory.collector = self.remover.collector;
         let measured = self.measured.lock().await;
         for row in &mut inventory.snapshots {
             let namespace = inventory.namespaces[usize::from(row.namespace)].name.clone();

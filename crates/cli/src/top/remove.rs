@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use orlop_graph::model::{Model, Node, NodeId, Removal as Goes, SnapshotKind, SnapshotRow};
+use orlop_graph::model::{Collector, Model, Node, NodeId, Removal as Goes, SnapshotKind, SnapshotRow};
 use orlop_lens::{Reader, Scope};
 use orlop_oci::classify;
 
@@ -35,6 +35,8 @@ pub(crate) struct Remover {
     pub(crate) reader: Reader,
     /// Whether the store is Orlop's.
     pub(crate) own: bool,
+    /// Which labels its collection follows.
+    pub(crate) collector: Collector,
 }
 
 impl Remover {
@@ -84,7 +86,8 @@ impl Remover {
 
     /// The plan of a foreign store, what it was read from, and what goes.
     async fn foreign(&self, namespace: &str, names: &[String]) -> Result<(Removal, Model, Goes), String> {
-        let inventory = self.reader.inventory(Scope::All, None).await.map_err(|e| e.to_string())?;
+        let mut inventory = self.reader.inventory(Scope::All, None).await.map_err(|e| e.to_string())?;
+        inventory.collector = self.collector;
         // An empty list that could not be read must not look like nobody's claim.
         if let Some(gap) = inventory.gaps.first() {
             return Err(format!("what keeps the image cannot be known: {}: {}", gap.what, gap.why));

@@ -8,7 +8,7 @@ use orlop_oci::condition::{self, Conditional};
 use orlop_oci::{Digest, DigestTable};
 
 use super::nodes::{Edges, Stated};
-use super::{Inventory, Labels, Missing, Model, NamespaceId, NodeId, NodeKind, Resource, Root};
+use super::{Collector, Inventory, Labels, Missing, Model, NamespaceId, NodeId, NodeKind, RecordRow, Resource, Root};
 use crate::intern::{Bits, FastMap};
 
 const REF: &str = "containerd.io/gc.ref.";
@@ -73,7 +73,8 @@ impl Model {
         let positions = |kept: &mut dyn Iterator<Item = (usize, bool)>| -> Vec<usize> {
             kept.filter(|(_, is_root)| *is_root).map(|(at, _)| at).collect()
         };
-        for at in positions(&mut rows.records.iter().map(|r| live(&r.labels)).enumerate()) {
+        let stays = |record: &RecordRow| rows.collector < Collector::V2 || live(&record.labels);
+        for at in positions(&mut rows.records.iter().map(stays).enumerate()) {
             add(NodeKind::Record, at, Root::Record);
         }
         for at in positions(&mut rows.blobs.iter().map(|r| kept(&r.labels)).enumerate()) {
@@ -222,7 +223,7 @@ impl<'i> Linker<'i> {
             let at = at as u32;
             if let Some(kind) = key.strip_prefix(REF) {
                 self.stated(namespace, kind, value, |edges, other| edges.push((node, other, Stated::Label(at))));
-            } else if let Some(kind) = key.strip_prefix(BACK_REF) {
+            } else if let (Some(kind), true) = (key.strip_prefix(BACK_REF), self.rows.collector >= Collector::V2_2) {
                 self.stated(namespace, kind, value, |edges, other| edges.push((other, node, Stated::BackLabel(at))));
             } else if key.starts_with(condition::LABEL) {
                 let other = self.conditional(namespace, node, key, value);
@@ -244,7 +245,7 @@ impl<'i> Linker<'i> {
 
     /// The snapshot to which a label of an image or a blob refers, if its condition holds now.
     fn conditional(&self, namespace: NamespaceId, node: NodeId, key: &str, value: &str) -> Option<NodeId> {
-        if node.0 >= self.firsts[NodeKind::Snapshot as usize] {
+        if node.0 >= self.firsts[NodeKind::Snapshot as usize] || self.rows.collector < Collector::V2_3 {
             return None;
         }
         let label = Conditional::parse(key, value)?;
@@ -268,6 +269,9 @@ impl<'i> Linker<'i> {
             return Some(self.absent(namespace, Resource::Content(self.digests.digest(number))));
         }
         if is("image") {
+            if self.rows.collector < Collector::V2 {
+                return None;
+            }
             return Some(self.find(namespace, Resource::Image(value.into())));
         }
         if is("container") {

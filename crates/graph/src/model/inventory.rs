@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use orlop_oci::Digest;
 
-use super::Labels;
+use super::{Collector, Labels};
 
 /// A namespace: its position in [`Inventory::namespaces`].
 pub type NamespaceId = u16;
@@ -17,6 +17,8 @@ pub type NamespaceId = u16;
 pub struct Inventory {
     /// When the lists were read; what expires is judged by it.
     pub taken: Timestamp,
+    /// Which labels the store's collection follows.
+    pub collector: Collector,
     /// Namespaces, by name.
     pub namespaces: Vec<NamespaceRow>,
     /// Image records.

@@ -18,10 +18,10 @@
 //!
 //! - A conditional reference ([`orlop_oci::condition`]) is an edge if its condition held when the rows were read.
 //!
-//! # Where it knows less than the store
-//! An old containerd (before 2.3) knows no conditional references: the model may keep what that one would let go.
+//! - An edge or an expiry that the store's collector does not know ([`Collector`]) counts for nothing.
 
 mod build;
+mod collector;
 mod cost;
 mod find;
 mod findings;
@@ -36,6 +36,7 @@ mod plan;
 mod prune;
 mod well_known;
 
+pub use collector::Collector;
 pub use cost::{Cost, Weight};
 pub use find::{Found, Matched};
 pub use findings::{Class, Facts, Finding, Mend};
