@@ -150,9 +150,14 @@ fn each_policy_takes_what_it_says_and_nothing_that_is_needed() {
         ward.ctr(&["images", "label", &apps[1], "io.cri-containerd.pinned=pinned"]);
         ward.lease("at work", &[], &[("content", digest.root.digest.as_str())]);
         let shielded = prune(&ward, &["--unused-since", "1d"]);
-        assert_eq!((why(&shielded, &apps[1]), why(&shielded, &by_digest)), ("pinned", "leased"));
+        assert_eq!((why(&shielded, &apps[1]), why(&shielded, &by_digest)), ("pinned", "held"));
         assert_eq!(chosen(&shielded).len(), 3);
         ward.ctr(&["leases", "rm", "at work"]);
+        // A file system that somebody has prepared, without a container.
+        let chain = ward.node.json(&["resolve", &tool])["images"][0]["targets"][0]["layers"][0]["chainId"].clone();
+        ward.ctr(&["snapshots", "prepare", "by hand", chain.as_str().unwrap()]);
+        assert_eq!(why(&prune(&ward, &["--unused-since", "1d"]), &tool), "held");
+        ward.ctr(&["snapshots", "rm", "by hand"]);
         // All that was only looked at is as it was.
         let new: Vec<String> = ward.items().difference(&before).cloned().collect();
         assert!(before.is_subset(&ward.items()) && new.iter().all(|item| !item.starts_with("lease")), "{new:?}");

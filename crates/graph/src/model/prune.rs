@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! - An image goes whole, with all its names in the namespace, or not at all.
-//! - Never taken is what is pinned, what a container uses, what a lease holds; without
+//! - Never taken is what is pinned, what a container uses, what a lease or a snapshot that a label keeps stands on; without
 //!   [`last_copies`](Policy::last_copies) also nothing that no registry is known to have.
 //! - Each further condition can only spare more: conditions are joined by *and*.
 //! - With a number of bytes to free the selection stops with the image that reaches it.
@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use orlop_oci::Kind;
 
 use super::plan::repository;
-use super::{ImageNames, Kept, Labels, Model, NamespaceId, Node, NodeId, NodeKind, Pattern};
+use super::{ImageNames, Kept, Labels, Model, NamespaceId, Node, NodeId, NodeKind, Pattern, Root, SnapshotKind};
 
 /// A label of a snapshot that begins so says when it was used.
 const USED_AT: &str = "containerd.io/gc.cond.value-usedat";
@@ -119,8 +119,8 @@ pub enum Spare {
     InUse(Vec<NodeId>),
     /// This record is pinned.
     Pinned(NodeId),
-    /// This lease holds it.
-    Leased(NodeId),
+    /// This lease holds it, or something that stands on it; or this snapshot, whose own label keeps it, stands on it.
+    Held(NodeId),
     /// It was used lately.
     Recent(Use),
     /// Nothing tells when it was used.
@@ -143,6 +143,8 @@ struct Judge<'m> {
     users: BTreeMap<NodeId, Vec<NodeId>>,
     leases: Vec<NodeId>,
     leased: Kept,
+    /// By topmost snapshot of an image: who holds a snapshot that stands on it.
+    stood_on: BTreeMap<NodeId, NodeId>,
     newest: BTreeSet<NodeId>,
 }
 
@@ -276,7 +278,8 @@ impl<'m> Judge<'m> {
         let leases: Vec<NodeId> = model.nodes(NodeKind::Lease).filter(|lease| model.root(*lease).is_some()).collect();
         let leased = model.reached(&leases);
         let newest = policy.keep_last.map(|last| model.newest_names(images, last)).unwrap_or_default();
-        Self { model, policy, labels, users: model.all_users(), leases, leased, newest }
+        let (users, stood_on) = (model.all_users(), stood_on(model, &leases));
+        Self { model, policy, labels, users, leases, leased, stood_on, newest }
     }
 
     /// Why an image stays, if it does: first what was not asked for, then what is not to be touched, then what is too new.
@@ -341,9 +344,19 @@ impl<'m> Judge<'m> {
         if let Some(pinned) = records.iter().find(|record| self.model.is_pinned(**record)) {
             return Some(Spare::Pinned(*pinned));
         }
-        let held = records.iter().filter_map(|record| self.model.target(*record)).find(|t| self.leased.contains(*t))?;
-        let holds = |lease: &&NodeId| self.model.reached(&[**lease]).contains(held);
-        self.leases.iter().find(holds).map(|lease| Spare::Leased(*lease))
+        self.holder(records).map(Spare::Held)
+    }
+
+    /// What holds an image although no container is there: somebody is at work on it, or keeps a file system that stands on it.
+    fn holder(&self, records: &[NodeId]) -> Option<NodeId> {
+        let target = records.iter().filter_map(|record| self.model.target(*record)).find(|t| self.leased.contains(*t));
+        if let Some(held) = target {
+            let holds = |lease: &NodeId| self.model.reached(&[*lease]).contains(held);
+            return self.leases.iter().copied().find(holds);
+        }
+        let configs = self.model.configs(records);
+        let tops = configs.iter().flat_map(|config| self.model.references(*config)).map(|edge| edge.node);
+        tops.filter_map(|top| self.stood_on.get(&top).copied()).next()
     }
 
     fn too_new(&self, records: &[NodeId]) -> Option<Spare> {
@@ -355,6 +368,20 @@ impl<'m> Judge<'m> {
         }
         records.iter().find(|record| self.newest.contains(record)).map(|name| Spare::AmongLast(*name))
     }
+}
+
+/// The topmost snapshots of images on which file systems stand that a lease lists, or that a label of their own keeps. Docker
+/// keeps those of containers that do not run by a lease each; the containers themselves only Docker knows. Committed ones are
+/// no use of an image: build caches list those of images that they began with.
+fn stood_on(model: &Model, leases: &[NodeId]) -> BTreeMap<NodeId, NodeId> {
+    let listed = leases.iter().flat_map(|lease| model.references(*lease).map(|edge| (edge.node, *lease)));
+    let labelled = model.roots().iter().filter(|(_, root)| *root == Root::Label).map(|(node, _)| (*node, *node));
+    let is_file_system = |node: NodeId| match model.node(node) {
+        Node::Snapshot(row) => row.kind != SnapshotKind::Committed,
+        _ => false,
+    };
+    let snapshots = listed.chain(labelled).filter(|(node, _)| is_file_system(*node));
+    snapshots.filter_map(|(snapshot, holder)| Some((model.image_top(snapshot)?, holder))).collect()
 }
 
 /// A text in pieces that compare as people count: `v1.9` is less than `v1.10`.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use orlop_graph::model::{
     BlobRow, LabelRule, Labels, Model, Node, NodeId, NodeKind, PINNED, Pattern, Policy, Resource, Selection, Sign,
-    Spare,
+    SnapshotKind, SnapshotRow, Spare,
 };
 use proptest::prelude::*;
 
@@ -111,7 +111,28 @@ fn what_is_used_pinned_or_leased_stays() {
     assert_eq!(chosen(&model, &policy()), [""; 0]);
     assert!(matches!(why(&model, &policy(), "r.example/app:v1"), Spare::InUse(users) if users.len() == 1));
     assert!(matches!(why(&model, &policy(), "r.example/app:v2"), Spare::Pinned(_)));
-    assert!(matches!(why(&model, &policy(), "r.example/app:v3"), Spare::Leased(_)));
+    assert!(matches!(why(&model, &policy(), "r.example/app:v3"), Spare::Held(_)));
+}
+
+#[test]
+fn what_a_kept_file_system_stands_on_stays_without_a_container() {
+    let mut store = releases();
+    pulled(&mut store, "r.example/base:1", "m0", &["base"], 100);
+    store.snapshot("stopped", Some("base/own1"), 7, Labels::default());
+    store.snapshot("by hand", Some("base/own2"), 7, Labels::default());
+    assert_eq!(chosen(&store.model(), &policy()).len(), 4, "nobody keeps it");
+    let listed = vec![Resource::Snapshot { snapshotter: "overlayfs".into(), key: "stopped".into() }];
+    store.lease("of a stopped container", Labels::default(), listed);
+    store.0.snapshots.last_mut().unwrap().labels = labels(&[("containerd.io/gc.root", "")]);
+    assert_eq!(chosen(&store.model(), &policy()).len(), 4, "what is committed is a layer");
+    let by_name = |row: &&mut SnapshotRow| ["stopped", "by hand"].contains(&&*row.key);
+    store.0.snapshots.iter_mut().filter(by_name).for_each(|row| row.kind = SnapshotKind::Active);
+    let model = store.model();
+    assert_eq!(chosen(&model, &policy()), ["r.example/base:1", "r.example/app:v3"], "a layer that is shared is no use");
+    assert!(matches!(why(&model, &policy(), "r.example/app:v1"), Spare::Held(by) if model.kind(by) == NodeKind::Lease));
+    assert!(
+        matches!(why(&model, &policy(), "r.example/app:v2"), Spare::Held(by) if model.kind(by) == NodeKind::Snapshot)
+    );
 }
 
 #[test]

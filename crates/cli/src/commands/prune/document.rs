@@ -88,7 +88,7 @@ pub(super) struct Kept {
 pub(super) const REASONS: [(&str, &str); 14] = [
     ("in-use", "used by a container"),
     ("pinned", "pinned"),
-    ("leased", "held by a lease"),
+    ("held", "held by a lease, or a snapshot that stands on it"),
     ("last-copy", "no registry is known to have it; --last-copies takes it too"),
     ("recently-used", "used lately"),
     ("use-unknown", "nothing tells when it was used"),
@@ -184,7 +184,7 @@ fn reason(why: &Spare) -> &'static str {
     match why {
         Spare::InUse(_) => "in-use",
         Spare::Pinned(_) => "pinned",
-        Spare::Leased(_) => "leased",
+        Spare::Held(_) => "held",
         Spare::LastCopy(_) => "last-copy",
         Spare::Recent(_) => "recently-used",
         Spare::UseUnknown => "use-unknown",
@@ -209,7 +209,7 @@ fn detail(args: &Args, model: &Model, why: &Spare) -> String {
             format!("used by {}", names.join(", "))
         }
         Spare::Pinned(record) => format!("{} is pinned", called(model, *record)),
-        Spare::Leased(lease) => format!("{} holds it", called(model, *lease)),
+        Spare::Held(holder) => format!("{} holds it", called(model, *holder)),
         Spare::LastCopy(blob) => format!("no registry is known to have {}", called(model, *blob)),
         Spare::Recent(last) => {
             let last = LastUse::from(*last);

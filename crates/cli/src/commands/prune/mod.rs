@@ -33,7 +33,7 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Shows what would go; --execute HASH does exactly that, --yes whatever it is by then. Policies are joined by and. Never removed
-is what a container uses, what is pinned, what a lease holds, and without --last-copies what no registry is known to have.
+is what a container uses, what is pinned, what a lease holds, and what no registry is known to have, but by --last-copies.
 
 Examples:
   orlop prune                                     what no container uses
