@@ -1,4 +1,8 @@
+use std::collections::BTreeMap;
+
+use orlop_api::containerd::services::snapshots::v1::{PrepareSnapshotRequest, snapshots_client::SnapshotsClient};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 use crate::node::{Node, generations, image};
 use crate::tree::several;
@@ -63,6 +67,46 @@ fn a_hash_reference_says_why_it_is_there_what_else_names_the_image_and_that_it_f
         // A name for short, and the beginning of the digest.
         assert_eq!(only(&node.json(&["explain", &id[7..19]]), "record")["name"], id.as_str());
         assert_eq!(node.records(), before, "nothing was changed");
+    }
+}
+
+/// Makes a snapshot with no other labels; `ctr` sets one that makes it a root.
+fn prepare(node: &Node, key: &str, labels: BTreeMap<String, String>) {
+    let message =
+        PrepareSnapshotRequest { snapshotter: "native".into(), key: key.to_owned(), labels, ..Default::default() };
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(orlop_api::NAMESPACE_HEADER, "k8s.io".parse().unwrap());
+    Runtime::new().unwrap().block_on(async {
+        let channel = orlop_api::channel::unix(&node.containerd.socket()).await.unwrap();
+        SnapshotsClient::new(channel).prepare(request).await.unwrap();
+    });
+}
+
+/// A reference that holds at times keeps what it names where the store knows of such references, and is told.
+#[test]
+fn what_a_condition_keeps_is_told_as_the_store_treats_it() {
+    for programs in generations("what_a_condition_keeps_is_told_as_the_store_treats_it") {
+        let Some(node) = Node::start(&programs) else { return };
+        let tag = node.pull("web:2", &image("web", 90_000));
+        let ctr = |args: &[&str]| node.containerd.ctr("k8s.io", args).ok().stdout;
+        ctr(&["images", "label", &tag, "containerd.io/gc.cond.snapshot.native=usedat<24h|at-times"]);
+        let used = ("containerd.io/gc.cond.value-usedat".to_owned(), jiff::Timestamp::now().to_string());
+        prepare(&node, "at-times", [used].into());
+        let why = node.json(&["why", "at-times"]);
+        let kept = why["things"][0]["kept"].as_bool().unwrap();
+        assert_eq!(kept, !programs.version().contains(" 1."), "{why:#}");
+        ctr(&["leases", "create", "--id", "gone"]);
+        ctr(&["leases", "rm", "--sync", "gone"]);
+        let left = ctr(&["snapshots", "--snapshotter", "native", "ls"]);
+        assert_eq!(kept, left.contains("at-times"), "{}: {why:#}", programs.version());
+        if kept {
+            assert_eq!(why["things"][0]["chains"][0]["name"], tag.as_str());
+            let text = node.ok(&["why", "at-times"]);
+            assert!(
+                text.contains("while a condition holds, by the label containerd.io/gc.cond.snapshot.native"),
+                "{text}"
+            );
+        }
     }
 }
 
