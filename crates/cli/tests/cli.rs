@@ -256,6 +256,14 @@ fn plumbing_works_on_what_it_makes() {
     store.ok(["gc"]);
     assert_eq!(store.ok(["content", "ls", "-o", "name"]), "");
 
+    // What was committed by hand was collected.
+    store.ok(["snapshots", "prepare", "writable"]);
+    store.ok(["snapshots", "commit", "committed", "writable"]);
+    store.ok(["gc"]);
+    assert!(store.ok(["snapshots", "ls"]).contains("committed"));
+    store.ok(["snapshots", "rm", "committed"]);
+    assert!(!store.ok(["snapshots", "ls"]).contains("committed"));
+
     let wrong = [
         "content",
         "ingest",

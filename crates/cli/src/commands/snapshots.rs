@@ -156,8 +156,9 @@ pub(crate) async fn run(context: &Context, command: Snapshots) -> Result<()> {
         Snapshots::Prepare { key, parent, driver } => prepare(context, driver, key, parent).await,
         Snapshots::View { key, parent, driver } => view(context, driver, key, parent).await,
         Snapshots::Commit { name, key, driver } => {
+            let labels = gc_root();
             let request =
-                api::CommitSnapshotRequest { snapshotter: driver.snapshotter, name, key, ..Default::default() };
+                api::CommitSnapshotRequest { snapshotter: driver.snapshotter, name, key, labels, ..Default::default() };
             context.clients.snapshots().commit(request).await?;
             Ok(())
         }

@@ -3,9 +3,10 @@
 //! verifies, nothing else is visible than what was there before or is there after the command that was cut, every tree that a
 //! container could start on is the one that its layers give; and a collection and the same command again go through.
 //!
-//! `ORLOP_TEST_CUTS` is how many states are tried at each point (0: all that the model has), `ORLOP_TEST_SEED` draws others.
+//! `ORLOP_TEST_CUTS` is how many states are tried at each point instead of a few (0: all that the model has), `ORLOP_TEST_SEED` draws others.
 //! Needs root and strace.
 
+mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod verdict;
@@ -15,6 +16,7 @@ use orlop_oci::chain_ids;
 use orlop_testkit::archive::oci_archive;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::liar::Liar;
+use orlop_testkit::registry::{Options, Registry};
 use orlop_testkit::tar::Entry;
 use workload::Workload;
 
@@ -42,17 +44,31 @@ fn above(word: &str) -> Layer {
 }
 
 fn image(word: &str) -> Content {
-    Content::image(&Image::new("linux/amd64").layer(base()).layer(above(word)))
+    image_of(above(word))
+}
+
+/// The key of an image's snapshot.
+fn chain(word: &str) -> String {
+    chain_ids(&[base().diff_id(), above(word).diff_id()]).pop().expect("two layers").to_string()
+}
+
+fn image_of(above: Layer) -> Content {
+    Content::image(&Image::new("linux/amd64").layer(base()).layer(above))
 }
 
 #[test]
-fn imports_and_pulls() {
+fn imports_pulls_and_pushes() {
     let Some(mut work) = Workload::new() else { return };
     let archive = work.archive("docker.io/library/one:1", &image("one"));
     let registry = Liar::start();
     let name = registry.put("app", "1", &image("two"));
     work.again(&["import", &archive]);
     work.again(&["pull", "--plain-http", &name]);
+    // Kept until all is judged: a push is given again.
+    let pushed_to = Registry::start(&Options::new());
+    if let Some(registry) = &pushed_to {
+        work.again(&["push", "--plain-http", "one:1", &format!("{}/one:1", registry.host())]);
+    }
     work.judge();
 }
 
@@ -72,15 +88,31 @@ fn tags_removals_and_collections() {
     work.judge();
 }
 
+/// What a client makes itself, and what goes with a policy.
+#[test]
+fn snapshots_of_clients_and_prunes() {
+    let Some(mut work) = Workload::new() else { return };
+    let archives = ["one", "two"].map(|word| work.archive(&format!("docker.io/library/{word}:1"), &image(word)));
+    work.again(&["import", &archives[0]]);
+    work.run(&["snapshots", "prepare", "mine", &chain("one")]);
+    work.run(&["snapshots", "view", "seen", &chain("one")]);
+    work.run(&["snapshots", "commit", "theirs", "mine"]);
+    work.run(&["snapshots", "prepare", "next", "theirs"]);
+    work.again(&["import", &archives[1]]);
+    work.run(&["snapshots", "rm", "next"]);
+    work.run(&["prune", "--unused", "--last-copies", "--yes"]);
+    work.run(&["undo"]);
+    work.judge();
+}
+
 /// Its snapshots are copies of their parents.
 #[test]
 fn copies_of_trees() {
     let Some(mut work) = Workload::new() else { return };
     let registry = Liar::start();
     let name = registry.put("app", "1", &image("one"));
-    let chain = chain_ids(&[base().diff_id(), above("one").diff_id()]).pop().expect("two layers").to_string();
     work.again(&["pull", "--plain-http", "--snapshotter", "native", &name]);
-    work.run(&["snapshots", "prepare", "--snapshotter", "native", "mine", &chain]);
+    work.run(&["snapshots", "prepare", "--snapshotter", "native", "mine", &chain("one")]);
     work.judge();
 }
 

@@ -40,7 +40,38 @@ pub(crate) fn judge(root: &Path, before: &Seen, after: &Seen) -> Result<Seen, St
     })
 }
 
+/// Opens the store at `root`, checks all of it, collects, and checks again. Says what is visible.
+pub(crate) fn collected(root: &Path) -> Result<Seen, String> {
+    runtime().block_on(async {
+        let images = open(root)?;
+        let first = seen(&images).await?;
+        let request = GcRequest { full: true, ..GcRequest::default() };
+        images.gc(&scope(), request).await.map_err(|e| format!("a collection fails: {e}"))?;
+        seen(&images).await.map_err(|found| format!("after a collection: {found}"))?;
+        Ok(first)
+    })
+}
+
 impl Seen {
+    /// Targets of records, by namespace and name.
+    pub(crate) fn records(&self) -> &BTreeMap<String, String> {
+        &self.records
+    }
+
+    /// Whether every tree is one that `last` has, and as it has it.
+    pub(crate) fn has_trees_of(&self, last: &Self) -> Result<(), String> {
+        for (key, tree) in &self.trees {
+            match last.trees.get(key).map(|expected| expected.diff(tree)) {
+                None => return Err(format!("snapshot {key} is visible, and nobody was to make it")),
+                Some(differences) if differences.is_empty() => {}
+                Some(differences) => {
+                    return Err(format!("the tree of snapshot {key} is broken:\n{}", differences.join("\n")));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the records are the same.
     pub(crate) fn is_named_like(&self, other: &Self) -> bool {
         self.records == other.records

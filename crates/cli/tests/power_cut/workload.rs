@@ -1,11 +1,12 @@
 //! Commands that are recorded, and the judgement of every state that they may have left.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use orlop_testkit::archive;
 use orlop_testkit::image::Content;
-use orlop_testkit::power::{self, Amount, Recorder, State};
+use orlop_testkit::power::{self, Amount, Followed, Recorder, State, Timeline};
 use orlop_testkit::tier;
 use tempfile::TempDir;
 
@@ -14,6 +15,12 @@ use crate::verdict::{self, Seen};
 
 /// After one of so many states the command that was cut is given again.
 const AGAIN: usize = 16;
+
+/// How many states are tried at each point in the short tier.
+const SHORT: usize = 3;
+
+/// So many states that are broken are told.
+const TOLD: usize = 3;
 
 /// Commands on one root.
 pub(crate) struct Workload {
@@ -35,7 +42,7 @@ impl Workload {
     }
 
     /// A root that `prepare` makes, in the directory that it is given.
-    pub(crate) fn on(prepare: impl FnOnce(&std::path::Path)) -> Option<Self> {
+    pub(crate) fn on(prepare: impl FnOnce(&Path)) -> Option<Self> {
         if !(common::is_root("power_cut") && power::need_recorder()) {
             return None;
         }
@@ -73,6 +80,22 @@ impl Workload {
         done.stdout
     }
 
+    /// Starts a command that goes on until it is stopped.
+    pub(crate) fn start(&self, args: &[&str]) -> Followed {
+        self.recorder.start(&command(&self.dir.path().join("top/root"), args))
+    }
+
+    /// Stops it, and says what was recorded, with a mark at each time, and where states can be laid.
+    pub(crate) fn stop(mut self, running: Followed, answered: &[SystemTime]) -> (Timeline, Scratch) {
+        self.recorder.stop(running, answered);
+        (self.recorder.finish(), Scratch::new())
+    }
+
+    /// A place beside what is recorded.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// Makes every state, and judges it.
     #[track_caller]
     pub(crate) fn judge(self) {
@@ -84,13 +107,12 @@ impl Workload {
                 verdict::look(&root).unwrap_or_else(|found| panic!("after {mark} commands: {found}"))
             })
             .collect();
-        let of_point = Some(tier::amount("ORLOP_TEST_CUTS", 5)).filter(|most| *most > 0);
-        let amount = Amount { seed: tier::amount("ORLOP_TEST_SEED", 1), of_point };
-        let (mut again, mut broken) = (0, Vec::new());
-        let explored = timeline.explore(amount, &mut |state| {
-            let root = scratch.lay(|top| state.disk.lay(top));
+        let mut again = 0;
+        explored(&timeline, &scratch, SHORT, &mut |root, state| {
             let (before, after) = (&seen[state.marks], seen.get(state.marks + 1));
-            let judged = verdict::judge(&root, before, after.unwrap_or(before)).and_then(|found| {
+            let cut =
+                self.steps.get(state.marks).map_or("after the last command".to_owned(), |step| step.args.join(" "));
+            let judged = verdict::judge(root, before, after.unwrap_or(before)).and_then(|found| {
                 let (Some(step), Some(after)) = (self.steps.get(state.marks), after) else { return Ok(()) };
                 // What has not happened can be done, and some things can be done twice.
                 let can = step.again || (found.is_named_like(before) && !before.is_named_like(after));
@@ -98,29 +120,43 @@ impl Workload {
                     return Ok(());
                 }
                 again += 1;
-                repeated(&root, step, after)
+                repeated(root, step, after)
             });
-            if let Err(found) = judged {
-                broken.push(format!("{found}\n{}", told(state, &self.steps)));
-            }
-            broken.len() < 3
+            judged.map_err(|found| format!("{found}\ncut: {cut}"))
         });
-        let (ops, syncs, marks) = timeline.counts();
-        eprintln!(
-            "{marks} commands, {ops} operations, {syncs} syncs: {} points, {} choices, {} states judged, {again} commands again",
-            explored.points, explored.choices, explored.states
-        );
-        assert!(broken.is_empty(), "{}", broken.join("\n\n"));
+        eprintln!("{again} commands were given again");
     }
 }
 
-fn told(state: &State<'_>, steps: &[Step]) -> String {
-    let cut = steps.get(state.marks).map_or("after the last command".to_owned(), |step| step.args.join(" "));
-    format!("cut: {cut}\n{}", state.story())
+/// Makes states of a recording, `short` at each point in the short tier, and has them judged; the first few that are broken
+/// are told.
+#[track_caller]
+pub(crate) fn explored(
+    timeline: &Timeline,
+    scratch: &Scratch,
+    short: usize,
+    judge: &mut dyn FnMut(&Path, &State<'_>) -> Result<(), String>,
+) {
+    let of_point = Some(tier::amount("ORLOP_TEST_CUTS", short)).filter(|most| *most > 0);
+    let amount = Amount { seed: tier::amount("ORLOP_TEST_SEED", 1), of_point };
+    let mut broken = Vec::new();
+    let explored = timeline.explore(amount, &mut |state| {
+        let root = scratch.lay(|top| state.disk.lay(top));
+        if let Err(found) = judge(&root, state) {
+            broken.push(format!("{found}\n{}", state.story()));
+        }
+        broken.len() < TOLD
+    });
+    let (ops, syncs, marks) = timeline.counts();
+    eprintln!(
+        "{marks} answers, {ops} operations, {syncs} syncs: {} points, {} choices, {} states judged",
+        explored.points, explored.choices, explored.states
+    );
+    assert!(broken.is_empty(), "{}", broken.join("\n\n"));
 }
 
 /// Gives a command again, which must lead to where it would have led.
-fn repeated(root: &std::path::Path, step: &Step, after: &Seen) -> Result<(), String> {
+fn repeated(root: &Path, step: &Step, after: &Seen) -> Result<(), String> {
     let args: Vec<&str> = step.args.iter().map(String::as_str).collect();
     let done = command(root, &args).output().map_err(|e| e.to_string())?;
     if !done.status.success() {
@@ -130,14 +166,14 @@ fn repeated(root: &std::path::Path, step: &Step, after: &Seen) -> Result<(), Str
     Ok(())
 }
 
-pub(crate) fn command(root: &std::path::Path, args: &[&str]) -> Command {
+pub(crate) fn command(root: &Path, args: &[&str]) -> Command {
     let mut command = common::binary();
     command.arg("--root").arg(root).args(["--namespace", "k8s.io", "-q"]).args(args);
     command
 }
 
 /// Where states are laid, one after the other: in memory where there is a file system in it.
-struct Scratch {
+pub(crate) struct Scratch {
     dir: TempDir,
 }
 
@@ -148,7 +184,7 @@ impl Scratch {
     }
 
     /// A root that was made anew, in place of the last one.
-    fn lay(&self, lay: impl FnOnce(&std::path::Path) -> std::io::Result<()>) -> PathBuf {
+    pub(crate) fn lay(&self, lay: impl FnOnce(&Path) -> std::io::Result<()>) -> PathBuf {
         let top = self.dir.path().join("top");
         if top.exists() {
             std::fs::remove_dir_all(&top).expect("the last state goes");

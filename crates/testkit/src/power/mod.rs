@@ -40,7 +40,7 @@ mod trace;
 
 pub use disk::{Disk, How};
 pub use explore::{Amount, Explored, State};
-pub use record::Recorder;
+pub use record::{Followed, Recorder};
 pub use timeline::Timeline;
 
 /// Whether the recorder's program is there; if not, says that the test is skipped.

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::disk::{Attribute, Disk, How, Ino, Kind, Name, Node, Op, TOP};
 use super::timeline::{Synced, Timeline};
+use rustix::process::{Pid, Signal};
+
 use super::trace::{self, Call};
 use crate::process::{Output, output};
 
@@ -92,6 +95,37 @@ struct Open {
     since: usize,
 }
 
+/// A command that is running, and what it does is written down.
+#[derive(Debug)]
+pub struct Followed {
+    strace: Child,
+}
+
+impl Followed {
+    /// The command itself.
+    pub fn program(&self) -> Option<Pid> {
+        let id = self.strace.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // Nothing, if it was stopped.
+        if matches!(self.strace.try_wait(), Ok(None)) {
+            if let Some(program) = self.program() {
+                let _ = rustix::process::kill_process(program, Signal::KILL);
+            }
+            let _ = self.strace.wait();
+        }
+    }
+}
+
+fn micros(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_micros() as u64
+}
+
 impl Recorder {
     /// What is below `top` is durable to begin with. What commands do there is followed; `log` is a file elsewhere.
     ///
@@ -121,6 +155,37 @@ impl Recorder {
     /// If it makes a call that is about files below the directory and is not known here.
     #[track_caller]
     pub fn run(&mut self, command: &Command) -> Output {
+        let ended = output(&mut self.traced(command));
+        self.follow(&[]);
+        if ended.status.success() {
+            self.timeline.mark();
+        }
+        ended
+    }
+
+    /// Starts a command that goes on until it is stopped; what it did is followed then.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(&self, command: &Command) -> Followed {
+        Followed { strace: self.traced(command).spawn().expect("strace starts") }
+    }
+
+    /// Ends a command, and follows what it did; each of `answered` is a mark at that time. Each has to be a time at which
+    /// somebody knew something that the command had told him.
+    ///
+    /// # Panics
+    /// If it does not end well; and as [`Recorder::run`].
+    #[track_caller]
+    pub fn stop(&mut self, mut followed: Followed, answered: &[SystemTime]) {
+        let program = followed.program().expect("the command runs");
+        rustix::process::kill_process(program, Signal::TERM).expect("it can be told to end");
+        let ended = followed.strace.wait().expect("strace can be waited for");
+        assert!(ended.success(), "{ended}");
+        self.follow(answered);
+    }
+
+    fn traced(&self, command: &Command) -> Command {
         let mut traced = Command::new("strace");
         traced
             .args(trace::OPTIONS)
@@ -136,13 +201,7 @@ impl Recorder {
             };
         }
         traced.current_dir("/").stdin(std::process::Stdio::null());
-        let ended = output(&mut traced);
-        let text = std::fs::read_to_string(&self.log).expect("strace writes its log");
-        self.follow(&text);
-        if ended.status.success() {
-            self.timeline.mark();
-        }
-        ended
+        traced
     }
 
     /// What was recorded.
@@ -155,16 +214,24 @@ impl Recorder {
         self.timeline
     }
 
-    fn follow(&mut self, text: &str) {
+    fn follow(&mut self, answered: &[SystemTime]) {
+        let text = std::fs::read_to_string(&self.log).expect("strace writes its log");
         self.open.clear();
         self.current = None;
+        let mut answered: Vec<u64> = answered.iter().map(|at| micros(*at)).collect();
+        answered.sort_unstable();
+        let mut answered = answered.into_iter().peekable();
         // Lines in which calls ended, and how many operations there were then.
         let mut ended = vec![(0, self.timeline.ops)];
-        for call in trace::calls(text) {
+        for call in trace::calls(&text) {
+            while answered.next_if(|at| *at < call.at).is_some() {
+                self.timeline.mark();
+            }
             let before = ended.partition_point(|(line, _)| *line < call.began).max(1) - 1;
             self.call(&call, ended[before].1);
             ended.push((call.ended, self.timeline.ops));
         }
+        answered.for_each(|_| self.timeline.mark());
     }
 
     /// Does what a call did; a sync covers the first `covered` operations.
@@ -218,7 +285,7 @@ impl Recorder {
     /// Where a path leads: a name in a directory; `None` is elsewhere. `base` is the argument with a descriptor, if there is one.
     fn place(&self, call: &Call, base: Option<usize>, at: usize) -> Option<Name> {
         let path = call.string(at)?;
-        let (mut directory, rest) = match self.start(call, base, &path)? {
+        let (mut directory, rest) = match self.beginning(call, base, &path)? {
             (Some(node), rest) => (node, rest),
             (None, _) => return None,
         };
@@ -237,7 +304,7 @@ impl Recorder {
     }
 
     /// Where a path begins, and what is left of it.
-    fn start<'a>(&self, call: &Call, base: Option<usize>, path: &'a [u8]) -> Option<(Option<Ino>, &'a [u8])> {
+    fn beginning<'a>(&self, call: &Call, base: Option<usize>, path: &'a [u8]) -> Option<(Option<Ino>, &'a [u8])> {
         if let Some(rest) = path.strip_prefix(self.top.as_os_str().as_bytes()) {
             return (rest.is_empty() || rest[0] == b'/').then_some((Some(TOP), rest));
         }
@@ -262,7 +329,7 @@ impl Recorder {
         if path.is_empty() {
             return Some(self.descriptor(call, base?)?.1);
         }
-        match self.start(call, base, &path)? {
+        match self.beginning(call, base, &path)? {
             (node, rest) if rest.iter().all(|byte| *byte == b'/') => node,
             _ => self.disk.find(&self.place(call, base, at)?),
         }
