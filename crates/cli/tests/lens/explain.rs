@@ -86,7 +86,7 @@ fn prepare(node: &Node, key: &str, labels: BTreeMap<String, String>) {
 #[test]
 fn what_a_condition_keeps_is_told_as_the_store_treats_it() {
     for programs in generations("what_a_condition_keeps_is_told_as_the_store_treats_it") {
-        let Some(node) = Node::start(&programs) else { return };
+        let Some(node) = Node::that_waits(&programs) else { return };
         let tag = node.pull("web:2", &image("web", 90_000));
         let ctr = |args: &[&str]| node.containerd.ctr("k8s.io", args).ok().stdout;
         ctr(&["images", "label", &tag, "containerd.io/gc.cond.snapshot.native=usedat<24h|at-times"]);

@@ -38,13 +38,24 @@ pub(crate) fn image(own: &str, bytes: usize) -> Content {
 impl Node {
     /// None, with a word, if what it needs is not installed.
     pub(crate) fn start(programs: &Programs) -> Option<Self> {
+        Self::configured(programs, "")
+    }
+
+    /// One whose containerd collects when it is asked to, and at no other time.
+    pub(crate) fn that_waits(programs: &Programs) -> Option<Self> {
+        let never = "mutation_threshold = 1000000\nstartup_delay = \"24h\"\n";
+        Self::configured(programs, &format!("[plugins.\"io.containerd.gc.v1.scheduler\"]\n{never}"))
+    }
+
+    fn configured(programs: &Programs, config: &str) -> Option<Self> {
         let crictl = crictl();
         if !crictl.exists() {
             eprintln!("skipped: {} is not installed (scripts/peers)", crictl.display());
             return None;
         }
         let registry = Registry::start(&registry::Options::new())?;
-        let containerd = Containerd::start(programs, &Options { cri: true, ..Options::default() });
+        let containerd =
+            Containerd::start(programs, &Options { cri: true, config: config.to_owned(), ..Options::default() });
         Some(Self { containerd, registry, programs: programs.clone(), store: Orlop::new() })
     }
 
