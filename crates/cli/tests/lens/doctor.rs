@@ -161,6 +161,24 @@ fn a_record_whose_content_came_after_cri_had_looked_is_unmanaged_until_the_comma
 }
 
 #[test]
+fn a_record_whose_content_came_late_is_taken_in_when_containerd_starts_again() {
+    each("a_record_whose_content_came_late_is_taken_in_when_containerd_starts_again", |mut ward| {
+        let (content, name) = (image("web", 90_000), "r.example/web:2");
+        in_part(&mut ward, &content, name);
+        let config = content.image_id().unwrap().digest().clone();
+        ward.write("the rest", content.bytes(&config), Some(&config));
+        assert_eq!(ward.found(&["--class", "unmanaged"]), [pair("unmanaged", name)]);
+        ward.node.containerd.changed(|_| ());
+        // CRI looks through all records after it has begun to answer.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !ward.found(&["--class", "unmanaged"]).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "CRI does not take it in: {:?}", ward.found(&[]));
+        }
+        assert_eq!(ward.found(&[]), [pair("missing-digest", name)]);
+    });
+}
+
+#[test]
 fn an_image_in_part_is_found_and_whole_after_the_command_that_is_printed() {
     each("an_image_in_part_is_found_and_whole_after_the_command_that_is_printed", |ward| {
         let content = image("web", 90_000);

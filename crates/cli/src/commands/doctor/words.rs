@@ -73,7 +73,9 @@ pub(super) const fn caution(class: Class) -> Option<&'static str> {
     match class {
         Class::Stranded => Some("it may have been pulled by digest, and would have to be pulled again"),
         Class::Partial => Some("it needs the registry"),
-        Class::Unmanaged => Some("CRI takes the record in when it changes, which the command brings about"),
+        Class::Unmanaged => Some(
+            "CRI takes the record in when it changes, which the command brings about, or when containerd starts again",
+        ),
         Class::ForeignPlatform => Some("somebody has put it here"),
         Class::Lease => Some("its client may still want what it keeps"),
         Class::OrphanSnapshot => Some("what was written to it is nowhere else"),
