@@ -30,7 +30,8 @@ const USAGE: &str = "load SOCKET
     read MIB SEED         the same blob, whole
     small COUNT WRITERS   blobs of 4 KiB
     snapshots COUNT CLIENTS SNAPSHOTTER   prepare and remove
-    fill COUNT            images of ten blobs and three records
+    fill COUNT [SNAPSHOTTER]  images of ten blobs and three records; with a snapshotter, unpacked to a snapshot a layer
+    usage SNAPSHOTTER     lists the snapshots, and asks each what it takes
     list TIMES            Images.List
     cri TIMES             ImageService.ListImages
     ready IMAGES          asks ImageService.ListImages until so many are there; the server need not run yet";
@@ -42,6 +43,8 @@ const NAMESPACE: &str = "k8s.io";
 const LEASE: &str = "load";
 /// Images made at the same time.
 const FILLERS: usize = 16;
+/// Snapshots asked at the same time.
+const ASKED: usize = 32;
 /// Layers of an image; with config and manifest ten blobs.
 const LAYERS: usize = 8;
 /// How often a server that is starting is asked.
@@ -66,7 +69,9 @@ async fn main() -> Result<()> {
         ("read", [mib, seed]) => load.read_large(mib.parse()?, seed.parse()?).await?,
         ("small", [count, writers]) => load.write_small(count.parse()?, writers.parse()?).await?,
         ("snapshots", [count, clients, driver]) => load.snapshots(count.parse()?, clients.parse()?, driver).await?,
-        ("fill", [count]) => load.fill(count.parse()?).await?,
+        ("fill", [count]) => load.fill(count.parse()?, None).await?,
+        ("fill", [count, driver]) => load.fill(count.parse()?, Some(driver)).await?,
+        ("usage", [driver]) => load.usage(driver).await?,
         ("list", [times]) => load.list(times.parse()?).await?,
         ("cri", [times]) => load.list_cri(times.parse()?).await?,
         _ => return Err(USAGE.into()),
@@ -235,12 +240,57 @@ impl Load {
         timed(async { try_join_all(all).await.map(drop) }).await
     }
 
-    async fn fill(&self, count: usize) -> Result<f64> {
-        let all = stream::iter(0..count).map(Ok).try_for_each_concurrent(FILLERS, |n| self.image(n));
+    async fn usage(&self, snapshotter: &str) -> Result<f64> {
+        let service = snapshots::snapshots_client::SnapshotsClient::new(self.channel.clone());
+        let request = snapshots::ListSnapshotsRequest { snapshotter: snapshotter.to_owned(), ..Default::default() };
+        timed(async {
+            let mut pages = service.clone().list(call(request)).await?.into_inner();
+            let mut keys = Vec::new();
+            while let Some(page) = pages.message().await? {
+                keys.extend(page.info.into_iter().map(|info| info.name));
+            }
+            let count = keys.len();
+            let ask = |key| {
+                let mut service = service.clone();
+                let request = snapshots::UsageRequest { snapshotter: snapshotter.to_owned(), key };
+                async move { service.usage(call(request)).await.map(drop) }
+            };
+            stream::iter(keys).map(Ok).try_for_each_concurrent(ASKED, ask).await?;
+            eprintln!("{count} snapshots");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn fill(&self, count: usize, snapshotter: Option<&str>) -> Result<f64> {
+        let all = stream::iter(0..count).map(Ok).try_for_each_concurrent(FILLERS, |n| self.image(n, snapshotter));
         timed(all).await
     }
 
-    async fn image(&self, n: usize) -> Result<()> {
+    /// A committed, empty snapshot for each layer; the uppermost.
+    async fn unpack(&self, snapshotter: &str, diff_ids: &[String]) -> Result<String> {
+        let mut service = snapshots::snapshots_client::SnapshotsClient::new(self.channel.clone());
+        let mut parent = String::new();
+        for diff_id in diff_ids {
+            let chain =
+                if parent.is_empty() { diff_id.clone() } else { digest(format!("{parent} {diff_id}").as_bytes()) };
+            let (snapshotter, key) = (snapshotter.to_owned(), format!("unpack {chain}"));
+            let prepare = snapshots::PrepareSnapshotRequest {
+                snapshotter: snapshotter.clone(),
+                key: key.clone(),
+                parent,
+                ..Default::default()
+            };
+            service.prepare(call(prepare)).await?;
+            let commit =
+                snapshots::CommitSnapshotRequest { snapshotter, key, name: chain.clone(), ..Default::default() };
+            service.commit(call(commit)).await?;
+            parent = chain;
+        }
+        Ok(parent)
+    }
+
+    async fn image(&self, n: usize, snapshotter: Option<&str>) -> Result<()> {
         let oci = "application/vnd.oci.image";
         let none = BTreeMap::new();
         let mut labels = BTreeMap::new();
@@ -251,15 +301,20 @@ impl Load {
             let digest = self.write_small_blob(layer, &none).await?;
             labels.insert(format!("containerd.io/gc.ref.content.l.{at}"), digest.clone());
             layers.push(format!(r#"{{"mediaType":"{oci}.layer.v1.tar","digest":"{digest}","size":{size}}}"#));
-            diff_ids.push(format!("{digest:?}"));
+            diff_ids.push(digest);
+        }
+        let mut unpacked = BTreeMap::new();
+        if let Some(snapshotter) = snapshotter {
+            let top = self.unpack(snapshotter, &diff_ids).await?;
+            unpacked.insert(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), top);
         }
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = format!(
-            r#"{{"architecture":"{architecture}","os":"linux","n":{n},"config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
-            diff_ids.join(",")
+            r#"{{"architecture":"{architecture}","os":"linux","n":{n},"config":{{}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+            diff_ids.join("\",\"")
         );
         let size = config.len();
-        let config = self.write_small_blob(config, &none).await?;
+        let config = self.write_small_blob(config, &unpacked).await?;
         labels.insert("containerd.io/gc.ref.content.config".to_owned(), config.clone());
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{oci}.manifest.v1+json","config":{{"mediaType":"{oci}.config.v1+json","digest":"{config}","size":{size}}},"layers":[{}]}}"#,

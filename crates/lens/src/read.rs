@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::{BoxFuture, join_all, try_join_all};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use orlop_api::containerd::services::containers::v1::ListContainersRequest;
 use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
@@ -19,6 +20,7 @@ use orlop_api::containerd::services::namespaces::v1::namespaces_client::Namespac
 use orlop_api::containerd::services::snapshots::v1::ListSnapshotsRequest;
 use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use orlop_graph::model::{Gap, Inventory, LeaseRow, NamespaceId, NamespaceRow};
+use tokio::task::JoinSet;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -34,13 +36,13 @@ pub(crate) const AT_ONCE: usize = 32;
 /// A list that does not fit one message is read in this many parts, by the first digit of the targets' digests.
 const PARTS: [&str; 16] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "a", "b", "c", "d", "e", "f"];
 
-/// What to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// Everything: records, blobs, snapshots, leases, writes in progress and containers.
-    All,
-    /// Records alone.
-    Records,
+/// What a list of images is made of.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The rows.
+    pub inventory: Inventory,
+    /// Whether snapshots are among them: they are not if there are too many.
+    pub all_snapshots: bool,
 }
 
 /// Adds the header that names the namespace.
@@ -57,7 +59,7 @@ impl tonic::service::Interceptor for InNamespace {
 /// A connection to a store that is only read.
 #[derive(Debug, Clone)]
 pub struct Reader {
-    channel: Channel,
+    pub(crate) channel: Channel,
 }
 
 /// A client in a namespace. The answer may be as large as the store's own bound allows.
@@ -93,37 +95,75 @@ impl Reader {
         Ok(client!(SnapshotsClient, self, namespace))
     }
 
-    /// Everything that the store lists, in these namespaces, or in all.
+    /// Everything that the store lists, in these namespaces, or in all: records, leases and containers first, then blobs,
+    /// writes in progress and snapshots; lists that may be read at one time are.
     ///
     /// # Errors
     /// If namespaces or image records cannot be listed. Anything else that cannot be is a gap.
-    pub async fn inventory(&self, scope: Scope, namespaces: Option<&[&str]>) -> Result<Inventory, Error> {
+    pub async fn inventory(&self, namespaces: Option<&[&str]>) -> Result<Inventory, Error> {
+        let (mut inventory, named) = self.begun(namespaces).await?;
+        let snapshotters = self.snapshotters(&mut inventory.gaps).await;
+        let roots = named.iter().flat_map(|(id, name)| {
+            let (reader, id, of) = (self.clone(), *id, name.clone());
+            [self.records_of(id, name), in_task(async move { Ok(reader.holders(id, &of).await) })]
+        });
+        for part in try_join_all(roots).await? {
+            absorb(&mut inventory, part);
+        }
+        let items = named.iter().flat_map(|(id, name)| {
+            let snapshots = snapshotters.iter().map(|snapshotter| self.snapshots_of(*id, name, snapshotter));
+            [self.blobs_of(*id, name), self.ingests_of(*id, name)].into_iter().chain(snapshots).collect::<Vec<_>>()
+        });
+        for part in join_all(items).await {
+            absorb(&mut inventory, part);
+        }
+        Ok(inventory)
+    }
+
+    /// What a list of images shows: records and blobs, and if there are at most so many in all, snapshots.
+    ///
+    /// # Errors
+    /// If namespaces or image records cannot be listed. Anything else that cannot be is a gap.
+    pub async fn listing(&self, snapshots: usize) -> Result<Listing, Error> {
+        let (mut inventory, named) = self.begun(None).await?;
+        for part in try_join_all(named.iter().map(|(id, name)| self.records_of(*id, name))).await? {
+            absorb(&mut inventory, part);
+        }
+        let blobs = join_all(named.iter().map(|(id, name)| self.blobs_of(*id, name)));
+        let (blobs, few) = futures::join!(blobs, self.few_snapshots(&named, snapshots));
+        for part in blobs {
+            absorb(&mut inventory, part);
+        }
+        let all_snapshots = few.is_some();
+        absorb(&mut inventory, few.unwrap_or_default());
+        Ok(Listing { inventory, all_snapshots })
+    }
+
+    /// An inventory of namespaces alone, and which they are.
+    async fn begun(&self, namespaces: Option<&[&str]>) -> Result<(Inventory, Vec<(NamespaceId, Arc<str>)>), Error> {
         let mut inventory = Inventory { taken: Timestamp::now(), ..Inventory::default() };
         inventory.namespaces = self.namespaces().await?;
         if let Some(wanted) = namespaces {
             inventory.namespaces.retain(|n| wanted.contains(&&*n.name));
         }
-        let snapshotters = match scope {
-            Scope::All => self.snapshotters(&mut inventory.gaps).await,
-            Scope::Records => Vec::new(),
-        };
-        let mut texts = Interned::default();
-        for namespace in 0..inventory.namespaces.len() as NamespaceId {
-            let name = inventory.namespaces[usize::from(namespace)].name.clone();
-            if scope == Scope::All {
-                self.holders(namespace, &name, &mut inventory, &mut texts).await;
-            }
-            for image in self.records(&name).await? {
-                match convert::record(namespace, image, &mut texts) {
-                    Ok(row) => inventory.records.push(row),
-                    Err(error) => inventory.gaps.push(gap("a record", &name, &error)),
+        let named = inventory.namespaces.iter().enumerate();
+        let named = named.map(|(id, row)| (id as NamespaceId, row.name.clone())).collect();
+        Ok((inventory, named))
+    }
+
+    /// All snapshots; none if there are more than so many.
+    async fn few_snapshots(&self, namespaces: &[(NamespaceId, Arc<str>)], most: usize) -> Option<Inventory> {
+        let mut few = Inventory::default();
+        for snapshotter in self.snapshotters(&mut few.gaps).await {
+            for (id, name) in namespaces {
+                let listed = self.listed(*id, name, &snapshotter, most - few.snapshots.len(), &mut few).await;
+                few.gaps.extend(listed.err().map(|error| gap(&format!("snapshots of {snapshotter}"), name, &error)));
+                if few.snapshots.len() > most {
+                    return None;
                 }
             }
-            if scope == Scope::All {
-                self.items(namespace, &name, &snapshotters, &mut inventory).await;
-            }
         }
-        Ok(inventory)
+        Some(few)
     }
 
     /// The namespaces, by name.
@@ -203,16 +243,35 @@ impl Reader {
         Ok(all)
     }
 
+    /// The records of a namespace as rows.
+    fn records_of(&self, id: NamespaceId, name: &Arc<str>) -> BoxFuture<'static, Result<Inventory, Error>> {
+        let (reader, name) = (self.clone(), name.clone());
+        in_task(async move {
+            let mut part = Inventory::default();
+            let mut texts = Interned::default();
+            for image in reader.records(&name).await? {
+                match convert::record(id, image, &mut texts) {
+                    Ok(row) => part.records.push(row),
+                    Err(error) => part.gaps.push(gap("a record", &name, &error)),
+                }
+            }
+            Ok(part)
+        })
+    }
+
     /// Who holds something by other means than a name: leases, containers.
-    async fn holders(&self, id: NamespaceId, name: &str, inventory: &mut Inventory, texts: &mut Interned) {
+    async fn holders(&self, id: NamespaceId, name: &str) -> Inventory {
+        let mut part = Inventory::default();
         match self.leases(id, name).await {
-            Ok(leases) => inventory.leases.extend(leases),
-            Err(error) => inventory.gaps.push(gap("leases", name, &error)),
+            Ok(leases) => part.leases = leases,
+            Err(error) => part.gaps.push(gap("leases", name, &error)),
         }
+        let mut texts = Interned::default();
         match self.containers(name).await {
-            Ok(all) => inventory.containers.extend(all.into_iter().map(|c| convert::container(id, c, texts))),
-            Err(error) => inventory.gaps.push(gap("containers", name, &error)),
+            Ok(all) => part.containers.extend(all.into_iter().map(|c| convert::container(id, c, &mut texts))),
+            Err(error) => part.gaps.push(gap("containers", name, &error)),
         }
+        part
     }
 
     async fn leases(&self, id: NamespaceId, name: &str) -> Result<Vec<LeaseRow>, Error> {
@@ -258,17 +317,34 @@ impl Reader {
         Ok(all)
     }
 
-    /// What takes space: blobs, snapshots, writes in progress.
-    async fn items(&self, id: NamespaceId, name: &str, snapshotters: &[Arc<str>], inventory: &mut Inventory) {
-        let content = self.blobs(id, name, inventory).await;
-        inventory.gaps.extend(content.err().map(|error| gap("blobs", name, &error)));
-        let ingests = self.ingests(id, name, inventory).await;
-        inventory.gaps.extend(ingests.err().map(|error| gap("writes in progress", name, &error)));
-        for snapshotter in snapshotters {
-            let listed = self.listed(id, name, snapshotter, inventory).await;
-            let what = format!("snapshots of {snapshotter}");
-            inventory.gaps.extend(listed.err().map(|error| gap(&what, name, &error)));
-        }
+    fn blobs_of(&self, id: NamespaceId, name: &Arc<str>) -> BoxFuture<'static, Inventory> {
+        let (reader, name) = (self.clone(), name.clone());
+        in_task(async move {
+            let mut part = Inventory::default();
+            let read = reader.blobs(id, &name, &mut part).await;
+            part.gaps.extend(read.err().map(|error| gap("blobs", &name, &error)));
+            part
+        })
+    }
+
+    fn ingests_of(&self, id: NamespaceId, name: &Arc<str>) -> BoxFuture<'static, Inventory> {
+        let (reader, name) = (self.clone(), name.clone());
+        in_task(async move {
+            let mut part = Inventory::default();
+            let read = reader.ingests(id, &name, &mut part).await;
+            part.gaps.extend(read.err().map(|error| gap("writes in progress", &name, &error)));
+            part
+        })
+    }
+
+    fn snapshots_of(&self, id: NamespaceId, name: &Arc<str>, snapshotter: &Arc<str>) -> BoxFuture<'static, Inventory> {
+        let (reader, name, snapshotter) = (self.clone(), name.clone(), snapshotter.clone());
+        in_task(async move {
+            let mut part = Inventory::default();
+            let read = reader.listed(id, &name, &snapshotter, usize::MAX, &mut part).await;
+            part.gaps.extend(read.err().map(|error| gap(&format!("snapshots of {snapshotter}"), &name, &error)));
+            part
+        })
     }
 
     async fn blobs(&self, id: NamespaceId, name: &str, inventory: &mut Inventory) -> Result<(), Error> {
@@ -293,21 +369,50 @@ impl Reader {
         Ok(())
     }
 
+    /// The snapshots of a namespace, to the first page that has more than are wanted.
     async fn listed(
         &self,
         id: NamespaceId,
         name: &str,
         snapshotter: &Arc<str>,
-        inventory: &mut Inventory,
+        most: usize,
+        part: &mut Inventory,
     ) -> Result<(), Error> {
         let failed = || Error::call("snapshots.List", name);
         let request = ListSnapshotsRequest { snapshotter: snapshotter.to_string(), ..Default::default() };
         let mut stream = self.snapshots(name)?.list(request).await.map_err(failed())?.into_inner();
+        let before = part.snapshots.len();
         while let Some(page) = stream.message().await.map_err(failed())? {
-            inventory.snapshots.extend(page.info.into_iter().map(|info| convert::snapshot(id, snapshotter, info)));
+            part.snapshots.extend(page.info.into_iter().map(|info| convert::snapshot(id, snapshotter, info)));
+            if part.snapshots.len() - before > most {
+                break;
+            }
         }
         Ok(())
     }
+}
+
+/// Runs it on any thread, as long as somebody waits for it.
+fn in_task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> BoxFuture<'static, T> {
+    // A set ends its tasks when it is dropped.
+    let mut task = JoinSet::new();
+    task.spawn(work);
+    async move {
+        let done = task.join_next().await.expect("one was spawned");
+        done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+    .boxed()
+}
+
+/// Takes in what was read of one list.
+fn absorb(inventory: &mut Inventory, part: Inventory) {
+    inventory.records.extend(part.records);
+    inventory.blobs.extend(part.blobs);
+    inventory.snapshots.extend(part.snapshots);
+    inventory.leases.extend(part.leases);
+    inventory.ingests.extend(part.ingests);
+    inventory.containers.extend(part.containers);
+    inventory.gaps.extend(part.gaps);
 }
 
 fn gap(what: &str, namespace: &str, error: &Error) -> Gap {

@@ -10,7 +10,7 @@ use orlop_api::containerd::services::leases::v1::{self as leases, leases_client:
 use orlop_api::containerd::services::snapshots::v1::{self as snapshots, snapshots_client::SnapshotsClient};
 use orlop_api::containerd::types::Descriptor;
 use orlop_graph::model::{Collector, Model, Node, NodeKind};
-use orlop_lens::{Reader, Scope};
+use orlop_lens::Reader;
 use orlop_oci::Digest;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
 use tonic::Request;
@@ -88,7 +88,7 @@ async fn left(channel: &Channel) -> BTreeSet<String> {
 
 /// What the model says is kept, and everything that there is.
 async fn told(channel: &Channel, collector: Collector) -> (BTreeSet<String>, BTreeSet<String>) {
-    let mut inventory = Reader::new(channel.clone()).inventory(Scope::All, None).await.unwrap();
+    let mut inventory = Reader::new(channel.clone()).inventory(None).await.unwrap();
     inventory.collector = collector;
     let model = Model::new(inventory);
     let kept = model.kept();

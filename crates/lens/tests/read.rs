@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use orlop_graph::model::{Inventory, Model, Node, NodeId, NodeKind, Resource, Role};
-use orlop_lens::{Documents, Reader, Scope};
+use orlop_lens::{Documents, Reader};
 use orlop_oci::Compression;
 use orlop_testkit::archive;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
@@ -51,7 +51,7 @@ fn collect(containerd: &Containerd) {
 
 async fn read(containerd: &Containerd) -> (Reader, Inventory) {
     let reader = Reader::new(orlop_api::channel::unix(&containerd.socket()).await.unwrap());
-    let mut inventory = reader.inventory(Scope::All, None).await.unwrap();
+    let mut inventory = reader.inventory(None).await.unwrap();
     reader.measure(&mut inventory, |_| true).await.unwrap();
     (reader, inventory)
 }
@@ -65,6 +65,26 @@ fn firsts(containerd: &Containerd, namespace: &str, args: &[&str]) -> BTreeSet<S
     let word = |line: String| line.split_whitespace().next().unwrap_or_default().to_owned();
     let out = containerd.ctr(namespace, args).ok().stdout;
     out.lines().skip(1).map(|line| word(line.to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_has_records_and_blobs_and_snapshots_unless_they_are_too_many() {
+    for programs in generations() {
+        let containerd = filled(&programs);
+        let reader = Reader::new(orlop_api::channel::unix(&containerd.socket()).await.unwrap());
+        let all = reader.inventory(None).await.unwrap();
+        let count = all.snapshots.len();
+        assert!(count > 2 && all.namespaces.len() > 1);
+        let few = reader.listing(count).await.unwrap();
+        assert!(few.all_snapshots);
+        assert_eq!((&few.inventory.records, &few.inventory.blobs), (&all.records, &all.blobs));
+        assert_eq!(few.inventory.snapshots.len(), count);
+        for most in [count - 1, 0] {
+            let many = reader.listing(most).await.unwrap();
+            assert!(!many.all_snapshots && many.inventory.snapshots.is_empty(), "{most}");
+            assert_eq!((&many.inventory.records, &many.inventory.blobs), (&all.records, &all.blobs));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +214,7 @@ async fn what_leases_list_is_read() {
         for (kind, id) in [("content", blob.as_str()), ("snapshots/overlayfs", "some key"), ("ingests", "some-ref")] {
             list(&containerd, "k8s.io", "held", kind, id).await;
         }
-        let inventory = reader.inventory(Scope::All, Some(&["k8s.io"])).await.unwrap();
+        let inventory = reader.inventory(Some(&["k8s.io"])).await.unwrap();
         let lease = inventory.leases.iter().find(|l| &*l.id == "held").unwrap();
         let listed: BTreeSet<String> = lease.resources.iter().map(|r| format!("{r:?}")).collect();
         let expected = [

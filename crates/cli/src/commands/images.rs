@@ -35,19 +35,21 @@ pub(crate) struct Args {
     all_namespaces: bool,
 }
 
-/// Sizes in bytes.
+/// Sizes in bytes; what snapshots have a part in is unknown if they were not asked.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Sizes {
     compressed: u64,
-    unpacked: u64,
-    shared: u64,
-    unique: u64,
+    unpacked: Option<u64>,
+    shared: Option<u64>,
+    unique: Option<u64>,
 }
 
-impl From<Option<pb::Sizes>> for Sizes {
-    fn from(sizes: Option<pb::Sizes>) -> Self {
-        let s = sizes.unwrap_or_default();
-        Self { compressed: s.compressed, unpacked: s.unpacked, shared: s.shared, unique: s.unique }
+impl Sizes {
+    fn of(sizes: Option<pb::Sizes>, is_measured: bool) -> Self {
+        let sizes = sizes.unwrap_or_default();
+        let known = |bytes| is_measured.then_some(bytes);
+        let (unpacked, shared, unique) = (known(sizes.unpacked), known(sizes.shared), known(sizes.unique));
+        Self { compressed: sizes.compressed, unpacked, shared, unique }
     }
 }
 
@@ -68,8 +70,8 @@ pub(crate) struct Image {
     size: Sizes,
 }
 
-impl From<pb::ImageRow> for Image {
-    fn from(row: pb::ImageRow) -> Self {
+impl Image {
+    pub(crate) fn of(row: pb::ImageRow, is_measured: bool) -> Self {
         Self {
             created_at: time(row.created_at.as_ref()),
             updated_at: time(row.updated_at.as_ref()),
@@ -81,7 +83,7 @@ impl From<pb::ImageRow> for Image {
             platforms: row.platforms,
             pinned: row.pinned,
             incomplete: row.incomplete,
-            size: row.size.into(),
+            size: Sizes::of(row.size, is_measured),
         }
     }
 }
@@ -181,23 +183,27 @@ async fn images(context: &Context, args: &Args) -> Result<()> {
     let columns = ["NAME", "IMAGE ID", "COMPRESSED", "UNPACKED", "UNIQUE", "UPDATED"];
     let wide = ["SHARED", "PLATFORMS", "HASH REFERENCES", "TARGET"];
     let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
-    let mut show = |row: pb::ImageRow| match &mut sheet {
+    let mut show = |row: pb::ImageRow, is_measured: bool| match &mut sheet {
         Sheet::Names(names) => {
             let without_tag = row.hash_references.iter().find(|name| row.names.is_empty() && name.contains('@'));
             row.names.iter().chain(without_tag).for_each(|name| push_name(names, name));
         }
-        Sheet::Document(images) => images.push(Image::from(row)),
-        Sheet::Table(table) => table.row(image_cells(&row, format == Format::Wide, args.all_namespaces)),
+        Sheet::Document(images) => images.push(Image::of(row, is_measured)),
+        Sheet::Table(table) => {
+            let sizes = Sizes::of(row.size, is_measured);
+            table.row(image_cells(&row, &sizes, format == Format::Wide, args.all_namespaces));
+        }
     };
     if context.store.is_own() {
         let request = pb::ListImagesRequest { filters: args.filter.clone(), all_namespaces: args.all_namespaces };
         let mut stream = context.clients.orlop().list_images(request).await?.into_inner();
         while let Some(page) = stream.message().await? {
-            page.rows.into_iter().for_each(&mut show);
+            page.rows.into_iter().for_each(|row| show(row, true));
         }
     } else {
         let documents = !matches!(format, Format::Table | Format::Name);
-        rows::images(context, &wanted(args, documents)).await?.into_iter().for_each(show);
+        let (rows, is_measured) = rows::images(context, &wanted(args, documents)).await?;
+        rows.into_iter().for_each(|row| show(row, is_measured));
     }
     match sheet {
         Sheet::Names(names) => output::print_text(&names),
@@ -212,8 +218,8 @@ fn untagged(hash_references: &[String]) -> Cow<'_, str> {
     name.map_or(Cow::Borrowed("<none>"), |name| abbreviated(name).into())
 }
 
-fn image_cells(row: &pb::ImageRow, wide: bool, namespaces: bool) -> Vec<Cow<'_, str>> {
-    let sizes = row.size.unwrap_or_default();
+fn image_cells<'r>(row: &'r pb::ImageRow, sizes: &Sizes, wide: bool, namespaces: bool) -> Vec<Cow<'r, str>> {
+    let or_dash = |bytes: Option<u64>| bytes.map_or(Cow::Borrowed("-"), |bytes| size(bytes).into());
     let mut names = match row.names.as_slice() {
         [] => untagged(&row.hash_references),
         [name] => Cow::Borrowed(name.as_str()),
@@ -231,14 +237,14 @@ fn image_cells(row: &pb::ImageRow, wide: bool, namespaces: bool) -> Vec<Cow<'_, 
         names,
         short(&row.image_id).trim_start_matches("sha256:").into(),
         size(sizes.compressed).into(),
-        size(sizes.unpacked).into(),
-        size(sizes.unique).into(),
+        or_dash(sizes.unpacked),
+        or_dash(sizes.unique),
         time_short(row.updated_at.as_ref()).into(),
     ]);
     if wide {
         let targets: Vec<&str> = row.targets.iter().map(|t| short(t)).collect();
         cells.extend([
-            size(sizes.shared).into(),
+            or_dash(sizes.shared),
             row.platforms.join(",").into(),
             row.hash_references.len().to_string().into(),
             targets.join("\n").into(),

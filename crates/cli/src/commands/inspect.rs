@@ -62,7 +62,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let answer = context.clients.orlop().inspect(request).await?.into_inner();
     let inspect = Inspect {
         schema: "orlop.inspect/v1",
-        image: answer.row.clone().unwrap_or_default().into(),
+        image: Image::of(answer.row.clone().unwrap_or_default(), true),
         documents: answer.documents.iter().map(document).collect(),
         snapshots: answer.snapshots.iter().map(snapshot).collect(),
     };

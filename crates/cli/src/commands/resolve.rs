@@ -9,10 +9,10 @@ use super::Context;
 use crate::args::Format;
 use crate::error::{Class, CliError, Result};
 use crate::look::facts::Named;
-use crate::look::groups::{Group, Name, concerned, diff_id, groups, meant, search};
+use crate::look::groups::{Group, Name, concerned, diff_id, groups, meant};
 use crate::look::parts::{self, Layer, Part, Parts};
 use crate::look::words::called;
-use crate::look::{Look, Measured};
+use crate::look::{Look, Measured, paths};
 use crate::output::{self, Table, short};
 use crate::paint::Tone;
 
@@ -28,7 +28,7 @@ Examples:
   orlop resolve -o wide alpine   digests whole")]
 pub(crate) struct Args {
     /// A name, an image ID, any digest, a diff ID, a chain ID, a snapshot's key, a container, a lease, or the first digits
-    /// of one
+    /// of one; or a path inside an image or of this host
     #[arg(value_name = "X")]
     name: String,
 }
@@ -75,10 +75,12 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let look = Look::at(context, Measured::None).await?;
     let model = &look.model;
     let groups = groups(model);
-    let found = match search(model, &args.name, here) {
+    let found = match paths::searched(context, &look, &args.name).await {
         Err(error) if error.class == Class::NotFound && digits(&args.name).is_some() => Err(error),
-        found => Ok(found?),
+        meant => Ok(meant?),
     };
+    let files = found.iter().flat_map(|meant| meant.lines(model)).collect::<Vec<_>>();
+    let found = found.map(|meant| meant.found);
     let nodes: Vec<NodeId> = found.iter().flatten().map(|found| found.node).collect();
     let wanted = match &found {
         Ok(found) if !found.iter().any(|f| is_unpacked(model, f, &args.name)) => concerned(model, &groups, &nodes),
@@ -103,6 +105,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         let document = Document { schema: "orlop.resolve/v1", query: args.name.clone(), is, images };
         return output::document(context.global.output, &document);
     }
+    files.into_iter().try_for_each(output::line)?;
     for node in &nodes {
         output::line(Name { name: called(model, *node), ..Name::of(model, *node) }.seen_from(here))?;
     }

@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::Context;
 use crate::error::Result;
-use crate::look::groups::{Group, Name, concerned, groups, search};
+use crate::look::groups::{Group, Name, concerned, groups};
 use crate::look::parts::{self, Blob, Layer, Part, Parts, Snapshot};
 use crate::look::words::abbreviated;
-use crate::look::{Look, Measured};
+use crate::look::{Look, Measured, paths};
 use crate::output::{self, count, short, size};
 use crate::paint::Tone;
 
@@ -49,7 +49,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let groups = groups(&look.model);
     let wanted = match &args.name {
         Some(name) => {
-            let nodes: Vec<NodeId> = search(&look.model, name, here)?.into_iter().map(|found| found.node).collect();
+            let nodes = paths::searched(context, &look, name).await?.nodes();
             concerned(&look.model, &groups, &nodes)
         }
         None => in_namespace(&look, &groups, here),

@@ -7,7 +7,7 @@ use super::Context;
 use crate::error::Result;
 use crate::look::facts::{Bytes, Keeper, Named};
 use crate::look::words::{abbreviated, called, name, reason};
-use crate::look::{Look, Measured, find};
+use crate::look::{Look, Measured, paths};
 use crate::output::{self, count, size};
 
 /// Options of `why`.
@@ -20,7 +20,7 @@ Examples:
   orlop why sha256:0123…         why is this layer still here?
   orlop why --short alpine       only what would have to go")]
 pub(crate) struct Args {
-    /// A name, a digest, a chain ID, a snapshot's key, or the first digits of one
+    /// A name, a digest, a chain ID, a snapshot's key, or the first digits of one; or a path inside an image or of this host
     #[arg(value_name = "X")]
     name: String,
     /// Only the roots, no chains
@@ -51,8 +51,8 @@ struct Thing {
 /// Runs `why`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let look = Look::at(context, Measured::None).await?;
-    let found = find(&look.model, &args.name, &context.store.namespace)?;
-    let nodes: Vec<NodeId> = found.into_iter().map(|found| found.node).collect();
+    let meant = paths::meant(context, &look, &args.name).await?;
+    let nodes = meant.nodes();
     let look = look
         .measured(|model| {
             let roots: Vec<NodeId> = nodes.iter().flat_map(|node| removals(model, *node)).collect();
@@ -64,6 +64,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         let things = nodes.iter().map(|node| thing(&look.model, *node)).collect();
         return output::document(context.global.output, &Document { schema: "orlop.why/v1", things });
     }
+    meant.lines(&look.model).into_iter().try_for_each(output::line)?;
     // An image ID is the name of a record and the digest of a config: the same has to go for both.
     let is_record = |node: &&NodeId| look.model.kind(**node) == NodeKind::Record;
     let any_record = nodes.iter().any(|node| is_record(&node));

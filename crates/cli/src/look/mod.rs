@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod facts;
 pub(crate) mod groups;
 pub(crate) mod parts;
+pub(crate) mod paths;
 pub(crate) mod removal;
 pub(crate) mod rows;
 mod source;
@@ -35,7 +36,24 @@ impl Look {
     pub(crate) async fn at(context: &Context, measured: Measured) -> Result<Self> {
         let (reader, inventory) = Source::read(context, measured).await?;
         say_gaps(context, &inventory);
-        Ok(Self { reader, model: Model::new(inventory) })
+        let asked = match &reader {
+            Source::Api(api) if measured == Measured::All => Some(tokio::spawn(api.usage(&inventory, |_| true))),
+            _ => None,
+        };
+        // While the store answers.
+        let mut model = Model::new(inventory);
+        if let Some(asked) = asked {
+            let failed = |e| CliError::new(Class::Failed, format!("ask snapshots what they take: {e}"));
+            model.take_usage(asked.await.map_err(failed)??);
+        }
+        Ok(Self { reader, model })
+    }
+
+    /// Reads what a list of images shows. With more snapshots than `most` there are none in it, and false is told.
+    pub(crate) async fn listing(context: &Context, most: usize) -> Result<(Self, bool)> {
+        let (reader, inventory, all_snapshots) = Source::listing(context, most).await?;
+        say_gaps(context, &inventory);
+        Ok((Self { reader, model: Model::new(inventory) }, all_snapshots))
     }
 
     /// The same, of some snapshots only: those that `wanted` takes, once everything else is known.

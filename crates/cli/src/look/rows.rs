@@ -29,9 +29,14 @@ pub(crate) struct Wanted<'a> {
     pub(crate) documents: bool,
 }
 
-/// One row an image.
-pub(crate) async fn images(context: &Context, wanted: &Wanted<'_>) -> Result<Vec<pb::ImageRow>> {
-    of_images(context, &read(context, true).await?, wanted).await
+/// One row an image, and whether snapshots were asked what they take.
+pub(crate) async fn images(context: &Context, wanted: &Wanted<'_>) -> Result<(Vec<pb::ImageRow>, bool)> {
+    let (look, is_measured) = Look::listing(context, ASKED).await?;
+    if !is_measured {
+        context
+            .say(format!("there are more than {ASKED} snapshots: they are not asked what they take; `orlop df` asks"));
+    }
+    Ok((of_images(context, &look, wanted).await?, is_measured))
 }
 
 /// The same of a store that was read already.
@@ -44,25 +49,12 @@ pub(crate) async fn of_images(context: &Context, look: &Look, wanted: &Wanted<'_
 
 /// One row a record.
 pub(crate) async fn records(context: &Context, wanted: &Wanted<'_>) -> Result<Vec<pb::RecordRow>> {
-    let look = read(context, false).await?;
+    let (look, _) = Look::listing(context, 0).await?;
     let (graph, passes) = graph(context, &look, wanted).await?;
     let rows = &look.model.inventory().records;
     let mut passing: Vec<usize> = passes.into_iter().collect();
     passing.sort_by(|a, b| (rows[*a].namespace, &rows[*a].name).cmp(&(rows[*b].namespace, &rows[*b].name)));
     Ok(passing.into_iter().map(|at| record_row(&graph, at, &rows[at])).collect())
-}
-
-async fn read(context: &Context, sizes: bool) -> Result<Look> {
-    let mut look = Look::at(context, super::Measured::None).await?;
-    if sizes {
-        let snapshots = look.model.nodes(NodeKind::Snapshot).count();
-        if snapshots > ASKED {
-            context.say(format!("unpacked sizes are not asked of {snapshots} snapshots; `orlop df` asks"));
-        } else {
-            look = look.measured(|model| model.nodes(NodeKind::Snapshot).collect()).await?;
-        }
-    }
-    Ok(look)
 }
 
 /// Everything linked, and the positions of records that pass.

@@ -1,10 +1,12 @@
 //! Where a look comes from: a server's API, or the files of a containerd's root.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use orlop_graph::model::{Inventory, SnapshotRow, Usage};
 use orlop_lens::offline::{Root, Stored};
-use orlop_lens::{Documents, Reader, Scope};
+use orlop_lens::trees::Trees;
+use orlop_lens::{Documents, Listing, Reader};
 use orlop_oci::Digest;
 
 use super::Measured;
@@ -21,20 +23,31 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// What the command is connected to, and everything that it lists.
+    /// What the command is connected to, and everything that it lists. Files are measured at once, a server is asked apart.
     pub(crate) async fn read(context: &Context, measured: Measured) -> Result<(Self, Inventory)> {
-        let directory = match &context.store.at {
-            At::Directory(directory) if !context.store.is_own() => directory,
-            _ => {
-                let reader = context.clients.reader();
-                let mut inventory = reader.inventory(Scope::All, None).await?;
-                inventory.collector = context.store.collector();
-                if measured == Measured::All {
-                    reader.measure(&mut inventory, |_| true).await?;
-                }
-                return Ok((Self::Api(reader), inventory));
-            }
-        };
+        if let Some(directory) = files(context) {
+            return Self::of_files(directory, measured).await;
+        }
+        let reader = context.clients.reader();
+        let mut inventory = reader.inventory(None).await?;
+        inventory.collector = context.store.collector();
+        Ok((Self::Api(reader), inventory))
+    }
+
+    /// What a list of images shows; snapshots, each with what it takes, if there are at most so many: whether there are is told.
+    pub(crate) async fn listing(context: &Context, snapshots: usize) -> Result<(Self, Inventory, bool)> {
+        if let Some(directory) = files(context) {
+            let (source, inventory) = Self::of_files(directory, Measured::None).await?;
+            return Ok((source, inventory, true));
+        }
+        let reader = context.clients.reader();
+        let Listing { mut inventory, all_snapshots } = reader.listing(snapshots).await?;
+        inventory.collector = context.store.collector();
+        reader.measure(&mut inventory, |_| true).await?;
+        Ok((Self::Api(reader), inventory, all_snapshots))
+    }
+
+    async fn of_files(directory: &Path, measured: Measured) -> Result<(Self, Inventory)> {
         let root = Root::open(directory).map_err(|error| unreadable(&error))?;
         let reading = root.clone();
         let read = move || -> std::result::Result<Stored, orlop_lens::offline::Error> {
@@ -78,6 +91,23 @@ impl Source {
         }
     }
 
+    /// Looks at the trees of snapshots, as far as this process can reach them.
+    pub(crate) async fn trees<T: Send + 'static>(&self, look: impl FnOnce(Trees) -> T + Send + 'static) -> Result<T> {
+        let reading: Box<dyn FnOnce() -> std::result::Result<Trees, orlop_lens::offline::Error> + Send> = match self {
+            Self::Api(reader) => {
+                let directories = reader.snapshotter_directories().await?;
+                Box::new(move || Ok(Trees::read(&directories)))
+            }
+            Self::Files(root, _) => {
+                let root = root.clone();
+                Box::new(move || Trees::of_root(&root))
+            }
+        };
+        let read = tokio::task::spawn_blocking(move || reading().map(look)).await;
+        read.map_err(|e| CliError::new(Class::Failed, format!("look at the files of snapshots: {e}")))?
+            .map_err(|error| unreadable(&error))
+    }
+
     /// Names of the records in a namespace that pass containerd's filters, which only a server evaluates.
     pub(crate) async fn matching(&self, namespace: &str, filters: &[String]) -> Result<Vec<String>> {
         match self {
@@ -86,6 +116,14 @@ impl Source {
                 Err(CliError::new(Class::Usage, "--filter needs a server: these are only a store's files"))
             }
         }
+    }
+}
+
+/// The directory, if a containerd's files are all that there is.
+fn files(context: &Context) -> Option<&Path> {
+    match &context.store.at {
+        At::Directory(directory) if !context.store.is_own() => Some(directory),
+        _ => None,
     }
 }
 

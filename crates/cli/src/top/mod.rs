@@ -22,7 +22,6 @@ use data::{Data, DiskRow};
 use draw::Look;
 use orlop_api::containerd::services::content::v1::ListStatusesRequest;
 use orlop_graph::model::{Gap, Inventory, Model, SnapshotKind, SnapshotRow, Usage};
-use orlop_lens::Scope;
 use remove::Remover;
 use state::{Effect, Message, Pull, State};
 use terminal::Screen;
@@ -206,7 +205,7 @@ impl Worker {
     }
 
     async fn inventory(&self) -> Result<Inventory, String> {
-        let read = self.remover.reader.inventory(Scope::All, None).await;
+        let read = self.remover.reader.inventory(None).await;
         let mut inventory = read.map_err(|e| e.to_string())?;
         inventory.collector = self.remover.collector;
         let measured = self.measured.lock().await;

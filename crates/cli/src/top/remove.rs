@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use orlop_graph::model::{Collector, Model, Node, NodeId, Removal as Goes, SnapshotKind, SnapshotRow};
-use orlop_lens::{Reader, Scope};
+use orlop_lens::Reader;
 use orlop_oci::classify;
 
 use super::data::clean;
@@ -86,7 +86,7 @@ impl Remover {
 
     /// The plan of a foreign store, what it was read from, and what goes.
     async fn foreign(&self, namespace: &str, names: &[String]) -> Result<(Removal, Model, Goes), String> {
-        let mut inventory = self.reader.inventory(Scope::All, None).await.map_err(|e| e.to_string())?;
+        let mut inventory = self.reader.inventory(None).await.map_err(|e| e.to_string())?;
         inventory.collector = self.collector;
         // An empty list that could not be read must not look like nobody's claim.
         if let Some(gap) = inventory.gaps.first() {

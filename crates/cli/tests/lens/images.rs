@@ -1,3 +1,5 @@
+use orlop_api::containerd::services::snapshots::v1::PrepareSnapshotRequest;
+use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use serde_json::Value;
 
 use crate::node::{Node, generations, image};
@@ -80,5 +82,46 @@ fn all_records_are_those_that_ctr_lists_with_its_digests_sizes_and_platforms() {
         assert_eq!(only.trim(), id);
         let refused = node.run(&["images", "--filter", "name=="]);
         assert_ne!(refused.code, 0, "a filter that is none");
+    }
+}
+
+/// Prepares so many empty snapshots that stay.
+async fn prepare(node: &Node, count: usize) {
+    let channel = orlop_api::channel::unix(&node.containerd.socket()).await.unwrap();
+    let mut client = SnapshotsClient::new(channel);
+    for n in 0..count {
+        // Otherwise containerd collects them.
+        let labels = [("containerd.io/gc.root".to_owned(), "test".to_owned())].into();
+        let (snapshotter, key) = ("native".to_owned(), format!("empty-{n}"));
+        let mut request = tonic::Request::new(PrepareSnapshotRequest {
+            snapshotter,
+            key,
+            labels,
+            ..PrepareSnapshotRequest::default()
+        });
+        request.metadata_mut().insert(orlop_api::NAMESPACE_HEADER, "k8s.io".parse().unwrap());
+        client.prepare(request).await.unwrap();
+    }
+}
+
+#[test]
+fn with_very_many_snapshots_sizes_that_nobody_asked_for_are_said_to_be_unknown() {
+    for programs in generations("with_very_many_snapshots_sizes_that_nobody_asked_for_are_said_to_be_unknown") {
+        let Some(node) = Node::start(&programs) else { return };
+        let tag = node.pull("web:2", &image("web", 90_000));
+        let sizes = |row: &Value| row["images"][0]["size"].clone();
+        let known = sizes(&node.json(&["images"]));
+        assert!(["unpacked", "shared", "unique"].iter().all(|size| known[size].is_u64()), "{known}");
+        tokio::runtime::Runtime::new().unwrap().block_on(prepare(&node, 1_001));
+        let unknown = sizes(&node.json(&["images"]));
+        assert_eq!(unknown["compressed"], known["compressed"]);
+        assert!(["unpacked", "shared", "unique"].iter().all(|size| unknown[size].is_null()), "{unknown}");
+        let done = node.run(&["images"]);
+        let row = words(done.out.lines().nth(1).unwrap());
+        assert_eq!((&*row[0], &*row[3], &*row[4]), (&*tag, "-", "-"), "{}", done.out);
+        assert!(done.err.contains("more than 1000 snapshots") && done.err.contains("orlop df"), "{}", done.err);
+        // What is asked about one image is still answered.
+        let cost = &node.json(&["explain", &tag])["things"][0]["imageCost"]["all"];
+        assert_eq!((&cost["snapshotBytes"], &cost["unmeasured"]), (&known["unpacked"], &0.into()), "{cost}");
     }
 }

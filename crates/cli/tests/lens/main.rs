@@ -15,6 +15,7 @@ mod identifiers;
 mod images;
 mod node;
 mod offline;
+mod paths;
 mod plan;
 mod prune;
 mod readonly;

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use orlop_oci::DigestTable;
 use orlop_oci::condition::{self, Conditional};
-use orlop_oci::{Digest, DigestTable};
 
 use super::nodes::{Edges, Stated};
 use super::{Collector, Inventory, Labels, Missing, Model, NamespaceId, NodeId, NodeKind, RecordRow, Resource, Root};
@@ -25,6 +25,7 @@ struct Linker<'i> {
     rows: &'i Inventory,
     firsts: [u32; 8],
     digests: DigestTable,
+    numbers: Vec<u32>,
     blobs: FastMap<(u32, u32), NodeId>,
     records: HashMap<(NamespaceId, Arc<str>), NodeId>,
     snapshots: HashMap<super::nodes::Place, NodeId>,
@@ -41,10 +42,10 @@ impl Model {
     pub fn new(inventory: Inventory) -> Self {
         let mut linker = Linker::new(&inventory);
         linker.link();
-        let Linker { mut firsts, digests, blobs, records, snapshots, missing, edges, .. } = linker;
+        let Linker { mut firsts, digests, numbers, blobs, records, snapshots, missing, edges, .. } = linker;
         firsts[7] = firsts[6] + missing.len() as u32;
         let count = firsts[7] as usize;
-        let (first_copy, next_copy) = copies(&inventory, &digests, firsts[NodeKind::Blob as usize]);
+        let (first_copy, next_copy) = copies(&numbers, digests.len(), firsts[NodeKind::Blob as usize]);
         let mut model = Self {
             missing,
             firsts,
@@ -53,6 +54,7 @@ impl Model {
             roots: Vec::new(),
             flat: Bits::default(),
             digests,
+            numbers,
             blobs,
             first_copy,
             next_copy,
@@ -129,6 +131,7 @@ impl<'i> Linker<'i> {
             rows,
             firsts,
             digests: DigestTable::with_capacity(rows.blobs.len()),
+            numbers: Vec::with_capacity(rows.blobs.len()),
             blobs: FastMap::default(),
             records: HashMap::with_capacity(rows.records.len()),
             snapshots: HashMap::with_capacity(rows.snapshots.len()),
@@ -147,6 +150,7 @@ impl<'i> Linker<'i> {
         self.blobs.reserve(self.rows.blobs.len());
         for (at, row) in self.rows.blobs.iter().enumerate() {
             let number = self.digests.add(&row.digest);
+            self.numbers.push(number);
             self.blobs.insert((u32::from(row.namespace), number), node(NodeKind::Blob, at));
         }
         for (at, row) in self.rows.records.iter().enumerate() {
@@ -329,16 +333,11 @@ fn sorted(nodes: usize, edges: impl Iterator<Item = (NodeId, NodeId, Stated)> + 
 }
 
 /// Which blobs are one digest: the first by number of digest, and from each the next.
-fn copies(rows: &Inventory, digests: &DigestTable, first: u32) -> (Vec<Option<NodeId>>, Vec<Option<NodeId>>) {
-    let mut first_copy = vec![None; digests.len()];
-    let mut next_copy = vec![None; rows.blobs.len()];
-    for (at, row) in rows.blobs.iter().enumerate().rev() {
-        let number = known(digests, &row.digest) as usize;
-        next_copy[at] = first_copy[number].replace(NodeId(first + at as u32));
+fn copies(numbers: &[u32], digests: usize, first: u32) -> (Vec<Option<NodeId>>, Vec<Option<NodeId>>) {
+    let mut first_copy = vec![None; digests];
+    let mut next_copy = vec![None; numbers.len()];
+    for (at, number) in numbers.iter().enumerate().rev() {
+        next_copy[at] = first_copy[*number as usize].replace(NodeId(first + at as u32));
     }
     (first_copy, next_copy)
-}
-
-fn known(digests: &DigestTable, digest: &Digest) -> u32 {
-    digests.get(digest).expect("every blob's digest was numbered")
 }

@@ -75,7 +75,7 @@ impl Model {
     /// What the store gives back if these nodes go: a blob only if no copy of it stays.
     pub fn weigh_gone(&self, gone: impl IntoIterator<Item = NodeId>, stays: &Kept) -> Weight {
         let last = |node: &NodeId| match self.node(*node) {
-            Node::Blob(row) => !self.copies(&row.digest).any(|copy| stays.contains(copy)),
+            Node::Blob(_) => !self.copies_of(Some(self.digest_number(*node))).any(|copy| stays.contains(copy)),
             _ => true,
         };
         self.weigh(gone.into_iter().filter(last))
@@ -84,8 +84,7 @@ impl Model {
     fn add(&self, node: NodeId, counted: &mut Marks, weight: &mut Weight) {
         match self.node(node) {
             Node::Blob(row) => {
-                let number = self.digests.get(&row.digest).expect("every blob's digest was numbered");
-                if counted.insert(number) {
+                if counted.insert(self.digest_number(node)) {
                     weight.blobs += 1;
                     weight.blob_bytes += row.size;
                 }

@@ -32,7 +32,7 @@ impl Model {
         };
         let mut live = vec![false; self.digests.len()];
         for blob in self.nodes(NodeKind::Blob).filter(|blob| before.contains(*blob)) {
-            let number = self.digest_number(blob);
+            let number = self.digest_number(blob) as usize;
             live[number] = true;
             gains.digests[number] = gains.digests[number].max(goes_with[blob.0 as usize]);
         }
@@ -43,7 +43,7 @@ impl Model {
         }
         let mut counted = vec![false; self.digests.len()];
         for blob in self.nodes(NodeKind::Blob) {
-            let number = self.digest_number(blob);
+            let number = self.digest_number(blob) as usize;
             if let (Node::Blob(row), false) = (self.node(blob), std::mem::replace(&mut counted[number], true)) {
                 gains.add(gains.digests[number], row.size.next_multiple_of(block.max(1)));
             }
@@ -88,18 +88,11 @@ impl Model {
         goes_with
     }
 
-    fn digest_number(&self, blob: NodeId) -> usize {
-        match self.node(blob) {
-            Node::Blob(row) => self.digests.get(&row.digest).expect("every blob's digest was numbered") as usize,
-            other => panic!("a blob was expected, found {other:?}"),
-        }
-    }
-
     /// Whether something goes with the first `groups` groups that these records keep.
     pub(super) fn takes_part(&self, records: &[NodeId], gains: &Gains, groups: usize) -> bool {
         let first = self.firsts[NodeKind::Snapshot as usize];
         self.items_of(records).into_iter().any(|item| match self.kind(item) {
-            NodeKind::Blob => (gains.digests[self.digest_number(item)] as usize) < groups,
+            NodeKind::Blob => (gains.digests[self.digest_number(item) as usize] as usize) < groups,
             NodeKind::Snapshot => (gains.snapshots[(item.0 - first) as usize] as usize) < groups,
             _ => false,
         })

@@ -203,7 +203,8 @@ impl Model {
                 continue;
             }
             match self.node(node) {
-                Node::Blob(row) => found.extend(self.copies(&row.digest).next().filter(|copy| counted.insert(*copy))),
+                Node::Blob(_) => found
+                    .extend(self.copies_of(Some(self.digest_number(node))).next().filter(|copy| counted.insert(*copy))),
                 Node::Snapshot(_) => found.push(node),
                 Node::Missing(missing) if matches!(missing.resource, super::Resource::Content(_)) => found.push(node),
                 _ => {}

@@ -165,6 +165,8 @@ pub struct Model {
     /// Leases that hold what they list and follow no label.
     pub(super) flat: Bits,
     pub(super) digests: DigestTable,
+    /// By blob: the number of its digest.
+    pub(super) numbers: Vec<Number>,
     pub(super) blobs: FastMap<(u32, Number), NodeId>,
     /// By number of digest: its first blob.
     pub(super) first_copy: Vec<Option<NodeId>>,
@@ -303,9 +305,19 @@ impl Model {
         self.blobs.get(&(u32::from(namespace), number)).copied()
     }
 
+    /// The number of a blob's digest.
+    pub(super) fn digest_number(&self, blob: NodeId) -> Number {
+        self.numbers[(blob.0 - self.firsts[NodeKind::Blob as usize]) as usize]
+    }
+
     /// A digest's blobs, one for each namespace that has it.
     pub fn copies(&self, digest: &Digest) -> impl Iterator<Item = NodeId> {
-        let first = self.digests.get(digest).and_then(|number| *self.first_copy.get(number as usize)?);
+        self.copies_of(self.digests.get(digest))
+    }
+
+    /// The same of a digest's number.
+    pub(super) fn copies_of(&self, number: Option<Number>) -> impl Iterator<Item = NodeId> {
+        let first = number.and_then(|number| *self.first_copy.get(number as usize)?);
         std::iter::successors(first, |blob| self.next_copy[(blob.0 - self.firsts[NodeKind::Blob as usize]) as usize])
     }
 

@@ -23,7 +23,8 @@ mod error;
 mod fields;
 mod file;
 mod metadata;
-mod snapshotters;
+mod own;
+pub(crate) mod snapshotters;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 //! Its buckets are `v1/snapshots/KEY`; the key is what `meta.db` has as a snapshot's `name`.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use orlop_graph::model::{Gap, Labels, SnapshotKind, SnapshotRow, Usage};
 use super::fields::{Broken, Fields, text};
 use super::file::{self, SNAPSHOTTER};
 use super::metadata::Named;
-use super::{Error, Stored, Unlisted};
+use super::{Error, Stored, Unlisted, own};
+use crate::trees::Tree;
 
 /// Snapshotters that count a snapshot together with those below and take the difference when they are asked, or ask their
 /// pool: what they wrote down is not what a snapshot takes.
@@ -195,6 +197,44 @@ fn backend(snapshotter: &str, fields: &Fields<'_>) -> Result<Backend, Broken> {
         _ => None,
     };
     Ok(Backend { id, kind, usage, labels: fields.labels()? })
+}
+
+/// Every snapshotter with files in a root, and its directory.
+pub(crate) fn directories(root: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
+    let listed = file::names(root).map_err(Error::io("listing", root))?;
+    let named = |name: OsString| name.to_str()?.strip_prefix(SNAPSHOTTER).map(|s| (s.to_owned(), root.join(&name)));
+    Ok(listed.into_iter().filter_map(named).collect())
+}
+
+/// The trees in a snapshotter's directory.
+///
+/// # Errors
+/// In words: its form is not known, or it cannot be read.
+pub(crate) fn trees(snapshotter: &str, directory: &Path) -> Result<Vec<Tree>, String> {
+    if tree(snapshotter, directory).is_none() {
+        return Err(format!("in which form {snapshotter} keeps them is not known"));
+    }
+    let path = directory.join("metadata.db");
+    if !path.exists() {
+        return own::trees(snapshotter, directory);
+    }
+    let known = file::database(&path, |db| read(db, snapshotter))?;
+    // `NAMESPACE/NUMBER/KEY`; what else may be there, no containerd has written.
+    let place = |(name, found): (String, Backend)| {
+        let mut parts = name.splitn(3, '/');
+        let (namespace, _, key) = (parts.next()?, parts.next()?, parts.next()?);
+        let directory = directory.join("snapshots").join(found.id.to_string());
+        Some(Tree {
+            namespace: namespace.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+            files: tree(snapshotter, &directory)?,
+            directory,
+        })
+    };
+    let mut trees: Vec<Tree> = known.snapshots.into_iter().filter_map(place).collect();
+    trees.sort_by(|a, b| (&a.namespace, &a.key).cmp(&(&b.namespace, &b.key)));
+    Ok(trees)
 }
 
 /// Where the files of a snapshot are, of snapshotters whose usage is what those take.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use orlop_graph::model::{Gap, Inventory, SnapshotKind, SnapshotRow};
 use orlop_lens::offline::{self, Root, Unlisted};
-use orlop_lens::{Documents, Reader, Scope};
+use orlop_lens::{Documents, Reader};
 use orlop_testkit::containerd::Containerd;
 use orlop_testkit::fingerprint::{self, Fingerprint};
 use rustix::process::Signal;
@@ -34,7 +34,7 @@ fn sorted(mut inventory: Inventory) -> Inventory {
 
 async fn by_api(containerd: &Containerd) -> Inventory {
     let reader = Reader::new(orlop_api::channel::unix(&containerd.socket()).await.unwrap());
-    let mut inventory = reader.inventory(Scope::All, None).await.unwrap();
+    let mut inventory = reader.inventory(None).await.unwrap();
     reader.measure(&mut inventory, |_| true).await.unwrap();
     sorted(inventory)
 }

@@ -9,7 +9,7 @@ use orlop_oci::Reference;
 use serde::Serialize;
 
 use crate::commands::Context;
-use crate::error::{CliError, Result};
+use crate::error::{Class, CliError, Result};
 use crate::look::words::name;
 use crate::look::{Look, Measured, disk};
 
@@ -89,22 +89,24 @@ pub(crate) struct Layer {
 
 /// Reads and measures a store.
 pub(crate) async fn usage(context: &Context) -> Result<(Look, Usage)> {
-    let look = Look::at(context, Measured::All).await?;
     let root = context.store.root.clone().filter(|root| root.join(CONTENT).is_dir());
-    let usage = sums(&look.model, root.as_deref())?;
+    // While the store answers.
+    let files = tokio::task::spawn_blocking(move || root.as_deref().map(files).transpose());
+    let look = Look::at(context, Measured::All).await?;
+    let files = files.await.map_err(|e| CliError::new(Class::Failed, format!("measure files: {e}")))??;
+    let usage = sums(&look.model, files.as_ref());
     Ok((look, usage))
 }
 
-fn sums(model: &Model, root: Option<&Path>) -> Result<Usage> {
+fn sums(model: &Model, files: Option<&Files>) -> Usage {
     let snapshots = model.weigh(model.nodes(NodeKind::Snapshot));
     let ingests = model.weigh(model.nodes(NodeKind::Ingest));
-    let files = root.map(files).transpose()?;
-    let content = files.as_ref().map_or_else(|| rounded(model), |files| files.content);
+    let content = files.map_or_else(|| rounded(model), |files| files.content);
     let beside = if files.is_some() { snapshots.snapshots * BESIDE } else { 0 };
-    let metadata = files.as_ref().map(|files| files.metadata + beside);
-    let ingests = files.as_ref().map_or(ingests.ingest_bytes, |files| files.ingests);
+    let metadata = files.map(|files| files.metadata + beside);
+    let ingests = files.map_or(ingests.ingest_bytes, |files| files.ingests);
     let images = model.images();
-    Ok(Usage {
+    Usage {
         total: content + snapshots.snapshot_bytes + ingests + metadata.unwrap_or_default(),
         content,
         snapshots: snapshots.snapshot_bytes,
@@ -116,7 +118,7 @@ fn sums(model: &Model, root: Option<&Path>) -> Result<Usage> {
         by_namespace: parts(model, &images, |image| Some(model.namespace(image.namespace).to_owned())),
         by_repository: parts(model, &images, |image| repository(model, image)),
         measured: files.is_some(),
-    })
+    }
 }
 
 struct Files {

@@ -131,7 +131,7 @@ async fn images(context: &Context) -> Result<()> {
     let bytes = |row: &pb::ImageRow| row.size.as_ref().map_or(0, |size| size.shared + size.unique);
     rows.sort_by(|a, b| bytes(b).cmp(&bytes(a)).then_with(|| called(a).cmp(called(b))));
     if output::is_document(context.global.output) {
-        let images = rows.into_iter().map(Image::from).collect();
+        let images = rows.into_iter().map(|row| Image::of(row, true)).collect();
         return output::document(context.global.output, &Images { schema: "orlop.df.images/v1", images });
     }
     let wide = context.global.output == Format::Wide;
@@ -171,7 +171,7 @@ async fn parts(context: &Context, by: By) -> Result<()> {
 async fn foreign(context: &Context) -> Result<()> {
     let (look, usage) = lens::usage(context).await?;
     if output::is_document(context.global.output) {
-        let images = rows::of_images(context, &look, &ALL).await?.into_iter().map(Image::from).collect();
+        let images = rows::of_images(context, &look, &ALL).await?.into_iter().map(|row| Image::of(row, true)).collect();
         return output::document(context.global.output, &LensUsage { schema: "orlop.df/v1", usage: &usage, images });
     }
     let mut table = Table::new(&["WHAT", "ON DISK"]);
@@ -238,6 +238,6 @@ fn json(answer: pb::DiskUsageResponse) -> DiskUsage {
             content_bytes: hash.content_bytes,
             metadata_bytes: hash.metadata_bytes,
         },
-        images: answer.images.into_iter().map(Image::from).collect(),
+        images: answer.images.into_iter().map(|row| Image::of(row, true)).collect(),
     }
 }

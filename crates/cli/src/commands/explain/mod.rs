@@ -14,18 +14,21 @@ use serde::Serialize;
 
 use super::Context;
 use crate::error::Result;
-use crate::look::{Look, Measured, find, words};
+use crate::look::paths::{self, InSnapshot};
+use crate::look::{Look, Measured, words};
 use crate::output;
 
 /// Options of `explain`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 X is a name, a digest, an image ID, a chain ID, a snapshot's key, a lease, a container, or the first digits of one (four at
-least).
+least); or an absolute path: of this host below a snapshot or a container's root, or else inside images.
 
 Examples:
   orlop explain sha256:e5a475…            why is this record here, and can I delete it?
   orlop explain docker.io/calico/cni@sha256:9a2c99…
+  orlop explain /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/38
+  orlop explain /etc/ssl/openssl.cnf      which images have this file
   orlop explain alpine -o json | jq '.things[].cost.alone.bytes'")]
 pub(crate) struct Args {
     /// What to explain
@@ -38,14 +41,17 @@ pub(crate) struct Args {
 struct Explained<'a> {
     schema: &'static str,
     store: String,
+    /// If X is a path: what each snapshot has there.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    files: &'a [InSnapshot],
     things: &'a [facts::Explanation],
 }
 
 /// Runs `explain`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let look = Look::at(context, Measured::None).await?;
-    let nodes: Vec<_> =
-        find(&look.model, &args.name, &context.store.namespace)?.into_iter().map(|found| found.node).collect();
+    let meant = paths::meant(context, &look, &args.name).await?;
+    let nodes = meant.nodes();
     // Only what these things keep is measured: each snapshot is a call.
     let look = look.measured(|model| facts::of_interest(model, &nodes)).await?;
     let mut things = Vec::new();
@@ -61,8 +67,13 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         let store = context.store.to_string();
         return output::document(
             context.global.output,
-            &Explained { schema: "orlop.explain/v1", store, things: &things },
+            &Explained { schema: "orlop.explain/v1", store, files: &meant.files, things: &things },
         );
+    }
+    meant.lines(&look.model).into_iter().try_for_each(output::line)?;
+    if meant.files.len() > 1 {
+        let first = meant.files[0].host_path.display();
+        return output::line(format!("\n`orlop explain {first}` explains the first"));
     }
     output::print_text(&text::all(&folded(things)))
 }
