@@ -32,15 +32,15 @@ def usage_calls(server):
     return seconds, 0.0, busy, 0.0
 
 
-def fill(who, start, at, images, ctr):
+def fill(who, start, at, images, ctr, packed):
     """A root with so many images, unless it is there; no lease is left."""
-    done = at / f"unpacked-{images}"
+    done = at / f"{'packed' if packed else 'unpacked'}-{images}"
     if done.exists():
         return
     shutil.rmtree(at, ignore_errors=True)
     at.mkdir(parents=True)
     server = begin(start, at, quick=True)
-    seconds, _, _ = server.load("fill", images, "overlayfs")
+    seconds, _, _ = server.load("fill", images, *([] if packed else ["overlayfs"]))
     subprocess.run([ctr, "-a", server.socket, "-n", "k8s.io", "leases", "rm", "load"], check=True, stdout=subprocess.DEVNULL)
     server.stop()
     done.touch()
@@ -73,6 +73,7 @@ def main():
     args.add_argument("--work", type=pathlib.Path, help="directory on the file system to measure, as /dev/shm [a temporary one]")
     args.add_argument("--stores", type=pathlib.Path, help="where the stores are, to be used again [they go at the end]")
     args.add_argument("--only", choices=["orlop", "containerd"], help="one of the two stores alone")
+    args.add_argument("--packed", action="store_true", help="images are not unpacked: no snapshots")
     args.add_argument("--case", action="append", help="only the cases with this in their name")
     args = args.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="orlop-bench-", dir=args.work))
@@ -85,7 +86,7 @@ def main():
             if args.only not in (None, who):
                 continue
             at = stores / who
-            fill(who, start, at, args.images, ctr)
+            fill(who, start, at, args.images, ctr, args.packed)
             server = begin(start, at, args.images)
             try:
                 look = [TARGET / "orlop", "-q", "--address", server.socket]
