@@ -226,34 +226,42 @@ fn names_that_are_to_be_pinned_are_pinned_at_once() {
     daemon.served.process().wait_for(|_| (daemon.store.run(["rm", &name]).code == 4).then_some(()));
 }
 
+impl Daemon {
+    /// Writes a directory by which its registry is a mirror of one that cannot be.
+    fn mirrors(&self, hosts: &std::path::Path) {
+        std::fs::create_dir_all(hosts.join("registry.invalid")).unwrap();
+        let mirror = format!("[host.\"http://{}\"]\ncapabilities = ['pull', 'resolve']\n", self.registry.host());
+        std::fs::write(hosts.join("registry.invalid/hosts.toml"), mirror).unwrap();
+    }
+
+    /// Has it pull an image that only a mirror can have; the image ID.
+    fn pull_mirrored(&self) -> Result<String, tonic::Status> {
+        Runtime::new().unwrap().block_on(async {
+            let channel = orlop_api::channel::unix(&self.served.socket()).await.unwrap();
+            let image = Some(ImageSpec { image: "registry.invalid/team/app:mirrored".into(), ..Default::default() });
+            let request = PullImageRequest { image, ..Default::default() };
+            ImageServiceClient::new(channel).pull_image(request).await.map(|answer| answer.into_inner().image_ref)
+        })
+    }
+}
+
 #[test]
 fn the_next_pull_asks_the_mirrors_of_the_new_directory() {
     let mut daemon = Daemon::start("");
     let image = Content::image(&Image::host().layer(Layer::new([Entry::file("mirrored", "mirrored")])));
     daemon.registry.put("team/app", "mirrored", &image);
-    let (runtime, socket) = (Runtime::new().unwrap(), daemon.served.socket());
-    let pull = || {
-        runtime.block_on(async {
-            let channel = orlop_api::channel::unix(&socket).await.unwrap();
-            let image = Some(ImageSpec { image: "registry.invalid/team/app:mirrored".into(), ..Default::default() });
-            let request = PullImageRequest { image, ..Default::default() };
-            ImageServiceClient::new(channel).pull_image(request).await.map(|answer| answer.into_inner().image_ref)
-        })
-    };
-    let refused = pull().unwrap_err();
+    let refused = daemon.pull_mirrored().unwrap_err();
     assert!(refused.message().contains("registry.invalid"), "{refused}");
     let hosts = daemon.store.path("hosts");
-    std::fs::create_dir_all(hosts.join("registry.invalid")).unwrap();
-    let mirror = format!("[host.\"http://{}\"]\ncapabilities = ['pull', 'resolve']\n", daemon.registry.host());
-    std::fs::write(hosts.join("registry.invalid/hosts.toml"), mirror).unwrap();
-    pull().unwrap_err();
+    daemon.mirrors(&hosts);
+    daemon.pull_mirrored().unwrap_err();
     daemon.configure(&format!("hosts_dir = {hosts:?}\n"));
     let log = daemon.reload();
     assert!(log.contains("changed=\"hosts_dir\""), "{log}");
-    assert_eq!(pull().unwrap(), image.image_id().unwrap().to_string());
+    assert_eq!(daemon.pull_mirrored().unwrap(), image.image_id().unwrap().to_string());
     daemon.configure("");
     daemon.reload();
-    pull().unwrap_err();
+    daemon.pull_mirrored().unwrap_err();
 }
 
 #[test]
@@ -262,24 +270,13 @@ fn the_mirrors_of_the_option_are_asked_whatever_the_file_says() {
     let image = Content::image(&Image::host().layer(Layer::new([Entry::file("mirrored", "mirrored")])));
     mirrored.registry.put("team/app", "mirrored", &image);
     let hosts = mirrored.store.path("hosts");
-    std::fs::create_dir_all(hosts.join("registry.invalid")).unwrap();
-    let mirror = format!("[host.\"http://{}\"]\ncapabilities = ['pull', 'resolve']\n", mirrored.registry.host());
-    std::fs::write(hosts.join("registry.invalid/hosts.toml"), mirror).unwrap();
+    mirrored.mirrors(&hosts);
     let mut daemon = Daemon::start_with("hosts_dir = '/nonexistent'\n", &["--hosts-dir", hosts.to_str().unwrap()]);
-    let (runtime, socket) = (Runtime::new().unwrap(), daemon.served.socket());
-    let pull = || {
-        runtime.block_on(async {
-            let channel = orlop_api::channel::unix(&socket).await.unwrap();
-            let image = Some(ImageSpec { image: "registry.invalid/team/app:mirrored".into(), ..Default::default() });
-            let request = PullImageRequest { image, ..Default::default() };
-            ImageServiceClient::new(channel).pull_image(request).await.map(|answer| answer.into_inner().image_ref)
-        })
-    };
-    assert_eq!(pull().unwrap(), image.image_id().unwrap().to_string());
+    assert_eq!(daemon.pull_mirrored().unwrap(), image.image_id().unwrap().to_string());
     daemon.configure("hosts_dir = '/elsewhere'\n[gc]\nfull_hours = 1\n");
     let log = daemon.reload();
     assert!(log.contains("changed=\"gc.full_hours\""), "{log}");
-    assert_eq!(pull().unwrap(), image.image_id().unwrap().to_string());
+    assert_eq!(daemon.pull_mirrored().unwrap(), image.image_id().unwrap().to_string());
 }
 
 #[test]

@@ -126,11 +126,7 @@ fn the_image_id_of_an_index_is_this_platforms_wherever_nothing_writes_hash_refer
         }
         let text = node.ok(&["-n", "default", "explain", &tag]);
         assert!(text.contains(&format!("image ID    {id}")), "{text}");
-        let root = node.containerd.root();
-        node.containerd.stop(rustix::process::Signal::TERM);
-        let mut command = crate::common::binary();
-        let output = command.arg("--root").arg(root).args(["-n", "default", "explain", &tag]).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let text = node.stop().run(&["-n", "default", "explain", &tag]).out;
         assert!(text.contains(&format!("image ID    {id}")), "{text}");
     }
 }

@@ -7,7 +7,7 @@ use orlop_testkit::registry::{self, Registry};
 use orlop_testkit::tar::Entry;
 use serde_json::{Value, json};
 
-use crate::common::{Done, Orlop, binary};
+use crate::common::{Done, Orlop};
 use crate::node::{Node, generations};
 
 fn layer(name: &str, size: usize) -> Layer {
@@ -89,10 +89,7 @@ fn the_steps_that_built_an_image_are_told_with_what_their_layers_take() {
         let done = node.run(&["history", base]);
         assert!(done.code == 4 && done.err.contains("2 images"), "{}: {}", done.code, done.err);
         // The same from the files alone.
-        let root = node.containerd.root();
-        node.containerd.stop(rustix::process::Signal::TERM);
-        let mut command = binary();
-        let done = Done::of(&command.arg("--root").arg(root).args(["history", "-o", "json", &tag]).output().unwrap());
+        let done = node.stop().run(&["history", "-o", "json", &tag]);
         is_right(&serde_json::from_str(&done.out).unwrap_or_else(|e| panic!("{e}: {}", done.err)), &manifest, true);
     }
 }

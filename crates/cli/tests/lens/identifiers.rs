@@ -1,11 +1,10 @@
 //! Every kind of identifier, wherever the store is read from: a server's API, a containerd's files, Orlop's own store.
 
 use orlop_testkit::archive;
-use rustix::process::Signal;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::common::{Done, Orlop, binary};
+use crate::common::Orlop;
 use crate::node::{Node, generations, image};
 use crate::resolve::{Truth, column, truth};
 use crate::ward::lease;
@@ -127,11 +126,9 @@ fn a_stopped_containerds_files_say_of_every_identifier_what_its_api_said() {
                 .collect()
         };
         let before = looks(&|args| node.json(args));
-        let root = node.containerd.root();
-        node.containerd.stop(Signal::TERM);
+        let files = node.stop();
         let after = looks(&|args| {
-            let mut command = binary();
-            let done = Done::of(&command.arg("--root").arg(&root).args(args).args(["-o", "json"]).output().unwrap());
+            let done = files.run(&[args, &["-o", "json"]].concat());
             assert!(done.code == 0 && done.err.contains("only its files are read"), "{args:?}: {}", done.err);
             serde_json::from_str(&done.out).unwrap()
         });
@@ -139,8 +136,7 @@ fn a_stopped_containerds_files_say_of_every_identifier_what_its_api_said() {
             assert_eq!(differences(before, after), [""; 0], "{look}");
         }
         assert_eq!(before.len(), 4 * 12);
-        let mut command = binary();
-        let done = Done::of(&command.arg("--root").arg(&root).args(["resolve", "0000000000"]).output().unwrap());
+        let done = files.run(&["resolve", "0000000000"]);
         assert_eq!(done.code, 3, "{}", done.err);
     }
 }

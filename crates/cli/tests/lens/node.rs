@@ -106,12 +106,31 @@ impl Node {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?} printed no JSON: {e}\n{out}"))
     }
 
+    /// Stops containerd: only its files are left.
+    pub(crate) fn stop(&mut self) -> Files {
+        let root = self.containerd.root();
+        self.containerd.stop(rustix::process::Signal::TERM);
+        Files(root)
+    }
+
     /// The names of all records of the kubelet's namespace, sorted.
     pub(crate) fn records(&self) -> Vec<String> {
         let out = self.containerd.ctr("k8s.io", &["images", "ls", "-q"]).ok().stdout;
         let mut names: Vec<String> = out.lines().map(str::to_owned).collect();
         names.sort();
         names
+    }
+}
+
+/// The root of a containerd that has stopped.
+pub(crate) struct Files(PathBuf);
+
+impl Files {
+    /// Runs `orlop` on it.
+    pub(crate) fn run(&self, args: &[&str]) -> Done {
+        let mut command = binary();
+        command.arg("--root").arg(&self.0).args(args);
+        Done::of(&command.output().expect("orlop starts"))
     }
 }
 

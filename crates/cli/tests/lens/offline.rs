@@ -1,6 +1,5 @@
 //! A containerd that has stopped: its files say what its API said.
 
-use crate::common::{Done, binary};
 use crate::node::{Node, generations, image};
 
 #[test]
@@ -18,13 +17,8 @@ fn a_stopped_containerd_is_explained_from_its_files_as_while_it_ran() {
             &["rm", "--plan", &tag],
         ];
         let before: Vec<String> = looks.iter().map(|look| node.ok(look)).collect();
-        let root = node.containerd.root();
-        node.containerd.stop(rustix::process::Signal::TERM);
-        let run = |args: &[&str]| {
-            let mut command = binary();
-            command.arg("--root").arg(&root).args(args);
-            Done::of(&command.output().expect("orlop starts"))
-        };
+        let files = node.stop();
+        let run = |args: &[&str]| files.run(args);
         for (look, before) in looks.iter().zip(before) {
             let done = run(look);
             assert_eq!((done.code, done.out), (0, before), "{look:?}: {}", done.err);

@@ -8,7 +8,7 @@ use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::tar::Entry;
 use serde_json::Value;
 
-use crate::common::{Done, Orlop, binary, is_root};
+use crate::common::{Done, Orlop, is_root};
 use crate::node::{Node, generations};
 
 /// Two layers; the upper one deletes, hides and adds, and has links that lead out.
@@ -134,13 +134,8 @@ fn a_path_is_explained_by_the_snapshot_that_has_it() {
         });
         mounted.unwrap_or_else(|output| panic!("{}{}", output.stdout, output.stderr));
 
-        let root = node.containerd.root();
-        node.containerd.stop(rustix::process::Signal::TERM);
-        let offline = |args: &[&str]| {
-            let mut command = binary();
-            command.arg("--root").arg(&root).args(args);
-            Done::of(&command.output().expect("orlop starts"))
-        };
+        let files = node.stop();
+        let offline = |args: &[&str]| files.run(args);
         let json = |args: &[&str]| serde_json::from_str(&offline(&[args, &["-o", "json"]].concat()).out).unwrap();
         inside_images(json, offline, &chains, &tag);
     }

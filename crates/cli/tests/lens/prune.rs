@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::alone::{Alone, NAMESPACES, random_image};
-use crate::common::{Done, binary};
+use crate::common::Done;
 use crate::node::{Node, generations, image};
 use crate::ward::{K8S, Ward, made_older};
 
@@ -213,13 +213,8 @@ fn the_files_of_a_stopped_containerd_tell_the_same_and_are_not_changed() {
         let looks: [&[&str]; 3] =
             [&["prune"], &["prune", "--keep-last", "1"], &["prune", "--free", "1KiB", "--label", "!x", "-o", "wide"]];
         let before: Vec<String> = looks.iter().map(|look| node.ok(look)).collect();
-        let root = node.containerd.root();
-        node.containerd.stop(rustix::process::Signal::TERM);
-        let run = |args: &[&str]| {
-            let mut command = binary();
-            command.arg("--root").arg(&root).args(args);
-            Done::of(&command.output().expect("orlop starts"))
-        };
+        let files = node.stop();
+        let run = |args: &[&str]| files.run(args);
         for (look, before) in looks.iter().zip(before) {
             let done = run(look);
             assert_eq!((done.code, done.out), (0, before), "{look:?}: {}", done.err);
