@@ -11,8 +11,8 @@ use orlop_api::containerd::services::content::v1::content_client::ContentClient;
 use orlop_api::containerd::services::content::v1::{ListContentRequest, ListStatusesRequest};
 use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
 use orlop_api::containerd::services::images::v1::{Image, ListImagesRequest};
-use orlop_api::containerd::services::introspection::v1::PluginsRequest;
 use orlop_api::containerd::services::introspection::v1::introspection_client::IntrospectionClient;
+use orlop_api::containerd::services::introspection::v1::{Plugin, PluginsRequest};
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_api::containerd::services::leases::v1::{ListRequest, ListResourcesRequest};
 use orlop_api::containerd::services::namespaces::v1::ListNamespacesRequest;
@@ -182,19 +182,21 @@ impl Reader {
         Ok(rows)
     }
 
+    /// Plugins that pass a filter and are loaded.
+    pub(crate) async fn loaded(&self, filter: &str) -> Result<Vec<Plugin>, Error> {
+        let request = PluginsRequest { filters: vec![filter.to_owned()] };
+        let answer = IntrospectionClient::new(self.channel.clone()).plugins(request).await;
+        let mut plugins = answer.map_err(Error::call("introspection.Plugins", ""))?.into_inner().plugins;
+        plugins.retain(|plugin| plugin.init_err.is_none());
+        Ok(plugins)
+    }
+
     /// Snapshotters that are loaded.
     async fn snapshotters(&self, gaps: &mut Vec<Gap>) -> Vec<Arc<str>> {
-        let request = PluginsRequest { filters: vec!["type==io.containerd.snapshotter.v1".into()] };
-        match IntrospectionClient::new(self.channel.clone()).plugins(request).await {
-            Ok(answer) => {
-                let loaded = answer.into_inner().plugins.into_iter().filter(|p| p.init_err.is_none());
-                loaded.map(|p| p.id.into()).collect()
-            }
-            Err(status) => {
-                gaps.push(Gap {
-                    what: "snapshots".into(),
-                    why: format!("introspection.Plugins: {}", status.message()),
-                });
+        match self.loaded("type==io.containerd.snapshotter.v1").await {
+            Ok(plugins) => plugins.into_iter().map(|plugin| plugin.id.into()).collect(),
+            Err(error) => {
+                gaps.push(Gap { what: "snapshots".into(), why: error.to_string() });
                 Vec::new()
             }
         }
@@ -205,10 +207,7 @@ impl Reader {
     /// # Errors
     /// If the store does not tell.
     pub async fn has_cri(&self) -> Result<bool, Error> {
-        let request = PluginsRequest { filters: vec!["type==io.containerd.grpc.v1,id==cri".into()] };
-        let answer = IntrospectionClient::new(self.channel.clone()).plugins(request).await;
-        let plugins = answer.map_err(Error::call("introspection.Plugins", ""))?.into_inner().plugins;
-        Ok(plugins.iter().any(|plugin| plugin.init_err.is_none()))
+        Ok(!self.loaded("type==io.containerd.grpc.v1,id==cri").await?.is_empty())
     }
 
     /// Names of the records in a namespace that pass containerd's filters.

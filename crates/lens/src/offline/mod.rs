@@ -123,6 +123,11 @@ impl Stored {
         let id = (row.namespace, row.snapshotter.clone(), row.key.clone());
         self.directories.get(&id).map(PathBuf::as_path)
     }
+
+    /// The files of a snapshot, if its snapshotter's form is known.
+    pub fn tree(&self, row: &SnapshotRow) -> Option<PathBuf> {
+        snapshotters::tree(&row.snapshotter, self.directory(row)?)
+    }
 }
 
 impl Root {
@@ -216,7 +221,7 @@ impl Root {
             if row.usage.is_some() || row.kind != SnapshotKind::Active || !wanted(row) {
                 continue;
             }
-            let Some(tree) = stored.directory(row).and_then(|dir| snapshotters::tree(&row.snapshotter, dir)) else {
+            let Some(tree) = stored.tree(row) else {
                 continue;
             };
             match snapshotters::disk_usage(&tree) {

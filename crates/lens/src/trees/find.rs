@@ -1,6 +1,5 @@
 //! From a path to the snapshots that it belongs to.
 
-use std::collections::HashSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -66,6 +65,7 @@ impl Trees {
 
     /// The nearest directory above a path that is a snapshot's or a mount of some: what of it the path is, if it is there.
     fn above(&self, path: &Path) -> Option<Option<Hit>> {
+        let mounts = mounts::list();
         for directory in path.ancestors() {
             let rest = path.strip_prefix(directory).unwrap_or(Path::new(""));
             // A link in the last place is what is asked about.
@@ -80,7 +80,7 @@ impl Trees {
                 // Beside the files: the directory itself, scratch space.
                 return Some(Some(Hit { inside: None, ..self.hit(at, Path::new(""))? }));
             }
-            if let Some(overlay) = mounts::overlay_at(&real) {
+            if let Some(overlay) = mounts::overlay_in(&mounts, &real) {
                 let layers: Vec<usize> = overlay.layers.iter().filter_map(|layer| self.layer(layer)).collect();
                 if layers.len() == overlay.layers.len() {
                     return Some(self.merged(&layers, &resolved(&real, rest)));
@@ -125,9 +125,7 @@ impl Trees {
 
     /// Every snapshot that has the path.
     fn everywhere(&self, path: &Path) -> Vec<Hit> {
-        let mut seen = HashSet::new();
-        let places = (0..self.trees.len()).filter(|at| seen.insert(&self.trees[*at].files));
-        places.filter_map(|at| self.hit(at, path)).collect()
+        (0..self.trees.len()).filter_map(|at| self.hit(at, path)).collect()
     }
 
     /// What a snapshot itself has at a path.

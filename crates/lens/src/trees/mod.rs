@@ -19,8 +19,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use orlop_api::containerd::services::introspection::v1::PluginsRequest;
-use orlop_api::containerd::services::introspection::v1::introspection_client::IntrospectionClient;
+use orlop_api::containerd::services::introspection::v1::Plugin;
 use orlop_graph::model::Gap;
 
 pub use find::{FileType, Hit};
@@ -64,14 +63,8 @@ impl Reader {
     /// # Errors
     /// If the store does not tell.
     pub async fn snapshotter_directories(&self) -> Result<Vec<(String, PathBuf)>, Error> {
-        let request = PluginsRequest { filters: vec!["type==io.containerd.snapshotter.v1".into()] };
-        let answer = IntrospectionClient::new(self.channel.clone()).plugins(request).await;
-        let plugins = answer.map_err(Error::call("introspection.Plugins", ""))?.into_inner().plugins;
-        let loaded = plugins.into_iter().filter(|plugin| plugin.init_err.is_none());
-        let place = |mut plugin: orlop_api::containerd::services::introspection::v1::Plugin| {
-            Some((plugin.id, PathBuf::from(plugin.exports.remove("root")?)))
-        };
-        Ok(loaded.filter_map(place).collect())
+        let place = |mut plugin: Plugin| Some((plugin.id, PathBuf::from(plugin.exports.remove("root")?)));
+        Ok(self.loaded("type==io.containerd.snapshotter.v1").await?.into_iter().filter_map(place).collect())
     }
 }
 

@@ -18,13 +18,13 @@ struct Mount {
     overlay: Option<Overlay>,
 }
 
-/// The overlay that a directory is the mount point of, as this process sees it.
-pub(super) fn overlay_at(point: &Path) -> Option<Overlay> {
-    overlay_in(&std::fs::read("/proc/self/mountinfo").ok()?, point)
+/// The kernel's list of mounts, as this process sees them; empty if it cannot be read.
+pub(super) fn list() -> Vec<u8> {
+    std::fs::read("/proc/self/mountinfo").unwrap_or_default()
 }
 
-/// The same in such a list: of several mounts on one directory the last is seen.
-fn overlay_in(list: &[u8], point: &Path) -> Option<Overlay> {
+/// The overlay that a directory is the mount point of in such a list: of several mounts on it the last is seen.
+pub(super) fn overlay_in(list: &[u8], point: &Path) -> Option<Overlay> {
     list.split(|byte| *byte == b'\n').filter_map(parse).rfind(|mount| mount.at == point)?.overlay
 }
 

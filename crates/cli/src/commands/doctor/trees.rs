@@ -97,12 +97,7 @@ fn tree(model: &Model, snapshot: NodeId, stored: &Stored) -> Option<PathBuf> {
     let at = stored.inventory.namespaces.iter().position(|n| *n.name == *namespace)?;
     let mut there = row.clone();
     there.namespace = at.try_into().ok()?;
-    let directory = stored.directory(&there)?;
-    match &*row.snapshotter {
-        "overlayfs" => Some(directory.join("fs")),
-        "native" => Some(directory.to_owned()),
-        _ => None,
-    }
+    stored.tree(&there)
 }
 
 /// Files of a tree that are empty and have content in the layer.
