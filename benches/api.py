@@ -93,15 +93,15 @@ def begin(start, at, images=0, quick=False):
     return server
 
 
-def fill(who, start, at, images):
-    """A root with so many images, unless it is there."""
-    done = at / f"filled-{images}"
+def fill(who, start, at, images, *snapshotter):
+    """A root with so many images, unpacked if a snapshotter is named, unless it is there."""
+    done = at / "-".join(["filled", str(images), *snapshotter])
     if done.exists():
         return
     shutil.rmtree(at, ignore_errors=True)
     at.mkdir(parents=True)
     server = begin(start, at, quick=True)
-    wall, _, _ = server.load("fill", images)
+    wall, _, _ = server.load("fill", images, *snapshotter)
     server.stop()
     # What a first start has to look through once is not the start of a node's daemon.
     begin(start, at, images).stop()

@@ -8,7 +8,7 @@ client's peak memory.
 """
 import argparse, json, os, pathlib, shutil, statistics, subprocess, sys, tempfile, time
 
-from api import HERE, LOAD, TARGET, begin, containerd, orlop
+from api import HERE, TARGET, begin, containerd, fill, orlop
 from procs import cpu
 
 ROW = "{:28} wall {:7.3f} s  client cpu {:6.2f} s  server cpu {:6.2f} s  peak {:6.1f} MiB  ({})"
@@ -30,21 +30,6 @@ def wall(server, command):
 def usage_calls(server):
     seconds, busy, _ = server.load("usage", "overlayfs")
     return seconds, 0.0, busy, 0.0
-
-
-def fill(who, start, at, images, ctr, packed):
-    """A root with so many images, unless it is there; no lease is left."""
-    done = at / f"{'packed' if packed else 'unpacked'}-{images}"
-    if done.exists():
-        return
-    shutil.rmtree(at, ignore_errors=True)
-    at.mkdir(parents=True)
-    server = begin(start, at, quick=True)
-    seconds, _, _ = server.load("fill", images, *([] if packed else ["overlayfs"]))
-    subprocess.run([ctr, "-a", server.socket, "-n", "k8s.io", "leases", "rm", "load"], check=True, stdout=subprocess.DEVNULL)
-    server.stop()
-    done.touch()
-    print(f"filled {who} with {images} images in {seconds:.1f} s", flush=True)
 
 
 def measure(server, cases, runs):
@@ -86,9 +71,11 @@ def main():
             if args.only not in (None, who):
                 continue
             at = stores / who
-            fill(who, start, at, args.images, ctr, args.packed)
+            fill(who, start, at, args.images, *([] if args.packed else ["overlayfs"]))
             server = begin(start, at, args.images)
             try:
+                # What the filling client held everything with: no node has such a lease.
+                subprocess.run([ctr, "-a", server.socket, "-n", "k8s.io", "leases", "rm", "load"], stdout=subprocess.DEVNULL)
                 look = [TARGET / "orlop", "-q", "--address", server.socket]
                 name = f"registry.example/team7/app{args.images // 50 // 2 * 50 + 7}:1.0"
                 cases = {case: look + case.split() + [name] * (case in ["explain", "why", "resolve", "tree"])
