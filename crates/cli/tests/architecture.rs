@@ -32,6 +32,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("orlop-registry", &["orlop-oci", "orlop-content"]),
     ("orlop-testkit", &["orlop-oci"]),
     (
+        "orlop-fuzz",
+        &[
+            "orlop-oci",
+            "orlop-bolt",
+            "orlop-content",
+            "orlop-snapshot",
+            "orlop-metadata",
+            "orlop-remote",
+            "orlop-image",
+            "orlop-graph",
+            "orlop-api",
+            "orlop-server",
+            "orlop-testkit",
+        ],
+    ),
+    (
         "orlop",
         &[
             "orlop-oci",
@@ -51,9 +67,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// An outside crate that only some crates may know (development dependencies are free).
 const RESERVED: &[(&str, &[&str])] = &[
-    ("prost", &["orlop-api", "orlop-server"]),
-    ("prost-types", &["orlop-api", "orlop-server", "orlop-lens", "orlop"]),
-    ("tonic", &["orlop-api", "orlop-server", "orlop-lens", "orlop"]),
+    ("prost", &["orlop-api", "orlop-server", "orlop-fuzz"]),
+    ("prost-types", &["orlop-api", "orlop-server", "orlop-lens", "orlop", "orlop-fuzz"]),
+    ("tonic", &["orlop-api", "orlop-server", "orlop-lens", "orlop", "orlop-fuzz"]),
     ("axum", &["orlop-registry", "orlop-testkit"]),
     ("rusqlite", &["orlop-metadata"]),
     ("reqwest", &["orlop-remote"]),

@@ -55,6 +55,23 @@ fn a_wrong_configuration_stops_the_daemon_and_names_the_line() {
 }
 
 #[test]
+fn a_mistake_in_a_hosts_toml_is_found_before_a_pull_is() {
+    let store = Orlop::new();
+    let hosts = store.path("certs.d");
+    std::fs::create_dir_all(hosts.join("registry.example")).unwrap();
+    let (mistaken, good) = (hosts.join("registry.example/hosts.toml"), "server = 'https://mirror.example'\n");
+    let file = written(&store, &format!("hosts_dir = '{}'\n", hosts.display()));
+    for (text, expected) in [("dial_timeout = '3 seconds'", "expected a duration"), ("server = [", "not valid TOML")] {
+        std::fs::write(&mistaken, text).unwrap();
+        let done = store.run(["config", "check", &file]);
+        assert_eq!(done.code, 2, "{}", done.err);
+        assert!(done.err.contains(&mistaken.display().to_string()) && done.err.contains(expected), "{}", done.err);
+    }
+    std::fs::write(&mistaken, good).unwrap();
+    store.ok(["config", "check", &file]);
+}
+
+#[test]
 fn the_socket_has_the_mode_and_the_group_that_were_asked_for() {
     let store = Orlop::new();
     let served = store.serve(&[]);

@@ -176,7 +176,8 @@ fn lacking(name: &str, tree: &Tree, catalog: &Catalog, host: &Platform, fix: &st
         Some(node) => vec![lacks(node)],
         None => tree.manifests().map(lacks).collect(),
     };
-    if judged.iter().any(Vec::is_empty) {
+    // An index may name no manifest at all; then there is nothing that it could lack.
+    if judged.iter().any(Vec::is_empty) || (judged.is_empty() && tree.missing.is_empty()) {
         return None;
     }
     let missing = judged.into_iter().next().unwrap_or_else(|| vec!["every manifest of its index".to_owned()]);

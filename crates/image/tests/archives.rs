@@ -349,3 +349,15 @@ async fn an_import_tells_what_comes_and_what_was_here() {
     assert_eq!((outcome.bytes_transferred, outcome.bytes_present), (0, bytes));
     assert!(stages.values().flatten().all(|stage| *stage == Stage::Present), "{stages:?}");
 }
+
+/// What import took, check called incomplete.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_names_no_manifest_lacks_none() {
+    let mut made = Made::default();
+    let index = made.index(&[]);
+    let node = Node::new();
+    let archive = tar(&oci_layout(&made, &[called(&index, IMAGE_NAME, "example.com/none:1")], &[]));
+    import(&node, archive, &ImportRequest::default()).await.unwrap();
+    assert_eq!(node.names(), ["example.com/none:1"]);
+    node.is_sound().await;
+}

@@ -66,13 +66,15 @@ impl RepositoryName {
         &self.path
     }
 
-    /// What people write: without `docker.io/library/`.
+    /// What people write: without `docker.io/library/`, unless what is left would be another name.
     pub fn familiar(&self) -> String {
-        match (self.domain.as_str(), self.path.strip_prefix("library/")) {
-            (DEFAULT_DOMAIN, Some(short)) if !short.contains('/') => short.to_owned(),
-            (DEFAULT_DOMAIN, _) => self.path.clone(),
-            _ => self.to_string(),
-        }
+        let short = match (self.domain.as_str(), self.path.strip_prefix("library/")) {
+            (DEFAULT_DOMAIN, Some(short)) if !short.contains('/') => short,
+            (DEFAULT_DOMAIN, _) => self.path.as_str(),
+            _ => return self.to_string(),
+        };
+        let is_same = Self::parse(short).is_ok_and(|name| name == *self);
+        if is_same { short.to_owned() } else { self.to_string() }
     }
 
     /// The record name of a tag in this repository.

@@ -161,6 +161,19 @@ fn familiar_names() {
     }
 }
 
+/// Docker Hub's `x.example/app` was shortened to a name at the registry `x.example`, and exported under it; 64 hex digits to
+/// an image ID.
+#[test]
+fn familiar_names_are_no_other_names() {
+    for text in
+        ["docker.io/x.example/app".to_owned(), format!("docker.io/library/{HEX}"), "docker.io/localhost/a".to_owned()]
+    {
+        let name = RepositoryName::parse(&text).unwrap();
+        assert_eq!(name.familiar(), text);
+        assert_eq!(RepositoryName::parse(&name.familiar()).unwrap(), name);
+    }
+}
+
 /// A digest in place of a tag used to come back as a hash reference.
 #[test]
 fn a_tag_is_only_a_tag() {

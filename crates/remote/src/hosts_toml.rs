@@ -74,12 +74,48 @@ impl Default for HostEntry {
     }
 }
 
+/// A host as a `hosts.toml` names it, for whoever looks at the file and asks nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedHost {
+    /// Scheme, host, port and path; `None` for the registry itself where the file names no `server`.
+    pub url: Option<Url>,
+    /// What it may be asked for: `pull`, `resolve`, `push`, `referrers`.
+    pub capabilities: Vec<&'static str>,
+    /// Files with CA certificates.
+    pub ca: Vec<PathBuf>,
+    /// Files with a client certificate and, unless it is in the same one, its key.
+    pub clients: Vec<(PathBuf, Option<PathBuf>)>,
+    /// Whether its certificate goes unchecked, if the file says so or not so.
+    pub skip_verify: Option<bool>,
+    /// How long to try to connect.
+    pub dial_timeout: Option<Duration>,
+}
+
+/// Reads a `hosts.toml` whose relative paths start at `base`: its hosts in their order, the registry itself last. Asks
+/// nobody, and opens none of the files that it names.
+///
+/// # Errors
+/// [`ConfigError::Toml`] and [`ConfigError::Value`].
+pub fn read(text: &str, base: &Path) -> Result<Vec<NamedHost>> {
+    let named = |host: HostEntry| NamedHost {
+        url: host.url,
+        capabilities: host.capabilities.into_iter().map(Capability::as_str).collect(),
+        ca: host.ca,
+        clients: host.clients,
+        skip_verify: host.skip_verify,
+        dial_timeout: host.dial_timeout,
+    };
+    Ok(parse(text, base)?.into_iter().map(named).collect())
+}
+
 type Result<T> = std::result::Result<T, ConfigError>;
 type Value<'a> = Spanned<DeValue<'a>>;
 
 /// Reads the file: the hosts in the order they are written, and the registry itself (`server`) last. Relative paths
 /// are taken from `base`.
 pub(crate) fn parse(text: &str, base: &Path) -> Result<Vec<HostEntry>> {
+    // The quick form does not look into values that nobody asks for; a file that is damaged there is damaged.
+    text.parse::<toml::Table>()?;
     let root = DeTable::parse(text)?;
     let root = root.get_ref();
     let mut hosts = Vec::new();
@@ -214,28 +250,43 @@ fn duration(value: &Value<'_>, key: &str) -> Result<Option<Duration>> {
 /// Go's notation: numbers, perhaps with a fraction, each with a unit.
 fn go_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
-    let mut total = 0.0;
+    let mut total: u64 = 0;
     if rest == "0" {
         return Some(Duration::ZERO);
     }
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|n| *n > 0)?;
-        let number: f64 = rest[..digits].parse().ok()?;
+        let number = &rest[..digits];
         rest = &rest[digits..];
         let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let seconds = match &rest[..unit] {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
+        let nanos: u64 = match &rest[..unit] {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
             _ => return None,
         };
-        total += number * seconds;
+        total = total.checked_add(times(number, nanos)?).filter(|total| i64::try_from(*total).is_ok())?;
         rest = &rest[unit..];
     }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
+    (!text.is_empty()).then(|| Duration::from_nanos(total))
+}
+
+/// A number, perhaps with a fraction, of units of so many nanoseconds. Digits beyond what they can be are nothing.
+fn times(number: &str, nanos: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let (mut part, mut unit) = (0, nanos);
+    for digit in fraction.bytes() {
+        part += u64::from(digit - b'0') * unit / 10;
+        unit /= 10;
+    }
+    whole.checked_mul(nanos)?.checked_add(part)
 }
 
 fn table<'a, 'i>(value: &'a Value<'i>, key: &str) -> Result<&'a DeTable<'i>> {
@@ -296,6 +347,27 @@ mod tests {
         );
         assert_eq!(hosts[0].capabilities, [Capability::Pull, Capability::Resolve]);
         assert_eq!(hosts[1].capabilities, Capability::ALL);
+    }
+
+    /// A number that no integer has, in a key that is not known, went unnoticed.
+    #[test]
+    fn what_is_no_toml_is_refused_wherever_it_is() {
+        let text = "unknown = 1777777777777777777000";
+        assert!(matches!(parse(text, Path::new("/")), Err(ConfigError::Toml(_))));
+        assert_eq!(read("", Path::new("/")).unwrap().len(), 1);
+    }
+
+    /// Long times lost their fraction, and times that Go has no number for were taken.
+    #[test]
+    fn durations_are_exact_and_bounded_as_gos() {
+        let nanos = |text| go_duration(text).map(|time| time.as_nanos());
+        assert_eq!(nanos("999999h0.000488281s"), Some(3_599_996_400_000_488_281));
+        assert_eq!(nanos("1.5h"), Some(5_400_000_000_000));
+        assert_eq!(nanos(".5ms1ns"), Some(500_001));
+        assert_eq!(nanos("2562047h47m16.854775807s"), Some(i64::MAX as u128));
+        for wrong in ["2562047h47m16.854775808s", "99999999999999999999h", "1.2.3s", ".s", "1", "s", "-1s", "1d", ""] {
+            assert_eq!(nanos(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ use orlop_oci::Descriptor;
 
 pub use client::Client;
 pub use error::{BoxError, ConfigError, Error, Result};
+pub use hosts_toml::{NamedHost, read as read_hosts_toml};
 pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeaders, Tuning};
 
 /// How Orlop names itself to token servers.

@@ -1,6 +1,7 @@
 //! `orlop config`: the configuration file shown, checked, and as it is in effect.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::args::Global;
@@ -41,7 +42,27 @@ fn check(file: Option<PathBuf>) -> Result<()> {
     let file = file.unwrap_or_else(|| config::DEFAULT_FILE.into());
     let config = config::read(&file)?;
     policy::gate(&config.verify)?;
+    check_hosts(&config.hosts_dir)?;
     output::line(format!("{}: right", file.display()))
+}
+
+/// Reads every `hosts.toml` below the directories: a mistake in one would otherwise show at the first pull from its host.
+fn check_hosts(directories: &str) -> Result<()> {
+    let wrong = |path: &Path, why: String| CliError::new(Class::Usage, format!("{}: {why}", path.display()));
+    for directory in std::env::split_paths(directories) {
+        // Who has no mirrors has no such directory.
+        let Ok(hosts) = std::fs::read_dir(&directory) else { continue };
+        for host in hosts {
+            let base = host.map_err(|error| wrong(&directory, error.to_string()))?.path();
+            let path = base.join("hosts.toml");
+            let text = match std::fs::read_to_string(&path) {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+                read => read.map_err(|error| wrong(&path, error.to_string()))?,
+            };
+            orlop_remote::read_hosts_toml(&text, &base).map_err(|error| wrong(&path, error.to_string()))?;
+        }
+    }
+    Ok(())
 }
 
 fn dump(global: &Global) -> Result<()> {
