@@ -23,6 +23,7 @@
 //! What an operation spends its time on is told in spans, also of threads of the blocking pool: `pull` or `import`, within them
 //! `resolve`, `admit`, `fetch` and `unpack` for each blob, `commit`; and `reconcile`. One that failed has the `error`.
 
+mod allocated;
 mod catalog;
 mod check;
 mod cri;

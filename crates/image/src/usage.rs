@@ -1,15 +1,15 @@
 //! What takes how much disk, measured from the file system; and giving it back.
 
-use std::collections::{BTreeSet, HashSet};
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::{fs, io};
 
 use orlop_metadata::gc::{self, Disposal};
-use orlop_metadata::{Image, Scope, Store};
+use orlop_metadata::{CountedImage, Scope, Store};
+use orlop_oci::classify;
 
-use crate::reconcile::is_name;
-use crate::{Error, ImageRow, Images, ListRequest, Result, lease};
+use crate::allocated::Walk;
+use crate::reconcile::is_name_of;
+use crate::{ImageRow, Images, ListRequest, Result, lease};
 
 /// What to collect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct DiskUsage {
     pub metadata: u64,
     /// What the hash references cost.
     pub hash_references: HashReferenceUsage,
-    /// Each image.
+    /// Each image, if they were asked for.
     pub images: Vec<ImageRow>,
 }
 
@@ -108,10 +108,11 @@ impl Images {
         .await
     }
 
-    /// Measures the root. Allocated blocks are counted, hard links once.
-    pub async fn disk_usage(&self, scope: &Scope) -> Result<DiskUsage> {
+    /// Measures the root. Allocated blocks are counted, hard links once. Each image is told with what it takes if `images`
+    /// says so: that reads much more.
+    pub async fn disk_usage(&self, scope: &Scope, images: bool) -> Result<DiskUsage> {
         let request = ListRequest { filters: Vec::new(), all_namespaces: true };
-        let images = self.images(scope, &request).await?;
+        let images = if images { self.images(scope, &request).await? } else { Vec::new() };
         let measured = self.blocking(measure).await?;
         Ok(DiskUsage { images, ..measured })
     }
@@ -141,21 +142,27 @@ fn dry_run(store: &Store, request: GcRequest) -> Result<GcOutcome> {
 }
 
 fn measure(store: &Store) -> Result<DiskUsage> {
-    let root = store.root();
-    let mut seen = HashSet::new();
-    let mut below = |path: &str| allocated(&root.join(path), &mut seen);
+    // While the files are looked at.
+    std::thread::scope(|scope| {
+        let hash_references = scope.spawn(|| hash_references(store));
+        let usage = measure_files(store.root());
+        let hash_references = hash_references.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(DiskUsage { hash_references, ..usage? })
+    })
+}
+
+fn measure_files(root: &Path) -> Result<DiskUsage> {
+    let mut walk = Walk::new(root);
     let mut usage = DiskUsage {
-        content: below("content/blobs")?,
-        ingests: below("content/ingest")?,
-        snapshots: below("snapshots")?,
-        trash: below("trash")?,
+        content: walk.below("content/blobs")?,
+        ingests: walk.below("content/ingest")?,
+        snapshots: walk.below("snapshots")?,
+        trash: walk.below("trash")?,
         ..DiskUsage::default()
     };
     // Whatever else is in the root: database, history, locks, the directories between.
-    let rest = below("")?;
-    usage.metadata = rest;
-    usage.total = usage.content + usage.ingests + usage.snapshots + usage.trash + rest;
-    usage.hash_references = hash_references(store)?;
+    usage.metadata = walk.rest()?;
+    usage.total = usage.content + usage.ingests + usage.snapshots + usage.trash + usage.metadata;
     Ok(usage)
 }
 
@@ -163,58 +170,20 @@ fn measure(store: &Store) -> Result<DiskUsage> {
 fn hash_references(store: &Store) -> Result<HashReferenceUsage> {
     let mut usage = HashReferenceUsage::default();
     let mut records = Vec::new();
-    for namespace in store.namespaces()? {
-        for image in store.images(&namespace.name, &[])? {
-            if !is_name(&image) {
-                usage.records += 1;
-                usage.metadata_bytes += row_bytes(&namespace.name, &image);
-                records.push((namespace.name.clone(), image.name));
-            }
+    for image in store.counted_images()? {
+        if !is_name_of(classify(&image.name), &image.labels) {
+            usage.records += 1;
+            usage.metadata_bytes += row_bytes(&image);
+            records.push((image.namespace.to_string(), image.name));
         }
     }
-    let freed = |report: gc::Report| report.blob_bytes + report.snapshot_bytes;
-    let with = freed(store.plan_collection(&records)?);
-    usage.content_bytes = with.saturating_sub(freed(store.plan_collection(&[])?));
+    usage.content_bytes = store.bytes_kept_by(&records)?;
     Ok(usage)
 }
 
 /// The bytes of a record's columns, as text.
-fn row_bytes(namespace: &str, image: &Image) -> u64 {
+fn row_bytes(image: &CountedImage) -> u64 {
     let labels: usize = image.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
-    let target = image.target.digest.as_str().len() + image.target.media_type.len();
     // Size and the two times are integers of eight bytes.
-    (namespace.len() + image.name.len() + target + labels + 3 * 8) as u64
-}
-
-/// Allocated bytes below a directory that were not counted before. Symbolic links are not followed.
-fn allocated(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<u64> {
-    let mut total = 0;
-    let mut open = vec![path.to_owned()];
-    while let Some(path) = open.pop() {
-        let metadata = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata,
-            // Others work on the root at the same time.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::Io { operation: "stat", path, source }),
-        };
-        if !seen.insert((metadata.dev(), metadata.ino())) {
-            continue;
-        }
-        total += metadata.blocks() * 512;
-        if !metadata.is_dir() {
-            continue;
-        }
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::Io { operation: "list", path, source }),
-        };
-        for entry in entries {
-            match entry {
-                Ok(entry) => open.push(entry.path()),
-                Err(source) => return Err(Error::Io { operation: "list", path, source }),
-            }
-        }
-    }
-    Ok(total)
+    image.text_bytes + (labels + 3 * 8) as u64
 }

@@ -80,5 +80,5 @@ async fn operations_may_be_spawned() {
     spawnable(images.remove(&scope, &Default::default()));
     spawnable(images.check(&scope, &Default::default()));
     spawnable(images.reconcile("k8s.io"));
-    spawnable(images.disk_usage(&scope));
+    spawnable(images.disk_usage(&scope, true));
 }

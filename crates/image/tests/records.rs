@@ -174,9 +174,9 @@ async fn a_plan_frees_what_only_the_image_has_and_names_who_keeps_the_rest() {
     assert_eq!(plan.in_use.len(), 1);
     assert!(plan.in_use[0].reason.starts_with("1 of its blobs stay: "), "{plan:?}");
     assert!(plan.freed_now > 0 && plan.freed_when_trash_empties == 0);
-    let before = node.images.disk_usage(&node.scope).await.unwrap();
+    let before = node.images.disk_usage(&node.scope, false).await.unwrap();
     node.images.remove(&node.scope, &request).await.unwrap();
-    let after = node.images.disk_usage(&node.scope).await.unwrap();
+    let after = node.images.disk_usage(&node.scope, false).await.unwrap();
     let freed = (before.content + before.snapshots) - (after.content + after.snapshots);
     // Blobs are planned by length and freed by blocks, and each directory takes one as well.
     let slack = 4096 * (plan.blobs.len() + 3 * plan.snapshots.len()) as u64;

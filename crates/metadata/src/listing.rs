@@ -87,7 +87,45 @@ pub struct Listing {
     pub manifests: Vec<(DigestNumber, ListedManifest)>,
 }
 
+/// A record, and how much its row says.
+#[derive(Debug, Clone)]
+pub struct CountedImage {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: String,
+    /// Labels.
+    pub labels: Arc<Labels>,
+    /// The bytes of namespace, name and target, as text.
+    pub text_bytes: u64,
+}
+
 impl Store {
+    /// Reads the records of all namespaces as far as they are counted.
+    pub fn counted_images(&self) -> Result<Vec<CountedImage>> {
+        self.read(|conn| {
+            let mut query = conn.prepare_cached(
+                "SELECT namespace, name, labels, octet_length(namespace) + octet_length(name) + octet_length(digest)
+                     + octet_length(media_type) FROM image",
+            )?;
+            let (mut rows, mut seen, mut namespace) = (query.query([])?, Seen::default(), Arc::<str>::default());
+            let mut images = Vec::new();
+            while let Some(row) = rows.next()? {
+                let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+                if text != &*namespace {
+                    namespace = text.into();
+                }
+                images.push(CountedImage {
+                    namespace: namespace.clone(),
+                    name: row.get(1)?,
+                    labels: seen.labels(row, 2)?,
+                    text_bytes: size_from_column(row.get(3)?),
+                });
+            }
+            Ok(images)
+        })
+    }
+
     /// Reads all that a listing needs.
     ///
     /// # Errors

@@ -177,6 +177,45 @@ fn a_plan_changes_nothing_and_comes_true() {
     assert_eq!(rig.store.plan_collection(&both).expect("a plan").content.len(), 2);
 }
 
+/// Of many records that go together those make no difference whose target a record that stays has too: one that has expired,
+/// or that is in another namespace, does not stay, and neither goes what hangs on more of a record than its target.
+#[test]
+fn a_plan_without_many_records_looks_at_what_each_of_them_keeps() {
+    let rig = Rig::new();
+    let scope = rig.scope(NS, None);
+    let image = |name: &str, blob: &str, labels: &[(&str, &str)]| {
+        let target = rig.put(&scope, blob.as_bytes(), &[]).expect("a blob");
+        rig.store.create_image(&scope, rig::image(name, &target, labels)).expect("a new record");
+        target
+    };
+    let end = rig::at(rig.seconds() + 60);
+    image("tag", "one", &[]);
+    image("hash", "one", &[]);
+    let two = image("passing", "two", &[("containerd.io/gc.expire", &end)]);
+    image("hash of two", "two", &[]);
+    let extra = rig.put(&scope, b"extra", &[]).expect("a blob");
+    image("hash with more", "one", &[(REF, extra.as_str())]);
+    let back = rig.put(&scope, b"back", &[("containerd.io/gc.bref.image", "hash asked for")]).expect("a blob");
+    image("hash asked for", "one", &[]);
+    rig.put(&rig.scope("other", None), b"three", &[]).expect("a blob");
+    let three = rig.put(&scope, b"three", &[]).expect("a blob");
+    rig.image("other", "tag of three", &three);
+    rig.image(NS, "hash of three", &three);
+    collect(&rig);
+    rig.advance(120);
+    let names = ["hash", "hash of two", "hash with more", "hash asked for", "hash of three"];
+    let without: Vec<_> = names.map(|name| (NS.to_owned(), name.to_owned())).to_vec();
+    let plan = rig.store.plan_collection(&without).expect("a plan");
+    let gone = [two, extra, back, three].map(|digest| (NS.to_owned(), digest.to_string()));
+    assert_eq!(plan.content, gone.into_iter().collect());
+    assert_eq!(plan.images, [(NS.to_owned(), "passing".to_owned())].into_iter().collect());
+    assert_eq!(rig.store.bytes_kept_by(&without).expect("a plan"), 12, "three is another namespace's too");
+    assert_eq!(rig.store.bytes_kept_by(&without[..1]).expect("a plan"), 0);
+    // The record has expired, and is garbage whoever asks; so is what it alone kept.
+    let plan = rig.store.plan_collection(&[(NS.to_owned(), "hash of two".to_owned())]).expect("a plan");
+    assert_eq!((plan.content.len(), plan.images.len()), (1, 1));
+}
+
 /// Removing one image of ten thousand must not look at the others, though all share a layer.
 #[test]
 fn the_cost_follows_what_changed() {

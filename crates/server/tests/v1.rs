@@ -182,7 +182,7 @@ async fn names_are_added_pinned_and_remembered() {
 async fn disk_is_measured_and_garbage_collected() {
     let (node, _) = with_image().await;
     let mut client = client(&node);
-    let usage = client.disk_usage(cri(pb::DiskUsageRequest {})).await.unwrap().into_inner();
+    let usage = client.disk_usage(cri(pb::DiskUsageRequest::default())).await.unwrap().into_inner();
     assert!(usage.total > usage.content && usage.content > 0 && usage.snapshots > 0);
     let references = usage.hash_references.unwrap();
     assert_eq!((references.records, references.content_bytes), (2, 0), "hash references cost no content");
@@ -191,7 +191,7 @@ async fn disk_is_measured_and_garbage_collected() {
     let delete = pb::RemoveRequest { no_trash: true, ..removal("") };
     let removed = client.remove(cri(delete)).await.unwrap().into_inner();
     assert!(removed.trash.is_empty());
-    let after = client.disk_usage(cri(pb::DiskUsageRequest {})).await.unwrap().into_inner();
+    let after = client.disk_usage(cri(pb::DiskUsageRequest::default())).await.unwrap().into_inner();
     assert!(after.content < usage.content && after.snapshots < usage.snapshots, "{usage:?} then {after:?}");
 }
 

@@ -196,7 +196,7 @@ impl Worker {
             return Vec::new();
         }
         let asked = self.remover.clients.orlop();
-        let answer = { asked }.disk_usage(pb::DiskUsageRequest {}).await;
+        let answer = { asked }.disk_usage(pb::DiskUsageRequest { without_images: true }).await;
         let Ok(usage) = answer.map(tonic::Response::into_inner) else { return Vec::new() };
         vec![
             DiskRow::new("trash", usage.trash, "orlop gc --trash frees it"),

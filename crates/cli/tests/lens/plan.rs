@@ -139,6 +139,45 @@ fn what_each_image_of_orlops_own_store_takes_is_shown_in_rows() {
     assert!(store.ok(["df", "--by", "image"]).lines().nth(1).unwrap().starts_with("r.example/large:1"));
 }
 
+#[test]
+fn disk_usage_of_orlops_own_store_agrees_with_what_the_file_system_has_allocated() {
+    let store = Orlop::new();
+    let file = store.path("image.tar");
+    std::fs::write(&file, archive::oci_archive(&[("r.example/i:1", &image("own", 300_000))])).unwrap();
+    store.ok(["import", "--no-unpack", file.to_str().unwrap()]);
+    let root = store.path("root");
+    let agrees = || {
+        let usage = store.json(["df"]);
+        let number = |field: &str| usage[field].as_u64().unwrap();
+        let parts = ["content", "snapshots", "ingests", "trash", "metadata"].map(number).iter().sum::<u64>();
+        let (total, taken) = (number("total"), du(&root));
+        assert_eq!(total, parts);
+        assert!(taken.abs_diff(total) <= (taken / 100).max(1 << 20), "df {total}, du {taken}");
+        usage
+    };
+    let before = agrees();
+    let grown = |now: &Value, field: &str| now[field].as_i64().unwrap() - before[field].as_i64().unwrap();
+    // More names in one directory, and more directories, than are looked at in one go.
+    let many = root.join("content/blobs/many");
+    for n in 0..3_000 {
+        std::fs::create_dir_all(many.join(format!("{}", n % 70))).unwrap();
+        std::fs::write(many.join(format!("file-{n}")), [1; 4_000]).unwrap();
+        std::fs::write(many.join(format!("{}/{n}", n % 70)), [1; 4_000]).unwrap();
+    }
+    let with_many = agrees();
+    assert!((6_000 * 4_096..7_000 * 4_096).contains(&grown(&with_many, "content")), "{with_many:#}");
+    // What is sparse takes nothing; what has several names takes what it takes once, wherever they are.
+    std::fs::write(many.join("large"), vec![1; 3 << 20]).unwrap();
+    std::fs::hard_link(many.join("large"), many.join("large-2")).unwrap();
+    std::fs::create_dir_all(root.join("trash")).unwrap();
+    std::fs::hard_link(many.join("large"), root.join("trash/large-3")).unwrap();
+    std::fs::File::create(many.join("sparse")).unwrap().set_len(1 << 30).unwrap();
+    let linked = agrees();
+    let more = grown(&linked, "content") - grown(&with_many, "content");
+    assert!((3 << 20..(3 << 20) + 100_000).contains(&more), "{more}");
+    assert!(grown(&linked, "trash") <= 8_192, "{linked:#}");
+}
+
 /// What `du` says that a directory takes.
 fn du(directory: &Path) -> u64 {
     let out = std::process::Command::new("du").args(["-s", "--block-size=1"]).arg(directory).output().unwrap();

@@ -32,10 +32,12 @@ impl Rows<'_> {
         if self.suspects_are_many()? { Whole::load(self)?.garbage() } else { mark::garbage(self) }
     }
 
-    /// Whether what is suspected is a good part of all there is: as in a store that was filled and never collected.
+    /// Whether what is suspected is a good part of all there is: as in a store that was filled and never collected, or
+    /// where many records are taken for deleted.
     fn suspects_are_many(&self) -> Result<bool> {
         let mut suspects = self.conn.prepare_cached("SELECT count(*) FROM suspect")?;
         let suspects: i64 = suspects.query_row([], |row| row.get(0))?;
+        let suspects = suspects.saturating_add(i64::try_from(self.without.len()).unwrap_or(i64::MAX));
         let limit = suspects.saturating_mul(EDGES_A_SUSPECT);
         let mut edges = self.conn.prepare_cached("SELECT count(*) FROM (SELECT 1 FROM edge LIMIT ?1)")?;
         Ok(edges.query_row([limit], |row| row.get::<_, i64>(0))? < limit)

@@ -26,6 +26,7 @@ mod bytes;
 mod full;
 mod graph;
 mod mark;
+mod narrow;
 mod orphans;
 mod removal;
 mod whole;
@@ -125,19 +126,35 @@ impl Store {
     /// nothing.
     pub fn plan_collection(&self, without: &[(String, String)]) -> Result<Report> {
         let without = without.iter().cloned().collect();
-        let (removal, mut report) = self.read(|conn| {
-            let now = self.now();
-            let found = Rows { conn, now, without: &without }.garbage()?;
-            let removal = Removal::load(conn, found, graph::expired_leases(conn, now)?)?;
-            let report = removal.report(conn)?;
-            Ok((removal, report))
+        let now = self.now();
+        let planned = self.read(|conn| Planned::of(conn, now, &narrow::narrow(conn, now, without)?))?;
+        Ok(self.measured(planned))
+    }
+
+    /// How many bytes more [`Store::collect`] would give back if these image records `(namespace, name)` were deleted first.
+    pub fn bytes_kept_by(&self, records: &[(String, String)]) -> Result<u64> {
+        let records = records.iter().cloned().collect();
+        let now = self.now();
+        let planned = self.read(|conn| {
+            let records = narrow::narrow(conn, now, records)?;
+            if records.is_empty() {
+                return Ok(None);
+            }
+            Ok(Some((Planned::of(conn, now, &records)?, Planned::of(conn, now, &BTreeSet::new())?)))
         })?;
+        let Some((with, before)) = planned else { return Ok(0) };
+        let freed = |report: Report| report.blob_bytes + report.snapshot_bytes;
+        Ok(freed(self.measured(with)).saturating_sub(freed(self.measured(before))))
+    }
+
+    /// Adds what snapshots take whose row does not say it.
+    fn measured(&self, Planned { removal, mut report }: Planned) -> Report {
         for snapshot in removal.snapshots.iter().filter(|s| s.bytes.is_none()) {
             let tree = orlop_snapshot::SnapshotId(snapshot.id.unsigned_abs());
             let usage = self.driver(&snapshot.driver).ok().and_then(|driver| driver.usage(tree).ok());
             report.snapshot_bytes += usage.map_or(0, |usage| usage.bytes);
         }
-        Ok(report)
+        report
     }
 
     fn sweep(&self, marking: Marking, disposal: &Disposal) -> Result<Report> {
@@ -148,6 +165,21 @@ impl Store {
         let (removal, mut report) = self.write("collect", |tx| remove_garbage(tx, marking, trash))?;
         report.snapshot_bytes += finish(self, &removal.snapshots)?;
         Ok(report)
+    }
+}
+
+/// What a collection would remove, and what it would say.
+struct Planned {
+    removal: Removal,
+    report: Report,
+}
+
+impl Planned {
+    fn of(conn: &Connection, now: i64, without: &narrow::Records) -> Result<Self> {
+        let found = Rows { conn, now, without }.garbage()?;
+        let removal = Removal::load(conn, found, graph::expired_leases(conn, now)?)?;
+        let report = removal.report(conn)?;
+        Ok(Self { removal, report })
     }
 }
 

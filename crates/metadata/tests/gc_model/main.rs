@@ -96,6 +96,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => Just(Op::Collect),
         1 => Just(Op::CollectFull),
         4 => (0..NAMES, prop::option::of(0..NAMES)).prop_map(|(name, other)| Op::Remove { name, other }),
+        8 => (1..1u8 << NAMES).prop_map(|names| Op::PlanWithout { names }),
         3 => Just(Op::Undo),
         1 => any::<bool>().prop_map(|all| Op::EmptyTrash { all }),
         1 => Just(Op::Reopen),

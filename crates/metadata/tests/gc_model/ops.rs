@@ -121,6 +121,10 @@ pub enum Op {
         name: u8,
         other: Option<u8>,
     },
+    /// Says what would go if these records went first: a bit each.
+    PlanWithout {
+        names: u8,
+    },
     Undo,
     EmptyTrash {
         all: bool,

@@ -8,7 +8,7 @@ use orlop_metadata::{ImageChange, Labels};
 
 use crate::model::{Object, Space, object};
 use crate::ops::*;
-use crate::rig::{self, Rig, at, digest, image};
+use crate::rig::{self, DRIVER, Rig, at, digest, image};
 
 pub struct World {
     pub rig: Rig,
@@ -25,6 +25,7 @@ impl World {
             Op::CollectFull => self.collect_full(),
             Op::Reopen => self.rig.reopen(),
             Op::Remove { name, other } => self.remove(space, *name, *other),
+            Op::PlanWithout { names } => self.plan_without(space, *names),
             Op::Undo => self.undo(space),
             Op::EmptyTrash { all } => self.empty_trash(*all),
             Op::Pull { image } => self.pull(space, *image),
@@ -334,6 +335,31 @@ impl World {
     }
 
     /// What comes back depends on what else happened to it; the model takes it over as it is. All rules go on to hold.
+    /// A plan takes exactly what would be garbage without the records, whatever else is garbage already.
+    fn plan_without(&mut self, space: usize, names: u8) {
+        let names: BTreeSet<String> = (0..NAMES).filter(|n| names & (1 << n) != 0).map(image_name).collect();
+        let records: Vec<_> = names.iter().map(|name| (NAMESPACES[space].to_owned(), name.clone())).collect();
+        let plan = self.rig.store.plan_collection(&records).expect("a plan");
+        let mut without = self.spaces.clone();
+        without[space].images.retain(|name, _| !names.contains(name));
+        let mut after = without.clone();
+        after.iter_mut().for_each(|space| space.sweep(self.rig.seconds()));
+        let mut gone = Report::default();
+        for ((before, after), namespace) in without.iter().zip(&after).zip(NAMESPACES) {
+            let named = |name: &String| (namespace.to_owned(), name.clone());
+            let is_gone = |name: &&String| !after.blobs.contains_key(*name);
+            gone.content.extend(before.blobs.keys().filter(is_gone).map(named));
+            gone.images.extend(before.images.keys().filter(|name| !after.images.contains_key(*name)).map(named));
+            let trees = before.snapshots.keys().filter(|name| !after.snapshots.contains_key(*name));
+            gone.snapshots.extend(trees.map(|name| (namespace.to_owned(), DRIVER.to_owned(), name.clone())));
+        }
+        assert_eq!((&plan.content, &plan.snapshots, &plan.images), (&gone.content, &gone.snapshots, &gone.images));
+        let before = self.rig.store.plan_collection(&[]).expect("a plan");
+        let freed = |report: &Report| report.blob_bytes + report.snapshot_bytes;
+        let more = self.rig.store.bytes_kept_by(&records).expect("a plan");
+        assert_eq!(more, freed(&plan) - freed(&before));
+    }
+
     fn undo(&mut self, space: usize) {
         let Some(entry) = self.rig.store.trash().expect("a list").into_iter().next() else { return };
         let before = self.spaces.clone();

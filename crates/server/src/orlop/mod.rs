@@ -185,7 +185,8 @@ impl Orlop for Server {
 
     async fn disk_usage(&self, request: Request<pb::DiskUsageRequest>) -> Answer<pb::DiskUsageResponse> {
         let scope = call::scope(&request)?;
-        let usage = self.images().disk_usage(&scope).await.map_err(|e| e.to_status())?;
+        let images = !request.into_inner().without_images;
+        let usage = self.images().disk_usage(&scope, images).await.map_err(|e| e.to_status())?;
         Ok(Response::new(rows::usage(usage)))
     }
 }

@@ -123,7 +123,7 @@ struct Images {
 /// What each image takes, in all namespaces; the largest first.
 async fn images(context: &Context) -> Result<()> {
     let mut rows = if context.store.is_own() {
-        context.clients.orlop().disk_usage(pb::DiskUsageRequest {}).await?.into_inner().images
+        context.clients.orlop().disk_usage(pb::DiskUsageRequest { without_images: false }).await?.into_inner().images
     } else {
         let look = Look::at(context, Measured::All).await?;
         rows::of_images(context, &look, &ALL).await?
@@ -197,7 +197,8 @@ async fn foreign(context: &Context) -> Result<()> {
 }
 
 async fn own(context: &Context) -> Result<()> {
-    let answer = context.clients.orlop().disk_usage(pb::DiskUsageRequest {}).await?.into_inner();
+    let request = pb::DiskUsageRequest { without_images: !output::is_document(context.global.output) };
+    let answer = context.clients.orlop().disk_usage(request).await?.into_inner();
     if output::is_document(context.global.output) {
         return output::document(context.global.output, &json(answer));
     }

@@ -1,0 +1,228 @@
+//! What files take on disk, by walking over them: allocated blocks, each inode once.
+//!
+//! Every file is looked at, for only the file system knows what it has allocated (sparse and compressed files, tails, hard
+//! links). So it is made cheap: names are looked up from their directory, and two threads share the work, a directory or
+//! [`PIECE`] names of a large one at a time.
+//!
+//! # Concurrency
+//! Others may change what is walked over: what goes meanwhile is not counted.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, OsStr};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::{Error, Result};
+
+/// Names that a thread looks up before others may take some of the rest.
+const PIECE: usize = 512;
+
+/// More of them would wait for the same locks of the file system.
+const THREADS: usize = 2;
+
+/// A walk over the parts of a root. Hard links count in the part that is walked over first.
+pub(crate) struct Walk<'r> {
+    root: &'r Path,
+    /// Device and inode of files that have several names.
+    seen: Mutex<HashSet<(u64, u64)>>,
+    parts: Vec<PathBuf>,
+}
+
+impl<'r> Walk<'r> {
+    pub(crate) fn new(root: &'r Path) -> Self {
+        Self { root, seen: Mutex::default(), parts: Vec::new() }
+    }
+
+    /// Bytes allocated to a directory and everything below it; none if it is not there.
+    pub(crate) fn below(&mut self, part: &str) -> Result<u64> {
+        let path = self.root.join(part);
+        let bytes = self.walk(path.clone(), false)?;
+        self.parts.push(path);
+        Ok(bytes)
+    }
+
+    /// The same of everything else in the root. What is mounted there belongs to others.
+    pub(crate) fn rest(&self) -> Result<u64> {
+        self.walk(self.root.to_owned(), true)
+    }
+
+    fn walk(&self, top: PathBuf, rest: bool) -> Result<u64> {
+        let stat = match rustix::fs::lstat(&top) {
+            Err(Errno::NOENT) => return Ok(0),
+            stat => stat.map_err(failed("stat", &top))?,
+        };
+        if !is_directory(&stat) {
+            return Ok(self.count(&stat));
+        }
+        let pool =
+            Pool { walk: self, device: rest.then_some(stat.st_dev), state: Mutex::default(), changed: Condvar::new() };
+        pool.lock().tasks.push(Task::Directory(top));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..THREADS).map(|_| scope.spawn(|| pool.work())).collect();
+            pool.work();
+            threads.into_iter().for_each(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            });
+        });
+        let state = pool.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.failed.map_or(Ok(state.bytes), Err)
+    }
+
+    /// What a file takes, unless another name of it was counted.
+    fn count(&self, stat: &Stat) -> u64 {
+        let again = !is_directory(stat) && stat.st_nlink > 1 && {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            !seen.insert((stat.st_dev, stat.st_ino))
+        };
+        if again { 0 } else { stat.st_blocks.unsigned_abs() * 512 }
+    }
+}
+
+enum Task {
+    /// A directory to list; itself not counted yet.
+    Directory(PathBuf),
+    /// Names in a directory, each with a zero byte.
+    Names(Arc<Opened>, Vec<u8>),
+}
+
+struct Opened {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: Vec<Task>,
+    /// Threads that may still find more.
+    working: usize,
+    bytes: u64,
+    failed: Option<Error>,
+}
+
+struct Pool<'p> {
+    walk: &'p Walk<'p>,
+    /// The only device that is walked over, for what is left of a root; its other parts are left out.
+    device: Option<u64>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Pool<'_> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        while state.failed.is_none() {
+            let Some(task) = state.tasks.pop() else {
+                if state.working == 0 {
+                    break;
+                }
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.working += 1;
+            drop(state);
+            let done = match task {
+                Task::Directory(path) => self.list(path),
+                Task::Names(opened, names) => self.look(&opened, &names).map(|(bytes, below)| (bytes, paths(below))),
+            };
+            state = self.lock();
+            state.working -= 1;
+            match done {
+                Ok((bytes, tasks)) => {
+                    state.bytes += bytes;
+                    state.tasks.extend(tasks);
+                }
+                Err(error) => state.failed = Some(error),
+            }
+            self.changed.notify_all();
+        }
+        // Whoever still waits waits for nothing.
+        self.changed.notify_all();
+    }
+
+    /// Counts a directory and what is in it; returns the rest to do.
+    fn list(&self, path: PathBuf) -> Result<(u64, Vec<Task>)> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = match rustix::fs::open(&path, flags, Mode::empty()) {
+            // Gone, or another thing by now.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok((0, Vec::new())),
+            directory => directory.map_err(failed("open", &path))?,
+        };
+        let stat = rustix::fs::fstat(&directory).map_err(failed("stat", &path))?;
+        if self.device.is_some_and(|device| device != stat.st_dev) {
+            return Ok((0, Vec::new()));
+        }
+        let mut entries = Dir::read_from(&directory).map_err(failed("list", &path))?;
+        let opened = Arc::new(Opened { path, directory });
+        let mut bytes = self.walk.count(&stat);
+        let (mut names, mut count, mut below) = (Vec::new(), 0, Vec::new());
+        while let Some(entry) = entries.read() {
+            let entry = entry.map_err(failed("list", &opened.path))?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            if entry.file_type() == FileType::Directory {
+                below.extend(self.directory(&opened, entry.file_name()));
+                continue;
+            }
+            names.extend_from_slice(entry.file_name().to_bytes_with_nul());
+            count += 1;
+            if count == PIECE {
+                self.lock().tasks.push(Task::Names(opened.clone(), std::mem::take(&mut names)));
+                self.changed.notify_one();
+                count = 0;
+            }
+        }
+        let (more, found) = self.look(&opened, &names)?;
+        bytes += more;
+        below.extend(found);
+        Ok((bytes, paths(below)))
+    }
+
+    /// Counts files by their names; returns what turned out to be a directory.
+    fn look(&self, opened: &Opened, names: &[u8]) -> Result<(u64, Vec<PathBuf>)> {
+        let (mut bytes, mut below) = (0, Vec::new());
+        for name in names.split_inclusive(|byte| *byte == 0) {
+            let name = CStr::from_bytes_with_nul(name).expect("one zero byte, at the end");
+            let stat = match rustix::fs::statat(&opened.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                stat => stat.map_err(failed("stat", &opened.path))?,
+            };
+            if is_directory(&stat) {
+                below.extend(self.directory(opened, name));
+            } else {
+                bytes += self.walk.count(&stat);
+            }
+        }
+        Ok((bytes, below))
+    }
+
+    /// The path of a directory to walk over.
+    fn directory(&self, opened: &Opened, name: &CStr) -> Option<PathBuf> {
+        let path = opened.path.join(OsStr::from_bytes(name.to_bytes()));
+        (self.device.is_none() || !self.walk.parts.contains(&path)).then_some(path)
+    }
+}
+
+fn paths(directories: Vec<PathBuf>) -> Vec<Task> {
+    directories.into_iter().map(Task::Directory).collect()
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
+    let path = path.to_owned();
+    move |error| Error::Io { operation, path, source: io::Error::from(error) }
+}
