@@ -4,7 +4,7 @@
 //! [`Reader::inventory`] reads the lists of every service once, all namespaces, nothing item by item but what leases hold.
 //! [`Reader::measure`] asks what snapshots take, [`Documents`] reads manifests and configs, each once, and only where a
 //! question needs it, [`Reader::hash`] every byte of a blob. [`offline`] fills the same rows from a root's
-//! files, where no containerd answers, and [`trees`] tells which snapshot a path belongs to.
+//! files, where no containerd answers or its store is large, and [`trees`] tells which snapshot a path belongs to.
 //!
 //! # Invariants
 //! - Lists of one store are not of one moment: names, leases and containers are read before content and snapshots, so that what

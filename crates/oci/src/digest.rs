@@ -166,6 +166,10 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
+        // Nearly all there are, told without looking for the colon.
+        if text.len() == 71 && text.starts_with("sha256:") && is_lower_hex(&text[7..]) {
+            return Ok(Self(text.into()));
+        }
         let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::Shape(text.to_owned()))?;
         let algorithm = Algorithm::from_name(name).ok_or_else(|| DigestError::Algorithm(name.to_owned()))?;
         if hex.len() != algorithm.hex_len() || !is_lower_hex(hex) {

@@ -1,25 +1,34 @@
 // Makes databases with bbolt itself, says what is in one, and writes to one without pause.
 //
-// Usage: bolt make DIR | bolt dump FILE | bolt write FILE
+// Usage: bolt make DIR | bolt dump FILE | bolt write FILE | bolt pairs FILE COUNT BYTES
 package main
 
 import (
 	"bufio"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	bolt "go.etcd.io/bbolt"
 )
 
 func main() {
+	if len(os.Args) == 5 && os.Args[1] == "pairs" {
+		if err := pairs(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+			fmt.Fprintln(os.Stderr, "bolt:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: bolt make DIR | bolt dump FILE | bolt write FILE")
+		fmt.Fprintln(os.Stderr, "usage: bolt make DIR | bolt dump FILE | bolt write FILE | bolt pairs FILE COUNT BYTES")
 		os.Exit(2)
 	}
 	do := map[string]func(string) error{"make": makeAll, "dump": dump, "write": write}[os.Args[1]]
@@ -150,6 +159,115 @@ func write(path string) error {
 		default:
 		}
 	}
+}
+
+// Writes what containerd would of so many images, some of them there and some not, until its input ends. An image is two
+// records, far from each other, with a label of so many bytes, and a blob: all three come and go in one transaction.
+func pairs(path, count, size string) error {
+	total, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	bytes, err := strconv.Atoi(size)
+	if err != nil {
+		return err
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{NoSync: true})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	padding := []byte(strings.Repeat("x", bytes))
+	if err := db.Update(func(tx *bolt.Tx) error {
+		for index := 0; index < total; index += 2 {
+			if err := turn(tx, index, padding); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	fmt.Println("written!")
+	ended := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		close(ended)
+	}()
+	random := rand.New(rand.NewSource(1))
+	for {
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
+		err := db.Update(func(tx *bolt.Tx) error {
+			for range 1 + random.Intn(3) {
+				if err := turn(tx, random.Intn(total), padding); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Makes an image, or deletes it if it is there.
+func turn(tx *bolt.Tx, index int, padding []byte) error {
+	version, err := tx.CreateBucketIfNotExists([]byte("v1"))
+	if err != nil {
+		return err
+	}
+	if err := version.Put([]byte("version"), binary.AppendVarint(nil, 3)); err != nil {
+		return err
+	}
+	images, err := within(version, "pairs", "images")
+	if err != nil {
+		return err
+	}
+	blobs, err := within(version, "pairs", "content", "blob")
+	if err != nil {
+		return err
+	}
+	digest := fmt.Appendf(nil, "sha256:%064x", index)
+	names := [][]byte{fmt.Appendf(nil, "a-%06d", index), fmt.Appendf(nil, "z-%06d", index)}
+	if images.Bucket(names[0]) != nil {
+		return errors.Join(images.DeleteBucket(names[0]), images.DeleteBucket(names[1]), blobs.DeleteBucket(digest))
+	}
+	for _, name := range names {
+		target, err := within(images, string(name), "target")
+		if err != nil {
+			return err
+		}
+		labels, err := within(images, string(name), "labels")
+		if err != nil {
+			return err
+		}
+		err = errors.Join(target.Put([]byte("digest"), digest), target.Put([]byte("mediatype"), []byte("none")),
+			target.Put([]byte("size"), binary.AppendVarint(nil, 1)), labels.Put([]byte("padding"), padding))
+		if err != nil {
+			return err
+		}
+	}
+	blob, err := blobs.CreateBucket(digest)
+	if err != nil {
+		return err
+	}
+	return blob.Put([]byte("size"), binary.AppendVarint(nil, 1))
+}
+
+func within(bucket *bolt.Bucket, names ...string) (*bolt.Bucket, error) {
+	for _, name := range names {
+		below, err := bucket.CreateBucketIfNotExists([]byte(name))
+		if err != nil {
+			return nil, err
+		}
+		bucket = below
+	}
+	return bucket, nil
 }
 
 func small(tx *bolt.Tx) error {

@@ -3,6 +3,7 @@
 //! Everything here works on any containerd. What only Orlop's own store knows (who wrote a record) is asked over `orlop.v1`
 //! where there is one; elsewhere it is inferred from labels, and said to be.
 
+mod beside;
 pub(crate) mod disk;
 pub(crate) mod facts;
 pub(crate) mod groups;

@@ -1,15 +1,16 @@
-//! Where a look comes from: a server's API, or the files of a containerd's root.
+//! Where a look comes from: a server's API, of a large store with its lists from its files ([`beside`]), or the files of a
+//! containerd's root alone.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use orlop_graph::model::{Inventory, SnapshotRow, Usage};
-use orlop_lens::offline::{Root, Stored};
+use orlop_lens::offline::{Extent, Root, Stored};
 use orlop_lens::trees::Trees;
 use orlop_lens::{Documents, Listing, Reader};
 use orlop_oci::Digest;
 
-use super::Measured;
+use super::{Measured, beside};
 use crate::commands::Context;
 use crate::error::{Class, CliError, Result};
 use crate::find::At;
@@ -29,7 +30,10 @@ impl Source {
             return Self::of_files(directory, measured).await;
         }
         let reader = context.clients.reader();
-        let mut inventory = reader.inventory(None).await?;
+        let mut inventory = match beside::listing(context, Extent::Everything).await {
+            Some(listing) => listing.inventory,
+            None => reader.inventory(None).await?,
+        };
         inventory.collector = context.store.collector();
         Ok((Self::Api(reader), inventory))
     }
@@ -41,7 +45,11 @@ impl Source {
             return Ok((source, inventory, true));
         }
         let reader = context.clients.reader();
-        let Listing { mut inventory, all_snapshots } = reader.listing(snapshots).await?;
+        let Listing { mut inventory, all_snapshots } =
+            match beside::listing(context, Extent::Listing { snapshots }).await {
+                Some(listing) => listing,
+                None => reader.listing(snapshots).await?,
+            };
         inventory.collector = context.store.collector();
         reader.measure(&mut inventory, |_| true).await?;
         Ok((Self::Api(reader), inventory, all_snapshots))

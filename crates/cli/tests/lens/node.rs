@@ -1,6 +1,6 @@
 //! A node as the kubelet leaves it: images pulled through CRI, hash references and all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use orlop_oci::Compression;
@@ -88,8 +88,13 @@ impl Node {
 
     /// Runs `orlop` on it.
     pub(crate) fn run(&self, args: &[&str]) -> Done {
+        self.at(&self.containerd.socket(), args)
+    }
+
+    /// The same at another socket.
+    pub(crate) fn at(&self, socket: &Path, args: &[&str]) -> Done {
         let mut command = binary();
-        command.arg("--address").arg(self.containerd.socket()).args(args);
+        command.arg("--address").arg(socket).args(args);
         Done::of(&command.output().expect("orlop starts"))
     }
 

@@ -1,4 +1,8 @@
-//! A containerd that has stopped: its files say what its API said.
+//! A containerd that has stopped: its files say what its API said. One that runs and is large: the same.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use crate::node::{Node, generations, image};
 
@@ -30,5 +34,75 @@ fn a_stopped_containerd_is_explained_from_its_files_as_while_it_ran() {
         let refused = run(&["rm", &tag]);
         assert_eq!(refused.code, 2, "{}", refused.err);
         assert!(run(&["images", "-o", "name"]).out.contains(&tag));
+    }
+}
+
+/// What is large is a matter of the file's size.
+fn grown(root: &Path) {
+    let database = root.join("io.containerd.metadata.v1.bolt/meta.db");
+    std::fs::File::options().write(true).open(database).unwrap().set_len(32 << 20).unwrap();
+}
+
+/// Another process, as far as the socket tells, in front of a server.
+fn in_front_of(server: &Path, socket: &Path) {
+    let (listener, server) = (UnixListener::bind(socket).unwrap(), server.to_owned());
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let server = UnixStream::connect(&server).unwrap();
+            let ends = [(client.try_clone(), server.try_clone()), (Ok(server), Ok(client))];
+            for (from, to) in ends {
+                let (mut from, mut to) = (from.unwrap(), to.unwrap());
+                std::thread::spawn(move || {
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn of_a_large_containerd_that_runs_the_files_are_read_if_they_are_its_own_and_say_the_same() {
+    const FILES: &str = "read from the store's files beside its server";
+    const API: &str = "read over the API";
+    for programs in
+        generations("of_a_large_containerd_that_runs_the_files_are_read_if_they_are_its_own_and_say_the_same")
+    {
+        let Some(mut node) = Node::start(&programs) else { return };
+        let tag = node.pull("calico/cni:v3.25.1", &image("cni", 200_000));
+        node.pull("web:2", &image("web", 90_000));
+        let id = node.records().into_iter().find(|name| name.starts_with("sha256:")).unwrap();
+        let looks: [&[&str]; 8] = [
+            &["images", "-o", "wide"],
+            &["images", "-A", "-o", "json"],
+            &["explain", &id],
+            &["why", &tag],
+            &["resolve", &id],
+            &["tree", &tag],
+            &["df", "--by", "image"],
+            &["rm", "--plan", &tag],
+        ];
+        let run = |node: &Node, look: &[&str]| {
+            let done = node.run(&[&["-v"], look].concat());
+            assert_eq!(done.code, 0, "{look:?}: {}", done.err);
+            done
+        };
+        let of_api = looks.map(|look| run(&node, look));
+        for done in &of_api {
+            assert!(done.err.contains(API) && done.err.contains("fewer than"), "{}", done.err);
+        }
+        node.containerd.changed(grown);
+        for (look, before) in looks.iter().zip(&of_api) {
+            let done = run(&node, look);
+            assert_eq!(done.out, before.out, "{look:?}");
+            assert!(done.err.contains(FILES) && !done.err.contains(API), "{}", done.err);
+        }
+        // The files may be another server's.
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        in_front_of(&node.containerd.socket(), &socket);
+        let done = node.at(&socket, &["-v", "images", "-o", "wide"]);
+        assert_eq!((done.code, &done.out), (0, &of_api[0].out), "{}", done.err);
+        assert!(done.err.contains(API) && done.err.contains("does not hold the lock"), "{}", done.err);
     }
 }

@@ -33,6 +33,8 @@ struct Linker<'i> {
     containers: HashMap<(NamespaceId, Arc<str>), NodeId>,
     missing: Vec<Missing>,
     absent: HashMap<Missing, NodeId>,
+    /// What a label keeps, in the order of the nodes.
+    rooted: Vec<NodeId>,
     /// Every edge once: from, to, what states it.
     edges: Vec<(NodeId, NodeId, Stated)>,
 }
@@ -42,7 +44,7 @@ impl Model {
     pub fn new(inventory: Inventory) -> Self {
         let mut linker = Linker::new(&inventory);
         linker.link();
-        let Linker { mut firsts, digests, numbers, blobs, records, snapshots, missing, edges, .. } = linker;
+        let Linker { mut firsts, digests, numbers, blobs, records, snapshots, missing, rooted, edges, .. } = linker;
         firsts[7] = firsts[6] + missing.len() as u32;
         let count = firsts[7] as usize;
         let (first_copy, next_copy) = copies(&numbers, digests.len(), firsts[NodeKind::Blob as usize]);
@@ -62,14 +64,13 @@ impl Model {
             snapshots,
             inventory,
         };
-        model.find_roots();
+        model.find_roots(&rooted);
         model
     }
 
-    fn find_roots(&mut self) {
+    fn find_roots(&mut self, rooted: &[NodeId]) {
         let (rows, now) = (&self.inventory, self.inventory.taken);
         let live = |labels: &Labels| expiry(labels).is_none_or(|at| at >= now);
-        let kept = |labels: &Labels| labels.get(ROOT).is_some();
         let mut roots = Vec::new();
         let mut add = |kind, at, root| roots.push((self.number(kind, at), root));
         let positions = |kept: &mut dyn Iterator<Item = (usize, bool)>| -> Vec<usize> {
@@ -79,12 +80,9 @@ impl Model {
         for at in positions(&mut rows.records.iter().map(stays).enumerate()) {
             add(NodeKind::Record, at, Root::Record);
         }
-        for at in positions(&mut rows.blobs.iter().map(|r| kept(&r.labels)).enumerate()) {
-            add(NodeKind::Blob, at, Root::Label);
-        }
-        for at in positions(&mut rows.snapshots.iter().map(|r| kept(&r.labels)).enumerate()) {
-            add(NodeKind::Snapshot, at, Root::Label);
-        }
+        let labelled = rooted.iter().map(|node| (*node, Root::Label));
+        roots.extend(labelled);
+        let mut add = |kind, at, root| roots.push((self.number(kind, at), root));
         for at in positions(&mut rows.leases.iter().map(|r| live(&r.labels)).enumerate()) {
             add(NodeKind::Lease, at, Root::Lease);
         }
@@ -139,6 +137,7 @@ impl<'i> Linker<'i> {
             containers: HashMap::new(),
             missing: Vec::new(),
             absent: HashMap::new(),
+            rooted: Vec::new(),
             edges: Vec::with_capacity(2 * rows.blobs.len() + rows.records.len() + rows.snapshots.len()),
         };
         linker.number();
@@ -232,6 +231,9 @@ impl<'i> Linker<'i> {
             } else if key.starts_with(condition::LABEL) {
                 let other = self.conditional(namespace, node, key, value);
                 self.edges.extend(other.map(|other| (node, other, Stated::Condition(at))));
+            } else if key == ROOT && (self.firsts[1]..self.firsts[3]).contains(&node.0) {
+                // Blobs and snapshots.
+                self.rooted.push(node);
             }
         }
     }

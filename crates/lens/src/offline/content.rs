@@ -1,89 +1,104 @@
 //! The files of content: `blobs/ALGORITHM/HEX`, and `ingest/HEX/` for each write in progress, by the SHA-256 of its
 //! reference.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use orlop_graph::model::{Gap, IngestRow};
+use orlop_graph::model::{BlobRow, Gap, IngestRow};
 use orlop_oci::{Algorithm, Digest};
 
 use super::file::{self, CONTENT};
 use super::metadata::Ingest;
-use super::{Error, Stored, Unlisted};
+use super::{Error, Unlisted};
 use crate::documents::{LARGEST, checked};
 
 /// Larger than any reference, time or number that containerd writes to a file.
 const TEXT: u64 = 64 << 10;
 
-/// Fills in how far writes are, and what is there or not beside what namespaces have.
-pub(super) fn fill(root: &Path, ingests: Vec<Ingest>, stored: &mut Stored) {
-    let content = root.join(CONTENT);
-    writes(&content.join("ingest"), ingests, stored);
-    match blobs(&content.join("blobs")) {
-        Ok(files) => {
-            let listed: HashSet<&Digest> = stored.inventory.blobs.iter().map(|row| &row.digest).collect();
-            let mut absent: Vec<Digest> =
-                listed.iter().filter(|d| !files.contains_key(d)).map(|d| (*d).clone()).collect();
-            absent.sort();
-            let extra = files.iter().filter(|(digest, _)| !listed.contains(digest));
-            let unlisted: Vec<_> =
-                extra.map(|(digest, path)| (digest.clone(), path.metadata().map(|m| m.len()))).collect();
-            stored.absent = absent;
-            for (digest, size) in unlisted {
-                match size {
-                    Ok(size) => stored.unlisted.push(Unlisted::Blob { digest, size }),
-                    // It went meanwhile.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => {
-                        stored.inventory.gaps.push(Gap { what: format!("blob {digest}"), why: error.to_string() })
-                    }
-                }
-            }
-        }
-        Err((path, error)) => {
-            let why = format!("{path}: {error}");
-            stored.inventory.gaps.push(Gap { what: "which blobs are there".into(), why });
-        }
-    }
+/// How far writes are, and what is there or not beside the blobs that namespaces have.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) ingests: Vec<IngestRow>,
+    pub(super) unlisted: Vec<Unlisted>,
+    /// In order.
+    pub(super) absent: Vec<Digest>,
+    pub(super) gaps: Vec<Gap>,
 }
 
+/// Looks at the files; at those of blobs if it is said which are listed.
+pub(super) fn look(root: &Path, ingests: Vec<Ingest>, listed: Option<&[BlobRow]>) -> Found {
+    let (content, mut found) = (root.join(CONTENT), Found::default());
+    writes(&content.join("ingest"), ingests, &mut found);
+    if let Some(listed) = listed
+        && let Err((path, error)) = blobs(&content.join("blobs"), listed, &mut found)
+    {
+        let why = format!("{path}: {error}");
+        found.gaps.push(Gap { what: "which blobs are there".into(), why });
+    }
+    found
+}
 type Failed = (String, io::Error);
 
-/// The files of blobs.
-fn blobs(directory: &Path) -> Result<BTreeMap<Digest, std::path::PathBuf>, Failed> {
-    let listed = |path: &Path| file::names(path).map_err(|error| (path.display().to_string(), error));
-    let mut found = BTreeMap::new();
-    if !directory.exists() && directory.parent().is_some_and(Path::exists) {
-        return Ok(found);
-    }
-    for algorithm in listed(directory)? {
-        let Some(name) = algorithm.to_str().filter(|name| Algorithm::from_name(name).is_some()) else { continue };
-        let below = directory.join(name);
-        for hex in listed(&below)? {
-            if let Some(digest) = hex.to_str().and_then(|hex| format!("{name}:{hex}").parse().ok()) {
-                found.insert(digest, below.join(hex));
+/// Compares the files of blobs with those that are listed.
+fn blobs(directory: &Path, listed: &[BlobRow], found: &mut Found) -> Result<(), Failed> {
+    // Most files are listed, so that nothing is made of their names.
+    let mut there: HashMap<&str, bool> = listed.iter().map(|row| (row.digest.as_str(), false)).collect();
+    let mut others = Vec::new();
+    let mut text = String::new();
+    for algorithm in algorithms(directory)? {
+        let below = directory.join(algorithm);
+        let failed = |error| (below.display().to_string(), error);
+        for entry in std::fs::read_dir(&below).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(hex) = name.to_str() else { continue };
+            text.clear();
+            text.extend([algorithm, ":", hex]);
+            match there.get_mut(&*text) {
+                Some(is_there) => *is_there = true,
+                None => others.extend(text.parse::<Digest>().ok().map(|digest| (digest, below.join(hex)))),
             }
         }
     }
-    Ok(found)
+    let absent: BTreeSet<&Digest> = listed.iter().map(|row| &row.digest).filter(|d| !there[d.as_str()]).collect();
+    found.absent = absent.into_iter().cloned().collect();
+    others.sort_unstable();
+    for (digest, path) in others {
+        match path.metadata() {
+            Ok(metadata) => found.unlisted.push(Unlisted::Blob { digest, size: metadata.len() }),
+            // It went meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => found.gaps.push(Gap { what: format!("blob {digest}"), why: error.to_string() }),
+        }
+    }
+    Ok(())
 }
 
-fn writes(directory: &Path, ingests: Vec<Ingest>, stored: &mut Stored) {
+/// The algorithms that blobs are there of.
+fn algorithms(directory: &Path) -> Result<Vec<&'static str>, Failed> {
+    if !directory.exists() && directory.parent().is_some_and(Path::exists) {
+        return Ok(Vec::new());
+    }
+    let names = file::names(directory).map_err(|error| (directory.display().to_string(), error))?;
+    let known = |name: &std::ffi::OsString| Algorithm::from_name(name.to_str()?).map(Algorithm::as_str);
+    Ok(names.iter().filter_map(known).collect())
+}
+
+fn writes(directory: &Path, ingests: Vec<Ingest>, found: &mut Found) {
     let mut known = HashSet::new();
     for ingest in ingests {
         let name = Digest::of(ingest.backend.as_bytes()).hex().to_owned();
         let path = directory.join(&name);
         known.insert(name);
         match status(&path, &ingest) {
-            Ok(row) => stored.inventory.ingests.push(row),
+            Ok(row) => found.ingests.push(row),
             // It has ended, or has no bytes because another namespace has the blob: containerd does not list it either.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 let what = format!("write in progress {}", ingest.reference);
-                stored.inventory.gaps.push(Gap { what, why: format!("{}: {error}", path.display()) });
+                found.gaps.push(Gap { what, why: format!("{}: {error}", path.display()) });
             }
         }
     }
@@ -94,7 +109,7 @@ fn writes(directory: &Path, ingests: Vec<Ingest>, stored: &mut Stored) {
         let directory = directory.join(name);
         let size = directory.join("data").metadata().map_or(0, |metadata| metadata.len());
         let reference = file::text(&directory.join("ref"), TEXT).ok();
-        stored.unlisted.push(Unlisted::Ingest { directory, reference, size });
+        found.unlisted.push(Unlisted::Ingest { directory, reference, size });
     }
 }
 

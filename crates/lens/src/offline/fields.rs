@@ -109,10 +109,13 @@ pub(super) fn labels(bucket: &Bucket<'_>) -> Result<Labels, Broken> {
     for entry in bucket.iter() {
         let (key, entry) = entry?;
         if let Entry::Value(value) = entry {
-            all.push((text("a label's key", &key)?.to_owned(), text("a label", &value)?.to_owned()));
+            text("a label's key", &key)?;
+            text("a label", &value)?;
+            all.push((key, value));
         }
     }
-    Ok(all.into_iter().collect())
+    let checked = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
+    Ok(all.iter().map(|(key, value)| (checked(key), checked(value))).collect())
 }
 
 /// A name or value that must be text.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use orlop_bolt::{Db, Source};
+use orlop_bolt::{Db, Meta, Source};
 use rustix::fs::{Mode, OFlags, open};
 
 /// The directory of `meta.db`.
@@ -29,6 +29,8 @@ const COPIES: u32 = 100;
 /// How often for a database that is read page by page, which takes a second: beside one that is written to all the time
 /// nothing helps but to ask its owner.
 const WALKS: u32 = 5;
+/// The same for who can ask its owner at once.
+const FEW_WALKS: u32 = 2;
 
 /// Whether a directory of that name is only in a containerd's root.
 pub(super) fn is_part_of_root(name: &OsString) -> bool {
@@ -78,26 +80,71 @@ impl Source for OnDisk {
 ///
 /// # Errors
 /// In words, with the path: not a file, not a database, both of its meta pages damaged, never at rest.
-pub(super) fn database<T>(path: &Path, read: impl Fn(&Db<'_>) -> T) -> Result<T, String> {
-    at_one_moment(path, COPIED, read)
+pub(super) fn database<T: Send>(path: &Path, read: impl Fn(&Db<'_>) -> T + Sync) -> Result<T, String> {
+    at_one_moment(path, COPIED, WALKS, [&read]).map(|[found]| found)
 }
 
-fn at_one_moment<T>(path: &Path, copied: u64, read: impl Fn(&Db<'_>) -> T) -> Result<T, String> {
-    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let source = OnDisk(regular(path).map_err(|e| told(&e))?);
-    match orlop_bolt::copy(&source, copied, COPIES) {
-        Ok(copy) => return Ok(read(&Db::open(&copy).map_err(|e| told(&e))?)),
-        Err(orlop_bolt::Error::TooLarge { .. }) => {}
-        Err(error) => return Err(told(&error)),
-    }
-    for _ in 0..WALKS {
-        let db = Db::open(&source).map_err(|e| told(&e))?;
-        let found = read(&db);
-        if db.is_current().map_err(|e| told(&e))? {
+/// What reads a part of a database.
+pub(super) type Read<'r, T> = &'r (dyn Fn(&Db<'_>) -> T + Sync);
+
+/// The same in parts, all of one moment, each by a thread of its own; sooner given up.
+///
+/// # Errors
+/// As [`database`].
+pub(super) fn in_parts<T: Send, const N: usize>(path: &Path, reads: [Read<'_, T>; N]) -> Result<[T; N], String> {
+    at_one_moment(path, COPIED, FEW_WALKS, reads)
+}
+
+fn at_one_moment<T: Send, const N: usize>(
+    path: &Path,
+    copied: u64,
+    walks: u32,
+    reads: [Read<'_, T>; N],
+) -> Result<[T; N], String> {
+    let told = |error: orlop_bolt::Error| format!("{}: {error}", path.display());
+    let source = OnDisk(regular(path).map_err(|e| format!("{}: {e}", path.display()))?);
+    let copy = match orlop_bolt::copy(&source, copied, COPIES) {
+        Ok(copy) => Some(copy),
+        Err(orlop_bolt::Error::TooLarge { .. }) => None,
+        Err(error) => return Err(told(error)),
+    };
+    for _ in 0..walks {
+        let found = match &copy {
+            Some(copy) => together(copy, reads),
+            None => together(&source, reads),
+        };
+        if let Some(found) = found.map_err(told)? {
             return Ok(found);
         }
     }
-    Err(told(&orlop_bolt::Error::Changing { attempts: WALKS }))
+    Err(told(orlop_bolt::Error::Changing { attempts: walks }))
+}
+
+/// All parts, each with a `Db` of its own; nothing if somebody committed before the last of them was read.
+fn together<T: Send, const N: usize>(
+    source: &(impl Source + Sync),
+    reads: [Read<'_, T>; N],
+) -> Result<Option<[T; N]>, orlop_bolt::Error> {
+    let db = Db::open(source)?;
+    let meta = *db.meta();
+    let found = std::thread::scope(|scope| {
+        // The last one by this thread.
+        let mut parts = reads.into_iter();
+        let last = parts.next_back();
+        let threads: Vec<_> = parts.map(|read| scope.spawn(move || part(source, meta, read))).collect();
+        let last = last.map(|read| part(source, meta, read));
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).chain(last).collect::<Result<Option<Vec<T>>, _>>()
+    })?;
+    let found = found.and_then(|found| <[T; N]>::try_from(found).ok());
+    Ok(if db.is_current()? { found } else { None })
+}
+
+fn part<T>(source: &impl Source, meta: Meta, read: Read<'_, T>) -> Result<Option<T>, orlop_bolt::Error> {
+    let db = Db::open(source)?;
+    Ok((*db.meta() == meta).then(|| read(&db)))
 }
 
 /// Of which transaction a database is now.
@@ -109,11 +156,20 @@ pub(super) fn version(path: &Path) -> Option<u64> {
 /// Whether somebody holds a lock on a file, as a containerd on its databases, as far as the kernel tells this process:
 /// another container's locks may be hidden from it.
 pub(super) fn is_locked(path: &Path) -> bool {
-    let inode = path.metadata().map(|metadata| metadata.ino().to_string());
-    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    !holders(path).is_empty()
+}
+
+/// The processes that hold a lock on a file, likewise; 0 for one that this process may not know.
+pub(super) fn holders(path: &Path) -> Vec<u32> {
+    let Ok(metadata) = path.metadata() else { return Vec::new() };
+    let (inode, locks) = (metadata.ino().to_string(), std::fs::read_to_string("/proc/locks").unwrap_or_default());
     // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`; devices are not compared, some file systems have several.
-    let of = |line: &str| line.split_whitespace().nth(5).and_then(|at| at.rsplit(':').next()).map(str::to_owned);
-    inode.is_ok_and(|inode| locks.lines().any(|line| of(line).is_some_and(|of| of == inode)))
+    let holder = |line: &str| {
+        let mut words = line.split_whitespace().skip(4);
+        let (process, at) = (words.next()?, words.next()?);
+        (at.rsplit(':').next() == Some(&*inode)).then(|| process.parse().unwrap_or(0))
+    };
+    locks.lines().filter_map(holder).collect()
 }
 
 #[cfg(test)]
@@ -129,9 +185,10 @@ mod tests {
         std::fs::write(&path, SMALL).unwrap();
         let count =
             |db: &orlop_bolt::Db<'_>| db.root().bucket(b"top").unwrap().unwrap().iter().map(Result::unwrap).count();
-        let copied = at_one_moment(&path, u64::MAX, count).unwrap();
-        assert_eq!(at_one_moment(&path, 100, count).unwrap(), copied);
-        assert!(copied > 60);
+        let copied = at_one_moment(&path, u64::MAX, 1, [&count]).unwrap();
+        assert_eq!(at_one_moment(&path, 100, 1, [&count]).unwrap(), copied);
+        assert_eq!(at_one_moment(&path, 100, 1, [&count, &count, &count]).unwrap(), [copied[0]; 3]);
+        assert!(copied[0] > 60);
     }
 
     #[test]
@@ -139,6 +196,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().lock().unwrap();
         assert!(is_locked(file.path()));
+        assert_eq!(super::holders(file.path()), [std::process::id()]);
         assert!(!is_locked(&file.path().with_extension("of nobody")));
     }
 

@@ -20,9 +20,35 @@ use crate::convert::Interned;
 /// The versions of the schema within `v1` whose buckets are read here: containerd 1.2 to 2.x.
 const VERSIONS: std::ops::RangeInclusive<i64> = 2..=4;
 
+/// What of it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) records: bool,
+    /// Leases and containers.
+    pub(super) holders: bool,
+    pub(super) blobs: bool,
+    pub(super) ingests: bool,
+    /// Once there are more than so many, the rest is left out.
+    pub(super) snapshots: Option<usize>,
+}
+
+impl Wanted {
+    pub(super) const ALL: Self =
+        Self { records: true, holders: true, blobs: true, ingests: true, snapshots: Some(usize::MAX) };
+    pub(super) const NOTHING: Self =
+        Self { records: false, holders: false, blobs: false, ingests: false, snapshots: None };
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
 /// What `meta.db` says.
 #[derive(Default)]
 pub(super) struct Metadata {
+    wanted: Wanted,
     pub(super) inventory: Inventory,
     /// Snapshots, whose kind their snapshotters know.
     pub(super) snapshots: Vec<Named>,
@@ -47,9 +73,9 @@ pub(super) struct Ingest {
     pub(super) expected: Option<Digest>,
 }
 
-/// Reads all of it.
-pub(super) fn read(db: &Db<'_>) -> Metadata {
-    let mut read = Metadata { version: Some(db.meta().txid), ..Metadata::default() };
+/// Reads what is wanted of it.
+pub(super) fn read(db: &Db<'_>, wanted: Wanted) -> Metadata {
+    let mut read = Metadata { version: Some(db.meta().txid), wanted, ..Metadata::default() };
     if let Some(damaged) = db.damaged_meta() {
         read.gap("the last changes of meta.db, if there were any after what is shown", damaged);
     }
@@ -123,11 +149,11 @@ impl Metadata {
                     Ok(labels) => self.inventory.namespaces[usize::from(namespace)].labels = labels,
                     Err(error) => self.gap(format!("labels of namespace {name}"), error),
                 },
-                b"images" => self.each("image records", &part, Self::record),
-                b"containers" => self.each("containers", &part, Self::container),
-                b"leases" => self.each("leases", &part, Self::lease),
+                b"images" if self.wanted.records => self.each("image records", &part, Self::record),
+                b"containers" if self.wanted.holders => self.each("containers", &part, Self::container),
+                b"leases" if self.wanted.holders => self.each("leases", &part, Self::lease),
                 b"content" => self.content(&part),
-                b"snapshots" => self.snapshotters(&part),
+                b"snapshots" if self.wanted.snapshots.is_some() => self.snapshotters(&part),
                 _ => {}
             }
         }
@@ -140,7 +166,20 @@ impl Metadata {
         part: &Part<'_, '_>,
         read: impl Fn(&mut Self, NamespaceId, &str, &Fields<'_>) -> Result<(), Broken>,
     ) {
+        self.each_until(what, part, |_| false, read);
+    }
+
+    fn each_until(
+        &mut self,
+        what: &str,
+        part: &Part<'_, '_>,
+        enough: impl Fn(&Self) -> bool,
+        read: impl Fn(&mut Self, NamespaceId, &str, &Fields<'_>) -> Result<(), Broken>,
+    ) {
         for entry in part.bucket.iter() {
+            if enough(self) {
+                return;
+            }
             let (key, bucket) = match entry {
                 Ok((key, Entry::Bucket(bucket))) => (key, bucket),
                 Ok(_) => continue,
@@ -210,7 +249,9 @@ impl Metadata {
     }
 
     fn content(&mut self, part: &Part<'_, '_>) {
-        for (name, what) in [("blob", "blobs"), ("ingests", "writes in progress")] {
+        let wanted = [self.wanted.blobs, self.wanted.ingests];
+        let kinds = [("blob", "blobs"), ("ingests", "writes in progress")].into_iter().zip(wanted);
+        for ((name, what), _) in kinds.filter(|(_, wanted)| *wanted) {
             match part.bucket.bucket(name.as_bytes()) {
                 Ok(None) => {}
                 Ok(Some(bucket)) => {
@@ -252,6 +293,11 @@ impl Metadata {
         Ok(())
     }
 
+    /// Whether there are more snapshots than are wanted.
+    fn has_enough(&self) -> bool {
+        self.wanted.snapshots.is_none_or(|most| self.snapshots.len() > most)
+    }
+
     fn snapshotters(&mut self, part: &Part<'_, '_>) {
         for entry in part.bucket.iter() {
             let (name, bucket) = match entry {
@@ -270,7 +316,8 @@ impl Metadata {
                 }
             };
             let part = Part { bucket: &bucket, ..*part };
-            self.each(&format!("snapshots of {snapshotter}"), &part, |read, namespace, key, fields| {
+            let what = format!("snapshots of {snapshotter}");
+            self.each_until(&what, &part, Self::has_enough, |read, namespace, key, fields| {
                 let row = SnapshotRow {
                     namespace,
                     snapshotter: snapshotter.clone(),

@@ -1,4 +1,5 @@
-//! Reads a containerd's root directory where only its files are left: no containerd runs, or the one that does cannot answer.
+//! Reads a containerd's root directory: where only its files are left because no containerd runs, or the one that does cannot
+//! answer ([`Root::read`]), and of a large store instead of the lists of its API ([`Root::running`]).
 //!
 //! [`Root::read`] fills the same rows that [`Reader`](crate::Reader) fills over the API: names, leases, containers and what
 //! namespaces know of blobs, snapshots and writes in progress from `meta.db`, what snapshots are and take from each
@@ -24,6 +25,7 @@ mod fields;
 mod file;
 mod metadata;
 mod own;
+mod running;
 pub(crate) mod snapshotters;
 
 use std::collections::HashMap;
@@ -35,7 +37,10 @@ use jiff::Timestamp;
 use orlop_graph::model::{Gap, Inventory, NamespaceId, SnapshotKind, SnapshotRow, Usage};
 use orlop_oci::Digest;
 
+use metadata::{Ingest, Named};
+
 pub use error::Error;
+pub use running::{Extent, Unsuited};
 
 /// How often everything is read because containerd went on meanwhile and something did not fit.
 const ATTEMPTS: usize = 8;
@@ -182,16 +187,34 @@ impl Root {
     /// What is there, and of which version of `meta.db` it is.
     fn read_once(&self) -> Result<(Stored, Option<u64>), Error> {
         let taken = Timestamp::now();
-        let metadata = file::database(&self.metadata_file(), metadata::read).unwrap_or_else(|why| {
+        let read = |db: &orlop_bolt::Db<'_>| metadata::read(db, metadata::Wanted::ALL);
+        let metadata = file::database(&self.metadata_file(), read).unwrap_or_else(|why| {
             let mut none = metadata::Metadata::default();
             none.inventory.gaps.push(Gap { what: ALL.into(), why });
             none
         });
         let inventory = Inventory { taken, ..metadata.inventory };
         let mut stored = Stored { inventory, ..Stored::default() };
-        snapshotters::fill(&self.path, metadata.snapshots, &mut stored)?;
-        content::fill(&self.path, metadata.ingests, &mut stored);
+        self.fill(metadata.snapshots, metadata.ingests, true, &mut stored)?;
         Ok((stored, metadata.version))
+    }
+
+    /// Fills in what the snapshotters and the files of content say, at the same time; what no namespace has, and which blobs are
+    /// there, only if `others` says so.
+    fn fill(&self, named: Vec<Named>, ingests: Vec<Ingest>, others: bool, stored: &mut Stored) -> Result<(), Error> {
+        let blobs = std::mem::take(&mut stored.inventory.blobs);
+        let found = std::thread::scope(|scope| {
+            let content = scope.spawn(|| content::look(&self.path, ingests, others.then_some(&blobs[..])));
+            let filled = snapshotters::fill(&self.path, named, others, stored);
+            let found = content.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            filled.map(|()| found)
+        })?;
+        stored.inventory.blobs = blobs;
+        stored.inventory.ingests.extend(found.ingests);
+        stored.inventory.gaps.extend(found.gaps);
+        stored.unlisted.extend(found.unlisted);
+        stored.absent = found.absent;
+        Ok(())
     }
 
     fn metadata_file(&self) -> PathBuf {

@@ -18,6 +18,9 @@ use super::metadata::Named;
 use super::{Error, Stored, Unlisted, own};
 use crate::trees::Tree;
 
+/// What a snapshotter's database is called.
+const DATABASE: &str = "metadata.db";
+
 /// Snapshotters that count a snapshot together with those below and take the difference when they are asked, or ask their
 /// pool: what they wrote down is not what a snapshot takes.
 const OWN_COUNT: [&str; 2] = ["blockfile", "devmapper"];
@@ -37,8 +40,8 @@ struct Snapshotter {
     gaps: Vec<(String, String)>,
 }
 
-/// Fills in what snapshots are.
-pub(super) fn fill(root: &Path, named: Vec<Named>, stored: &mut Stored) -> Result<(), Error> {
+/// Fills in what snapshots are; what no namespace has is looked for if `others` says so.
+pub(super) fn fill(root: &Path, named: Vec<Named>, others: bool, stored: &mut Stored) -> Result<(), Error> {
     let mut by_snapshotter: HashMap<Arc<str>, Vec<Named>> = HashMap::new();
     for one in named {
         by_snapshotter.entry(one.row.snapshotter.clone()).or_default().push(one);
@@ -48,7 +51,11 @@ pub(super) fn fill(root: &Path, named: Vec<Named>, stored: &mut Stored) -> Resul
     here.sort_unstable();
     for name in here {
         let of_it = by_snapshotter.remove(name).unwrap_or_default();
-        one(name, &root.join(format!("{SNAPSHOTTER}{name}")), of_it, stored);
+        // Whether a snapshotter was ever used, its database says: made when it first is.
+        let directory = root.join(format!("{SNAPSHOTTER}{name}"));
+        if !of_it.is_empty() || (others && directory.join(DATABASE).exists()) {
+            one(name, &directory, of_it, others, stored);
+        }
     }
     let mut elsewhere: Vec<_> = by_snapshotter.into_iter().collect();
     elsewhere.sort_by(|a, b| a.0.cmp(&b.0));
@@ -65,19 +72,15 @@ pub(super) fn fill(root: &Path, named: Vec<Named>, stored: &mut Stored) -> Resul
     Ok(())
 }
 
-fn one(name: &str, directory: &Path, named: Vec<Named>, stored: &mut Stored) {
-    let path = directory.join("metadata.db");
-    // Made when a snapshotter is first used.
-    if named.is_empty() && !path.exists() {
-        return;
-    }
+fn one(name: &str, directory: &Path, named: Vec<Named>, others: bool, stored: &mut Stored) {
+    let path = directory.join(DATABASE);
     let mut known = match file::database(&path, |db| read(db, name)) {
         Ok(known) => known,
         Err(why) => {
             let what = format!("what the {} snapshots of {name} are and take", named.len());
             stored.inventory.gaps.push(Gap { what, why });
             // Which directory is whose, nobody knows.
-            if named.is_empty() {
+            if named.is_empty() && others {
                 unlisted(name, directory, &HashSet::new(), HashMap::new(), stored);
             }
             stored.inventory.snapshots.extend(named.into_iter().map(|named| named.row));
@@ -104,7 +107,7 @@ fn one(name: &str, directory: &Path, named: Vec<Named>, stored: &mut Stored) {
         }
     }
     // Otherwise which directory is whose, nobody knows.
-    if whole || nothing {
+    if others && (whole || nothing) {
         unlisted(name, directory, &used, known.snapshots, stored);
     }
 }
@@ -214,7 +217,7 @@ pub(crate) fn trees(snapshotter: &str, directory: &Path) -> Result<Vec<Tree>, St
     if tree(snapshotter, directory).is_none() {
         return Err(format!("in which form {snapshotter} keeps them is not known"));
     }
-    let path = directory.join("metadata.db");
+    let path = directory.join(DATABASE);
     if !path.exists() {
         return own::trees(snapshotter, directory);
     }

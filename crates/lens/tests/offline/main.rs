@@ -2,6 +2,7 @@
 //! reading leaves the root as it was.
 
 mod damage;
+mod running;
 mod store;
 
 use std::collections::BTreeSet;
