@@ -18,6 +18,7 @@ mod fresh;
 mod holder;
 mod images_made;
 mod look;
+mod memory;
 mod output;
 mod paint;
 mod policy;
@@ -48,9 +49,8 @@ fn main() -> ExitCode {
     paint::set_up(&cli.global);
     // The daemon hears signals itself, to finish what runs; and its log is configured.
     let alone = matches!(cli.command, args::Command::Serve(_));
-    if alone {
-        daemon::few_arenas();
-    } else {
+    memory::few_arenas();
+    if !alone {
         output::set_up_logging(&cli.global);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

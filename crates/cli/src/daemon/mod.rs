@@ -4,7 +4,6 @@
 //! - Nobody can know of the daemon before it hears signals: the signals come first, the socket after the root.
 //! - One daemon a root ([`crate::holder`]), one a socket ([`socket`]).
 
-mod memory;
 mod reload;
 mod signals;
 mod socket;
@@ -16,7 +15,6 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-pub(crate) use memory::few_arenas;
 use orlop_server::{ServeOptions, Server};
 use rustix::process::Resource;
 use signals::Signals;
@@ -137,7 +135,7 @@ async fn run_traced(
         beside.spawn(orlop_registry::metrics::serve(listener, render));
     }
     beside.spawn(systemd::watchdog(store));
-    beside.spawn(memory::give_back());
+    beside.spawn(crate::memory::give_back());
     systemd::ready();
     let (options, watched) = watch::channel(settings.config.serve());
     let Reloading { global, overrides, hangups, log } = reloading;

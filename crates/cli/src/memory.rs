@@ -2,8 +2,8 @@
 //!
 //! glibc spreads threads over eight arenas for each processor, and each arena keeps the most that it ever had. A daemon has
 //! some hundred threads for what blocks, and what they allocate comes in bursts: pulls. Its memory would grow for hours to
-//! the sum of the worst moments of all arenas, and stay there. So there is one arena for each processor, and what is free
-//! goes back to the system from time to time.
+//! the sum of the worst moments of all arenas, and stay there. A command's peak would depend on which threads met which
+//! buffers. So there is one arena for each processor, and a daemon gives what is free back to the system from time to time.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(crate) fn few_arenas() {
 }
 
 /// Gives free memory back, for ever.
-pub(super) async fn give_back() {
+pub(crate) async fn give_back() {
     loop {
         tokio::time::sleep(EVERY).await;
         // Other threads that allocate wait meanwhile; those of the runtime do as little of that as possible.
