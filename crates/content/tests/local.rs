@@ -37,7 +37,7 @@ async fn put(store: &LocalStore, reference: &str, bytes: &'static [u8]) -> Diges
 }
 
 #[tokio::test]
-async fn the_layout_is_containerds() {
+async fn the_layout_is_as_documented() {
     let root = tempfile::tempdir().unwrap();
     let store = open(&root);
     let digest = Digest::of(b"bytes");
@@ -45,12 +45,12 @@ async fn the_layout_is_containerds() {
     let mut writer = store.writer(options).await.unwrap();
     writer.write(Bytes::from_static(b"byt")).await.unwrap();
     let ingest = ingest_directory(root.path(), "layer-1");
-    let text = |name: &str| fs::read_to_string(ingest.join(name)).unwrap();
-    assert_eq!((text("ref").as_str(), text("data").as_str(), text("total").as_str()), ("layer-1", "byt", "5"));
-    assert_eq!(text("expected"), digest.as_str());
-    let started: Timestamp = text("startedat").parse().unwrap();
-    assert_eq!(started, writer.status().started_at);
-    text("updatedat").parse::<Timestamp>().unwrap();
+    let started = writer.status().started_at;
+    let meta: serde_json::Value = serde_json::from_slice(&fs::read(ingest.join("meta")).unwrap()).unwrap();
+    let stated = serde_json::json!({ "ref": "layer-1", "startedAt": started, "total": 5, "expected": digest });
+    assert_eq!(meta, stated);
+    assert_eq!(fs::read_to_string(ingest.join("data")).unwrap(), "byt");
+    assert_eq!(fs::read_dir(&ingest).unwrap().count(), 2);
     writer.write(Bytes::from_static(b"es")).await.unwrap();
     writer.commit(5, None).await.unwrap();
     let metadata = fs::metadata(blob_path(root.path(), &digest)).unwrap();
@@ -91,9 +91,13 @@ type Step<'a> = (&'a str, &'a [&'a str], &'a [u8], u32, bool);
 async fn every_step_of_a_killed_write_can_be_continued() {
     let whole = b"the whole blob";
     let digest = Digest::of(whole);
-    let steps: [Step<'_>; 7] = [
+    let steps: [Step<'_>; 11] = [
         ("directory made", &[], b"", 0, false),
         ("data made", &[], b"", 0o600, false),
+        ("not described", &["empty meta"], b"the wh", 0o600, false),
+        ("described", &["meta"], b"the wh", 0o600, false),
+        ("described, read-only", &["meta"], whole, 0o444, false),
+        ("described, renamed", &["meta"], b"", 0, true),
         ("half described", &["ref"], b"", 0o600, false),
         ("half written", &["ref", "startedat", "updatedat", "total", "expected"], b"the wh", 0o600, false),
         ("read-only, not renamed", &["ref", "startedat", "updatedat", "total"], whole, 0o444, false),
@@ -109,6 +113,14 @@ async fn every_step_of_a_killed_write_can_be_continued() {
                 "ref" => "r".to_owned(),
                 "total" => "14".to_owned(),
                 "expected" => digest.to_string(),
+                "empty meta" => {
+                    fs::write(ingest.join("meta"), "").unwrap();
+                    continue;
+                }
+                "meta" => {
+                    let started = "2026-01-01T00:00:00Z";
+                    serde_json::json!({ "ref": "r", "startedAt": started, "total": 14, "expected": digest }).to_string()
+                }
                 _ => "2026-01-01T00:00:00Z".to_owned(),
             };
             fs::write(ingest.join(name), text).unwrap();
@@ -249,7 +261,7 @@ async fn links_are_not_followed() {
     let store = open(&root);
     assert!(matches!(store.writer(named("l")).await, Err(Error::Io { .. })));
     fs::remove_file(ingest.join("data")).unwrap();
-    symlink(&victim, ingest.join("total")).unwrap();
+    symlink(&victim, ingest.join("meta")).unwrap();
     assert!(store.writer(IngestOptions { total: 5, ..named("l") }).await.is_err());
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }

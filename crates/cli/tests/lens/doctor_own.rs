@@ -143,7 +143,9 @@ fn age(root: &Path) {
     let then = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(AGED as i64);
     for ingest in std::fs::read_dir(root.join("content/ingest")).unwrap() {
         let ingest = ingest.unwrap().path();
-        ["startedat", "updatedat"].iter().for_each(|name| std::fs::write(ingest.join(name), then.to_string()).unwrap());
+        let mut meta: serde_json::Value = serde_json::from_slice(&std::fs::read(ingest.join("meta")).unwrap()).unwrap();
+        meta["startedAt"] = then.to_string().into();
+        std::fs::write(ingest.join("meta"), meta.to_string()).unwrap();
         let data = std::fs::File::options().write(true).open(ingest.join("data")).unwrap();
         data.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(AGED)).unwrap();
     }

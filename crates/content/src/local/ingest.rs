@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use orlop_oci::Digest;
-use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::files::{self, IoContext as _};
 use crate::{Error, IngestOptions, Result, Status};
@@ -17,6 +18,34 @@ use crate::{Error, IngestOptions, Result, Status};
 const ATTEMPTS: usize = 64;
 
 const ABORTED: &str = ".aborted-";
+
+/// The file that describes a write.
+const META: &str = "meta";
+
+/// What `meta` says, as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    #[serde(rename = "ref")]
+    reference: String,
+    #[serde(rename = "startedAt")]
+    started_at: Timestamp,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    total: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expected: Option<Digest>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(total: &u64) -> bool {
+    *total == 0
+}
+
+impl Meta {
+    /// None if it is not there or not whole.
+    fn read(directory: &OwnedFd) -> Option<Self> {
+        serde_json::from_str(&files::read_text(directory, META)?).ok()
+    }
+}
 
 /// The directory of one ingest.
 pub(super) fn path_of(root: &Path, reference: &str) -> PathBuf {
@@ -121,26 +150,23 @@ impl IngestDir {
         &self.fd
     }
 
-    /// Writes the small files.
+    /// Writes `meta`: one file, since file systems make and remove each at a cost that grows with how many went just before.
     fn describe(&self, status: &Status) -> Result<()> {
-        let write =
-            |name: &str, text: &str| files::write_text(&self.fd, name, text).context("write", &self.path.join(name));
-        write("ref", &status.reference)?;
-        write("startedat", &status.started_at.to_string())?;
-        write("updatedat", &status.updated_at.to_string())?;
-        if status.total != 0 {
-            write("total", &status.total.to_string())?;
-        }
-        match &status.expected {
-            Some(expected) => write("expected", expected.as_str()),
-            None => Ok(()),
-        }
+        let meta = Meta {
+            reference: status.reference.clone(),
+            started_at: status.started_at,
+            total: status.total,
+            expected: status.expected.clone(),
+        };
+        let text = serde_json::to_string(&meta).expect("text, numbers and times");
+        files::write_text(&self.fd, META, &text).context("write", &self.path.join(META))
     }
 
     /// Keeps the time of the last write, which the data's own time tells only to the kernel's tick. One that is lost
     /// costs no more than that.
-    pub(super) fn note_update(&self, updated_at: Timestamp) {
-        let _ = files::write_text(&self.fd, "updatedat", &updated_at.to_string());
+    pub(super) fn note_update(&self, data: &File, updated_at: Timestamp) {
+        let time = Timespec { tv_sec: updated_at.as_second(), tv_nsec: updated_at.subsec_nanosecond().into() };
+        let _ = rustix::fs::futimens(data, &Timestamps { last_access: time, last_modification: time });
     }
 
     /// Removes the files and then the directory. Nothing depends on its success: what stays is an empty ingest.
@@ -164,18 +190,23 @@ impl Drop for IngestDir {
 fn read_status(directory: &OwnedFd, path: &Path, reference: String) -> Result<Status> {
     let of_directory = rustix::fs::fstat(directory).context("stat", path)?;
     let of_data: Option<Stat> = rustix::fs::statat(directory, "data", AtFlags::SYMLINK_NOFOLLOW).ok();
-    let text = |name: &str| files::read_text(directory, name);
     let touched = files::modified(of_data.as_ref().unwrap_or(&of_directory));
+    let offset = of_data.map_or(0, |stat| stat.st_size.unsigned_abs());
+    if let Some(meta) = Meta::read(directory) {
+        let Meta { started_at, total, expected, .. } = meta;
+        // The kernel's tick may be before the moment in which the write began.
+        return Ok(Status { reference, offset, total, expected, started_at, updated_at: touched.max(started_at) });
+    }
+    // Another program's, or the kill of one came first.
+    let text = |name: &str| files::read_text(directory, name);
+    let time = |name: &str| text(name).and_then(|text| text.trim().parse::<Timestamp>().ok());
     Ok(Status {
         reference,
-        offset: of_data.map_or(0, |stat| stat.st_size.unsigned_abs()),
+        offset,
         total: text("total").and_then(|text| text.trim().parse().ok()).unwrap_or(0),
         expected: text("expected").and_then(|text| text.trim().parse().ok()),
-        started_at: text("startedat").and_then(|text| text.trim().parse().ok()).unwrap_or(touched),
-        // A writer that was killed noted an older time than the data's.
-        updated_at: text("updatedat")
-            .and_then(|text| text.trim().parse().ok())
-            .map_or(touched, |noted: Timestamp| noted.max(touched)),
+        started_at: time("startedat").unwrap_or(touched),
+        updated_at: time("updatedat").map_or(touched, |noted| noted.max(touched)),
     })
 }
 
@@ -207,9 +238,10 @@ pub(super) fn statuses(root: &Path) -> Result<Vec<Status>> {
     Ok(found)
 }
 
-/// The ref of the ingest directory `name`, if its `ref` file is whole.
+/// The ref of the ingest directory `name`, if the file that says it is whole.
 fn reference_in(directory: &OwnedFd, name: &str) -> Option<String> {
-    files::read_text(directory, "ref").filter(|reference| Digest::of(reference.as_bytes()).hex() == name)
+    let reference = Meta::read(directory).map(|meta| meta.reference).or_else(|| files::read_text(directory, "ref"));
+    reference.filter(|reference| Digest::of(reference.as_bytes()).hex() == name)
 }
 
 /// Drops a write and its bytes, whoever has it open.

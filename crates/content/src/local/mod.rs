@@ -1,12 +1,13 @@
-//! The content store on local files, in containerd's layout.
+//! The content store on local files: blobs in containerd's layout.
 //!
 //! ```text
 //! DIR/
 //!   blobs/<algorithm>/<hex>          immutable, mode 0444
 //!   ingest/<sha256 of ref>/          one write in progress; its directory is locked (flock) while a writer is open
-//!     data                           the bytes so far
-//!     ref, startedat, updatedat      text; times in RFC 3339
-//!     total, expected                text; absent if not known
+//!     data                           the bytes so far; its time is that of the last write
+//!     meta                           JSON: ref, startedAt, and if known total and expected
+//!     ref, startedat, updatedat,     instead of `meta`, where containerd began: text, times in RFC 3339
+//!     total
 //!   ingest/.aborted-<…>/             an aborted write whose files are being removed
 //! ```
 //!

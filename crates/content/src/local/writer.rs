@@ -126,8 +126,9 @@ struct Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        // After a commit or an abort the directory is gone, and nothing is written.
-        self.directory.note_update(self.status.updated_at);
+        if self.check_alive().is_ok() {
+            self.directory.note_update(&self.data, self.status.updated_at);
+        }
     }
 }
 
