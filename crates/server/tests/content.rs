@@ -9,7 +9,7 @@ use orlop_api::containerd::services::content::v1::content_client::ContentClient;
 use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_metadata::gc::Disposal;
-use orlop_oci::Digest;
+use orlop_oci::{Algorithm, Digest, Digester};
 use prost_types::FieldMask;
 use tonic::{Code, Request, Status};
 
@@ -91,6 +91,27 @@ async fn any_other_offset_must_be_where_the_ingest_ends() {
     assert_eq!(answers[0].offset, 5, "what was written before stays");
     let (_, error) = call(&node, request(vec![commit(5, b"6")])).await;
     assert!(error.is_none());
+}
+
+/// What was hashed as it came does not count where something else was written before.
+#[tokio::test]
+async fn every_answer_has_the_digest_of_all_that_is_written_however_it_came_to_be() {
+    let node = Node::new();
+    let digests = |answers: &[pb::WriteContentResponse]| answers.iter().map(|a| a.digest.clone()).collect::<Vec<_>>();
+    let of = |texts: &[&str]| texts.iter().map(|text| Digest::of(text.as_bytes()).to_string()).collect::<Vec<_>>();
+    let (answers, _) = call(&node, request(vec![write(0, b"first "), write(6, b""), write(6, b"call, ")])).await;
+    assert_eq!(digests(&answers), of(&["first ", "first ", "first call, "]));
+    let (answers, _) = call(&node, request(vec![write(12, b"second"), write(18, b" call")])).await;
+    assert_eq!(digests(&answers), of(&["first call, second", "first call, second call"]));
+    let (answers, _) = call(&node, request(vec![write(0, b"again"), write(5, b" it is"), write(0, b"begun")])).await;
+    assert_eq!(digests(&answers), of(&["again", "again it is", "begun"]));
+    let mut longer = Digester::new(Algorithm::Sha512);
+    longer.update(b"begun anew");
+    let expected = longer.finish().to_string();
+    let last = pb::WriteContentRequest { expected: expected.clone(), ..commit(5, b" anew") };
+    let (answers, error) = call(&node, request(vec![last])).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(digests(&answers), [expected]);
 }
 
 #[tokio::test]
