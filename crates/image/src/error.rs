@@ -142,15 +142,27 @@ pub enum Error {
         reason: String,
     },
     /// Indexes nest too deeply, or one contains itself.
-    #[error("{digest}: indexes are nested more than {limit} deep")]
+    #[error("{digest}: indexes are nested more than {limit} deep (limits.index_depth in the configuration)")]
     TooDeep {
         /// The index at which it was given up.
         digest: Digest,
         /// The bound.
         limit: usize,
     },
+    /// A manifest, index or config that is larger than is allowed.
+    #[error(
+        "{digest}: {size} bytes, more than the {limit} that a document may have (limits.manifest_bytes in the configuration)"
+    )]
+    TooLarge {
+        /// The document.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+        /// The bound.
+        limit: u64,
+    },
     /// An index names more documents than are sane.
-    #[error("{digest}: more than {limit} documents")]
+    #[error("{digest}: more than {limit} documents (limits.index_documents in the configuration)")]
     TooMany {
         /// The target.
         digest: Digest,
@@ -257,7 +269,7 @@ pub enum ArchiveError {
     #[error("it holds no image")]
     Empty,
     /// It has no end.
-    #[error("it has more than {limit} entries")]
+    #[error("it has more than {limit} entries (limits.archive_entries in the configuration)")]
     Entries {
         /// The bound.
         limit: u64,
@@ -304,6 +316,7 @@ impl Error {
             | Self::Document { .. }
             | Self::Inconsistent { .. }
             | Self::TooDeep { .. }
+            | Self::TooLarge { .. }
             | Self::TooMany { .. }
             | Self::DiffId { .. }
             | Self::Refused(_)

@@ -71,7 +71,7 @@ pub use reconcile::{RECONCILER, Reconciled};
 pub use remove::{Plan, Reason, RemoveRequest, Removed};
 pub use resolve::{DocumentRow, Found, Inspection};
 pub use rows::{ImageRow, ListRequest, RecordRow, Sizes, SnapshotRow};
-pub use settings::Settings;
+pub use settings::{Limits, Settings};
 pub use usage::{DiskUsage, GcOutcome, GcRequest, HashReferenceUsage};
 
 /// The operations on images of one root.

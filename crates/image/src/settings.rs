@@ -1,6 +1,7 @@
 //! What the operations do unless a request says otherwise.
 
-use orlop_oci::{Platform, Reference};
+use orlop_oci::{MAX_MANIFEST_BYTES, Platform, Reference};
+use orlop_snapshot::apply;
 
 use crate::Gate;
 
@@ -25,6 +26,50 @@ pub struct Settings {
     pub grace_seconds: i64,
     /// What may come in.
     pub gate: Gate,
+    /// How much of it.
+    pub limits: Limits,
+}
+
+/// Bounds on what comes in, called as the keys of the configuration. What is in the store already is read whatever they say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Of each layer.
+    pub layer: apply::Limits,
+    /// Bytes of a manifest, index or config; at most [`orlop_oci::MAX_MANIFEST_BYTES`].
+    pub manifest_bytes: u64,
+    /// Indexes within indexes.
+    pub index_depth: usize,
+    /// Documents of one target: indexes and manifests.
+    pub index_documents: usize,
+    /// Entries of an archive that is imported.
+    pub archive_entries: u64,
+}
+
+impl Limits {
+    /// The largest that each bound may be set to, and what holds for what is there.
+    pub const OUTER: Self = Self {
+        layer: apply::Limits::DEFAULT,
+        manifest_bytes: MAX_MANIFEST_BYTES,
+        index_depth: 64,
+        index_documents: 65_536,
+        archive_entries: 100_000_000,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            layer: apply::Limits::DEFAULT,
+            // What registries take.
+            manifest_bytes: MAX_MANIFEST_BYTES,
+            // Real ones have one or two levels.
+            index_depth: 8,
+            // The largest public indexes have some dozens.
+            index_documents: 2048,
+            // An image has a few for each layer.
+            archive_entries: 1_000_000,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -39,6 +84,7 @@ impl Default for Settings {
             pin_unsupplied: true,
             grace_seconds: 24 * 3600,
             gate: Gate::default(),
+            limits: Limits::default(),
         }
     }
 }

@@ -11,16 +11,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use orlop_metadata::ManifestSummary;
 use orlop_oci::{
-    ChainId, Descriptor, DiffId, Digest, Document, DocumentError, ImageConfig, ImageId, MAX_MANIFEST_BYTES, MediaKind,
-    Platform, PlatformMatcher, chain_ids,
+    ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, MediaKind, Platform, PlatformMatcher,
+    chain_ids,
 };
 
-use crate::{Error, Missing, Result};
+use crate::{Error, Limits, Missing, Result};
 
-/// Indexes within indexes: real ones have one or two levels.
-const MAX_DEPTH: usize = 8;
-/// Documents of one target: the largest public indexes have some dozens.
-const MAX_DOCUMENTS: usize = 2048;
 /// Of a user with a group.
 const MAX_USER_BYTES: usize = 256;
 
@@ -29,6 +25,11 @@ const MAX_USER_BYTES: usize = 256;
 pub(crate) trait Documents: Send + Sync {
     /// The bytes, checked against the digest; `None` if they are not to be had.
     async fn load(&self, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>>;
+
+    /// How much there may be of them: of what is there already, whatever was let in.
+    fn limits(&self) -> Limits {
+        Limits::OUTER
+    }
 }
 
 /// What is wanted of a target.
@@ -142,6 +143,7 @@ fn bounded(mut user: String) -> String {
 pub(crate) async fn walk(documents: &dyn Documents, name: &str, target: &Descriptor, select: &Select) -> Result<Tree> {
     let mut walk = Walk {
         documents,
+        limits: documents.limits(),
         name,
         tree: Tree { target: target.clone(), nodes: Vec::new(), missing: Vec::new() },
         seen: HashMap::new(),
@@ -158,6 +160,7 @@ pub(crate) async fn walk(documents: &dyn Documents, name: &str, target: &Descrip
 
 struct Walk<'a> {
     documents: &'a dyn Documents,
+    limits: Limits,
     name: &'a str,
     tree: Tree,
     seen: HashMap<Digest, usize>,
@@ -172,8 +175,9 @@ impl Walk<'_> {
         if self.absent.contains(&descriptor.digest) {
             return Ok(None);
         }
-        if self.tree.nodes.len() >= MAX_DOCUMENTS {
-            return Err(Error::TooMany { digest: self.tree.target.digest.clone(), limit: MAX_DOCUMENTS });
+        if self.tree.nodes.len() >= self.limits.index_documents {
+            let limit = self.limits.index_documents;
+            return Err(Error::TooMany { digest: self.tree.target.digest.clone(), limit });
         }
         let kind = kind_word(descriptor);
         let Some(raw) = load_bytes(self.documents, descriptor, kind).await? else {
@@ -317,9 +321,9 @@ impl Walk<'_> {
         let mut open = vec![(root, 1)];
         let mut visited = BTreeSet::from([root]);
         while let Some((at, depth)) = open.pop() {
-            if depth > MAX_DEPTH {
+            if depth > self.limits.index_depth {
                 let digest = self.tree.nodes[at].descriptor.digest.clone();
-                return Err(Error::TooDeep { digest, limit: MAX_DEPTH });
+                return Err(Error::TooDeep { digest, limit: self.limits.index_depth });
             }
             self.tree.nodes[at].wanted = true;
             let children = self.tree.nodes[at].document.index().map(|i| i.manifests.clone()).unwrap_or_default();
@@ -385,9 +389,9 @@ impl Walk<'_> {
 }
 
 async fn load_bytes(documents: &dyn Documents, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
-    if descriptor.size > MAX_MANIFEST_BYTES {
-        let source = DocumentError::TooLarge { size: descriptor.size };
-        return Err(Error::Document { digest: descriptor.digest.clone(), source });
+    let limit = documents.limits().manifest_bytes;
+    if descriptor.size > limit {
+        return Err(Error::TooLarge { digest: descriptor.digest.clone(), size: descriptor.size, limit });
     }
     let Some(raw) = documents.load(descriptor, kind).await? else { return Ok(None) };
     if raw.len() as u64 != descriptor.size {

@@ -361,3 +361,31 @@ async fn an_index_that_names_no_manifest_lacks_none() {
     assert_eq!(node.names(), ["example.com/none:1"]);
     node.is_sound().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_and_documents_of_an_archive_are_limited() {
+    let mut made = Made::default();
+    let image = made.image("amd64", &layers()[..1]);
+    let entries = oci_layout(&made, &[called(&image, IMAGE_NAME, "example.com/app:1")], &[]);
+    let index = entries.iter().find(|entry| entry.path == b"index.json").map(|entry| match &entry.kind {
+        orlop_testkit::tar::Kind::File(bytes) => bytes.len() as u64,
+        other => panic!("{other:?}"),
+    });
+    let (count, index) = (entries.len() as u64, index.unwrap());
+    for (key, entries_limit, bytes, is_taken) in [
+        ("archive_entries", count, 4096, true),
+        ("archive_entries", count - 1, 4096, false),
+        ("manifest_bytes", count, index.max(1024), true),
+        ("manifest_bytes", count, index - 1, false),
+    ] {
+        let mut settings = orlop_image::Settings::default();
+        (settings.limits.archive_entries, settings.limits.manifest_bytes) = (entries_limit, bytes);
+        let node = Node::with(settings);
+        let imported = import(&node, tar(&entries), &ImportRequest::default()).await;
+        assert_eq!(imported.is_ok(), is_taken, "{key}: {imported:?}");
+        if let Err(error) = imported {
+            assert!(error.to_string().contains(&format!("limits.{key}")), "{error}");
+            nothing_shows(&node);
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::proxy::Proxy;
 use common::{Entry, Made, Node, Shelf, client, layers, on, scope};
 use orlop_content::{IngestManager, IngestOptions, Ingester};
-use orlop_image::{Error, Event, PullRequest, Stage};
+use orlop_image::{Error, Event, PullRequest, Settings, Stage};
 use orlop_metadata::Scope;
 use orlop_oci::{Descriptor, Digest, media_type};
 use orlop_testkit::{compress, tar::tar};
@@ -247,6 +247,47 @@ async fn nested_indexes_are_followed_up_to_a_bound() {
     shelf.push(&made, "team/nested:deep", &index).await;
     let error = node.pull(&shelf.name("team/nested:deep")).await.unwrap_err();
     assert!(matches!(error, Error::TooDeep { .. }), "{error}");
+    // Fourteen levels; and the store reads what was let in whatever the bound is now.
+    for (depth, is_taken) in [(13, false), (14, true)] {
+        let node = Node::with(limited(|limits| limits.index_depth = depth));
+        let pulled = node.pull(&shelf.name("team/nested:deep")).await;
+        assert_eq!(pulled.is_ok(), is_taken, "{depth}: {pulled:?}");
+        assert!(is_taken || pulled.unwrap_err().to_string().contains("limits.index_depth"));
+        node.images.set_settings(Settings::default());
+        node.is_sound().await;
+    }
+}
+
+fn limited(set: impl FnOnce(&mut orlop_image::Limits)) -> Settings {
+    let mut settings = Settings::default();
+    set(&mut settings.limits);
+    settings
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_are_limited_in_number_and_bytes() {
+    let (shelf, mut made) = (Shelf::start().await, Made::default());
+    let images: Vec<_> = (0..3).map(|at| made.image(&format!("arch{at}"), &layers()[..1])).collect();
+    let index = made.index(&[on(&images[0], "arch0"), on(&images[1], "arch1"), on(&images[2], "amd64")]);
+    shelf.push(&made, "team/many:v1", &index).await;
+    let largest = made.order.iter().map(|digest| &made.blobs[digest]).filter(|(kind, _)| kind.contains("json"));
+    let largest = largest.map(|(_, bytes)| bytes.len() as u64).max().unwrap();
+    let cases: [(&str, Settings, bool); 4] = [
+        ("index_documents", limited(|limits| limits.index_documents = 4), true),
+        ("index_documents", limited(|limits| limits.index_documents = 3), false),
+        ("manifest_bytes", limited(|limits| limits.manifest_bytes = largest), true),
+        ("manifest_bytes", limited(|limits| limits.manifest_bytes = largest - 1), false),
+    ];
+    for (key, settings, is_taken) in cases {
+        let node = Node::with(settings);
+        let request = PullRequest { all_platforms: true, no_unpack: true, ..PullRequest::default() };
+        let pulled = node.pull_with(&shelf.name("team/many:v1"), request).await;
+        assert_eq!(pulled.is_ok(), is_taken, "{key}: {pulled:?}");
+        if let Err(error) = pulled {
+            assert!(error.to_string().contains(&format!("limits.{key}")), "{error}");
+            assert!(node.names().is_empty());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,7 +182,12 @@ fn hint(error: &image::Error) -> &str {
             "nothing of the image became visible. Its bytes are what its digest says, so pulling again will not help: \
              ask who built it, or use another version"
         }
-        E::DiffId { .. } | E::Inconsistent { .. } | E::Document { .. } | E::TooDeep { .. } | E::TooMany { .. } => {
+        E::DiffId { .. }
+        | E::Inconsistent { .. }
+        | E::Document { .. }
+        | E::TooDeep { .. }
+        | E::TooLarge { .. }
+        | E::TooMany { .. } => {
             "nothing of the image became visible. The image is malformed: ask who built it, or use another version"
         }
         E::NoPlatform { .. } => "choose one of these with --platform, or take all with --all-platforms",

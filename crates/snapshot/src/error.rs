@@ -27,10 +27,12 @@ pub enum Error {
         target: String,
     },
     /// A layer is more than the limits allow.
-    #[error("layer refused: more than {limit} {what}")]
+    #[error("layer refused: more than {limit} {what} (limits.{key} in the configuration)")]
     Limit {
         /// What is bounded.
         what: &'static str,
+        /// The bound's name: as in [`crate::apply::Limits`], and in the configuration.
+        key: &'static str,
         /// The bound.
         limit: u64,
     },

@@ -233,7 +233,7 @@ fn too_many_entries_are_refused_at_the_limit() {
     let dir = tempfile::tempdir().unwrap();
     let driver = NativeDriver::open(dir.path().join("native")).unwrap();
     driver.create(SnapshotId(1), &[], &meta(None)).unwrap();
-    let options = Options { limits: Limits { entries: 2_000, ..Limits::default() }, ..Options::default() };
+    let options = Options { limits: Limits { layer_entries: 2_000, ..Limits::default() }, ..Options::default() };
     let error = apply(many_entries(1_000_000), &driver.apply_target(SnapshotId(1)), &options).unwrap_err();
     assert!(matches!(error, Error::Limit { .. }), "{error}");
     driver.remove(SnapshotId(1), None).unwrap();

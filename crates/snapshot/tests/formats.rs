@@ -161,55 +161,124 @@ fn entries_that_no_layer_has_are_refused() {
     }
 }
 
-#[test]
-fn limits_hold() {
-    let small = Limits {
-        entries: 10,
-        path_bytes: 100,
-        header_bytes: 4096,
-        xattr_bytes: 1000,
-        sparse_regions: 5,
-        tar_bytes: 1 << 20,
-        ..Limits::default()
-    };
-    let options = Options { limits: small, ..Options::default() };
-    let what = |tar: &Tar| {
-        let root = tempfile::tempdir().unwrap();
-        match apply(&tar.end()[..], &target(root.path()), &options) {
-            Err(Error::Limit { what, .. }) => what,
-            other => panic!("{other:?}"),
-        }
-    };
-    let file = |tar: &mut Tar, pax: Vec<(String, Vec<u8>)>| {
-        tar.entry(EntryType::Regular, "f", "", &Meta { pax, ..Meta::default() }, b"");
-    };
-    let mut many = Tar::default();
-    for number in 0..11 {
-        many.file(&number.to_string(), "");
+/// What one limit says of a tar: `None` if it takes it.
+fn limited(limits: Limits, tar: &[u8]) -> Option<(&'static str, String)> {
+    let root = tempfile::tempdir().unwrap();
+    match apply(tar, &target(root.path()), &Options { limits, ..Options::default() }) {
+        Ok(_) => None,
+        Err(error) => match &error {
+            Error::Limit { key, .. } => Some((key, error.to_string())),
+            Error::Damaged { .. } if error.to_string().contains("zstd_window_bytes") => {
+                Some(("zstd_window_bytes", error.to_string()))
+            }
+            other => panic!("{other}"),
+        },
     }
-    assert_eq!(what(&many), "entries");
-    assert_eq!(what(Tar::default().file(&"x/".repeat(51), "")), "bytes in a path");
-    assert_eq!(what(Tar::default().symlink("l", &"x/".repeat(51))), "bytes in a path");
-    let mut through_links = Tar::default();
-    through_links.symlink("l", &"y/".repeat(49)).file(&format!("l/{}", "x/".repeat(40)), "");
-    assert_eq!(what(&through_links), "bytes in a path");
-    let mut xattrs = Tar::default();
-    file(&mut xattrs, vec![("SCHILY.xattr.user.x".into(), vec![b'x'; 1001])]);
-    assert_eq!(what(&xattrs), "bytes of extended attributes in an entry");
-    let mut headers = Tar::default();
-    file(&mut headers, vec![("comment".into(), vec![b'x'; 5000])]);
-    assert_eq!(what(&headers), "bytes in an entry's headers");
-    let mut regions = Tar::default();
-    file(&mut regions, vec![("GNU.sparse.map".into(), b"0,0,1,0,2,0,3,0,4,0,5,0".to_vec())]);
-    assert_eq!(what(&regions), "regions in a sparse file");
-    let mut huge = Tar::default();
-    file(
-        &mut huge,
-        vec![("GNU.sparse.size".into(), b"9000000000000000000".to_vec()), ("GNU.sparse.map".into(), b"0,0".to_vec())],
+}
+
+/// Just within the limit, and just beyond it; the error names the key and, unless it is a sum of others, the bound.
+#[track_caller]
+fn both_sides(key: &str, limits: &Limits, within: &[u8], beyond: &[u8]) {
+    assert_eq!(limited(limits.clone(), within), None, "{key}");
+    let (found, said) = limited(limits.clone(), beyond).unwrap_or_else(|| panic!("{key}: taken"));
+    assert_eq!(found, key, "{said}");
+    assert!(said.contains(&format!("limits.{key}")), "{said}");
+}
+
+fn with_pax(records: &[(&str, &[u8])], content: &[u8]) -> Vec<u8> {
+    let pax = records.iter().map(|(key, value)| ((*key).to_owned(), value.to_vec())).collect();
+    let mut tar = Tar::default();
+    tar.entry(EntryType::Regular, "f", "", &Meta { pax, ..Meta::default() }, content);
+    tar.end()
+}
+
+#[test]
+fn entries_are_limited() {
+    let many = |count: usize| (0..count).fold(Tar::default(), |mut tar, n| tar.file(&n.to_string(), "").clone()).end();
+    both_sides("layer_entries", &Limits { layer_entries: 10, ..Limits::default() }, &many(10), &many(11));
+}
+
+#[test]
+fn paths_are_limited_in_bytes_links_resolved() {
+    let limits = Limits { path_bytes: 100, ..Limits::default() };
+    let path = |bytes: usize| format!("{}{}", "x/".repeat(40), "y".repeat(bytes - 80));
+    both_sides(
+        "path_bytes",
+        &limits,
+        &Tar::default().file(&path(100), "").end(),
+        &Tar::default().file(&path(101), "").end(),
     );
-    assert_eq!(what(&huge), "bytes in files");
+    let link = |bytes| Tar::default().symlink("l", &path(bytes)).end();
+    both_sides("path_bytes", &limits, &link(100), &link(101));
+    let through =
+        |count| Tar::default().symlink("l", &"y/".repeat(40)).file(&format!("l/{}f", "x/".repeat(count)), "").end();
+    both_sides("path_bytes", &limits, &through(9), &through(40));
+}
+
+#[test]
+fn directories_are_limited_in_depth_links_resolved() {
+    let limits = Limits { directory_depth: 20, ..Limits::default() };
+    let deep = |depth| Tar::default().file(&format!("{}f", "d/".repeat(depth)), "").end();
+    both_sides("directory_depth", &limits, &deep(20), &deep(21));
+    let through =
+        |depth| Tar::default().symlink("l", &"e/".repeat(10)).file(&format!("l/{}f", "d/".repeat(depth)), "").end();
+    both_sides("directory_depth", &limits, &through(10), &through(13));
+}
+
+#[test]
+fn headers_are_limited() {
+    let limits = Limits { header_bytes: 4096, ..Limits::default() };
+    both_sides(
+        "header_bytes",
+        &limits,
+        &with_pax(&[("comment", &[b'x'; 4000])], b""),
+        &with_pax(&[("comment", &[b'x'; 5000])], b""),
+    );
+}
+
+#[test]
+fn attributes_are_limited() {
+    let limits = Limits { xattr_bytes: 1000, ..Limits::default() };
+    let attribute = |bytes: usize| with_pax(&[("SCHILY.xattr.user.x", &vec![b'x'; bytes])], b"");
+    both_sides("xattr_bytes", &limits, &attribute(994), &attribute(995));
+}
+
+#[test]
+fn regions_of_sparse_files_are_limited() {
+    let limits = Limits { sparse_regions: 5, ..Limits::default() };
+    let regions = |count: usize| {
+        let map: Vec<String> = (0..count).map(|n| format!("{n},1")).collect();
+        let (size, map) = (count.to_string(), map.join(","));
+        let records: [(&str, &[u8]); 2] = [("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())];
+        with_pax(&records, &vec![b'x'; count])
+    };
+    both_sides("sparse_regions", &limits, &regions(5), &regions(6));
+}
+
+#[test]
+fn bytes_of_files_and_of_the_stream_are_limited() {
+    let limits = Limits { layer_bytes: 64 << 10, ..Limits::default() };
+    let holes =
+        |size: u64| with_pax(&[("GNU.sparse.size", size.to_string().as_bytes()), ("GNU.sparse.map", b"0,0")], b"");
+    both_sides("layer_bytes", &limits, &holes(64 << 10), &holes((64 << 10) + 1));
     // Behind the tar's end, where only the stream is counted.
-    assert_eq!(what(&Tar(vec![0; 2 << 20])), "bytes uncompressed");
+    both_sides("layer_bytes", &limits, &vec![0; 64 << 10], &vec![0; (64 << 10) + 1]);
+}
+
+#[test]
+fn windows_of_zstd_are_limited() {
+    let packed = |log: u32| {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.set_parameter(zstd::zstd_safe::CParameter::WindowLog(log)).unwrap();
+        std::io::Write::write_all(&mut encoder, &Tar::default().file("f", "x").end()).unwrap();
+        encoder.finish().unwrap()
+    };
+    both_sides(
+        "zstd_window_bytes",
+        &Limits { zstd_window_bytes: 1 << 20, ..Limits::default() },
+        &packed(20),
+        &packed(21),
+    );
 }
 
 #[test]
@@ -226,5 +295,5 @@ fn a_bomb_is_refused_before_it_fills_the_disk() {
     let bomb = bomb.finish().unwrap();
     let root = tempfile::tempdir().unwrap();
     let error = apply(&bomb[..], &target(root.path()), &Options::default()).unwrap_err();
-    assert!(matches!(error, Error::Limit { what: "bytes uncompressed for each compressed byte", .. }), "{error}");
+    assert!(matches!(error, Error::Limit { key: "layer_ratio", .. }), "{error}");
 }

@@ -43,7 +43,7 @@ impl Cage {
             deferred: (whiteouts != Whiteouts::Delete).then(|| self.parent.path().join("deferred")),
         };
         // Small limits, so that no case takes long or much.
-        let limits = Limits { tar_bytes: 64 << 20, zstd_window: 1 << 20, ..Limits::default() };
+        let limits = Limits { layer_bytes: 64 << 20, zstd_window_bytes: 1 << 20, ..Limits::default() };
         let _ = apply(bytes, &target, &Options { limits, squash_owners: false });
         assert_eq!(Self::outside(self.parent.path()), self.before);
     }

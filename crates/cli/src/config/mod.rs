@@ -4,6 +4,7 @@
 //! - `default.toml` names every key once, and says what [`Config::default`] says; a test holds both together.
 //! - A key that is not in it is refused, with file, line and the nearest key that is.
 
+mod limits;
 mod read;
 mod traces;
 
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use limits::Limits;
 use orlop_remote::ClientOptions;
 use orlop_server::{Background, CriSettings, ServeOptions};
 #[cfg(test)]
@@ -34,6 +36,7 @@ pub(crate) struct Config {
     pub(crate) serve: Serve,
     pub(crate) log: Log,
     pub(crate) images: Images,
+    pub(crate) limits: Limits,
     pub(crate) verify: Verify,
     pub(crate) cri: Cri,
     pub(crate) gc: Gc,
@@ -121,6 +124,7 @@ impl Default for Config {
             serve: Serve::default(),
             log: Log::default(),
             images: Images::default(),
+            limits: Limits::default(),
             verify: Verify::default(),
             cri: Cri::default(),
             gc: Gc::default(),
@@ -206,6 +210,7 @@ impl Config {
             pin_unsupplied,
             grace_seconds: grace_seconds.into(),
             snapshotter: self.snapshotter.clone().unwrap_or_default(),
+            limits: self.limits.to_image(),
             ..orlop_image::Settings::default()
         }
     }

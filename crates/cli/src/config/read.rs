@@ -121,6 +121,7 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
     if config.gc.trash_free_percent > 100 {
         return Err(("gc.trash_free_percent", format!("expected at most 100, found {}", config.gc.trash_free_percent)));
     }
+    config.limits.check()?;
     config.traces.check()?;
     if let Err(error) = config.log.level.parse::<tracing_subscriber::filter::Targets>() {
         return Err(("log.level", format!("{:?}: {error}", config.log.level)));

@@ -69,7 +69,7 @@ impl Rig {
             labels: BTreeMap::new(),
         };
         self.driver.create(id, &[], &meta).expect("a snapshot");
-        let limits = Limits { tar_bytes: MOST, zstd_window: 1 << 20, ..Limits::default() };
+        let limits = Limits { layer_bytes: MOST, zstd_window_bytes: 1 << 20, ..Limits::default() };
         let squash_owners = !rustix::process::geteuid().is_root();
         let applied = apply(reader, &self.driver.apply_target(id), &Options { limits, squash_owners });
         self.driver.remove(id, None).expect("any tree can be removed");

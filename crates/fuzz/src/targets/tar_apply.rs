@@ -55,14 +55,15 @@ const SUM: u8 = 1;
 const GZIP: u8 = 2;
 
 const LIMITS: Limits = Limits {
-    entries: 500,
+    layer_entries: 500,
     path_bytes: 4095,
+    directory_depth: 2_048,
     header_bytes: 64 << 10,
     xattr_bytes: 16 << 10,
     sparse_regions: 500,
-    tar_bytes: 4 << 20,
-    ratio: 500,
-    zstd_window: 1 << 20,
+    layer_bytes: 4 << 20,
+    layer_ratio: 500,
+    zstd_window_bytes: 1 << 20,
 };
 
 struct Rig {
@@ -139,7 +140,7 @@ fn run(bytes: &[u8]) {
         (native, overlay) => panic!("native: {native:?}, overlayfs: {overlay:?}"),
     };
     assert_eq!(applied, same);
-    assert!(applied.entries <= LIMITS.entries && applied.tar_bytes <= LIMITS.tar_bytes);
+    assert!(applied.entries <= LIMITS.layer_entries && applied.tar_bytes <= LIMITS.layer_bytes);
     assert_eq!(applied.source_bytes, packed.len() as u64);
     if flags & GZIP != 0 {
         assert_eq!(applied.diff_id.digest(), &Digest::of(&tar));

@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Writer};
 use orlop_metadata::ScopedContent;
-use orlop_oci::{Digest, MAX_MANIFEST_BYTES};
+use orlop_oci::Digest;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::tarball::{Kind, Tarball};
 use crate::error::ArchiveError;
-use crate::{BlobEvent, Error, Limit, Result, Stage};
+use crate::{BlobEvent, Error, Limit, Limits, Result, Stage};
 
 /// Files that say what the others are.
 const DOCUMENTS: [&str; 4] = ["index.json", "oci-layout", "manifest.json", "repositories"];
@@ -67,15 +67,16 @@ pub(super) fn read(
     content: &ScopedContent,
     handle: &Handle,
     told: &mpsc::Sender<BlobEvent>,
+    limits: &Limits,
 ) -> Result<Files> {
-    let mut tar = Tarball::new(super::tarball::unpacked(source)?);
+    let mut tar = Tarball::new(super::tarball::unpacked(source)?, limits);
     let mut files = Files::default();
     while let Some((path, kind)) = tar.next_entry()? {
         match kind {
             Kind::Other => {}
             Kind::Link(target) => drop(files.links.insert(path, target)),
             Kind::File(size) if DOCUMENTS.contains(&path.as_str()) => {
-                let bytes = document(&mut tar, &path, size)?;
+                let bytes = document(&mut tar, &path, size, limits.manifest_bytes)?;
                 if files.documents.get(&path).is_some_and(|before| *before != bytes) {
                     return Err(twice(&path));
                 }
@@ -105,9 +106,10 @@ fn twice(path: &str) -> Error {
     refused(path, "it occurs twice with different content".to_owned())
 }
 
-fn document<R: Read>(tar: &mut Tarball<R>, path: &str, size: u64) -> Result<Bytes> {
-    if size > MAX_MANIFEST_BYTES {
-        return Err(refused(path, format!("it has {size} bytes, more than the {MAX_MANIFEST_BYTES} allowed")));
+fn document<R: Read>(tar: &mut Tarball<R>, path: &str, size: u64, limit: u64) -> Result<Bytes> {
+    if size > limit {
+        let reason = format!("it has {size} bytes, more than {limit} (limits.manifest_bytes in the configuration)");
+        return Err(refused(path, reason));
     }
     let mut bytes = BytesMut::new();
     loop {

@@ -120,7 +120,8 @@ impl Session<'_> {
         let (writer, reader) = pipe();
         let (content, handle) = (self.content.clone(), tokio::runtime::Handle::current());
         let (told, mut events) = mpsc::channel(WAITING_EVENTS);
-        let reading = self.images.blocking(move |_| files::read(reader, &content, &handle, &told));
+        let limits = self.images.settings().limits.clone();
+        let reading = self.images.blocking(move |_| files::read(reader, &content, &handle, &told, &limits));
         let telling = async {
             while let Some(event) = events.recv().await {
                 (self.sink)(Event::Blob(event));

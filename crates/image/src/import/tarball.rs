@@ -14,8 +14,6 @@ const BLOCK: usize = 512;
 const INPUT: usize = 256 * 1024;
 /// Headers of one entry, extensions included.
 const MAX_HEADERS: usize = 2 << 20;
-/// Entries of an archive: an image has a few per layer.
-const MAX_ENTRIES: u64 = 1_000_000;
 /// Window of a zstd frame: what `zstd -d` accepts without being asked.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -40,6 +38,7 @@ pub(super) struct Tarball<R: Read> {
     content: u64,
     padding: u64,
     entries: u64,
+    most_entries: u64,
 }
 
 /// Unpacks gzip and zstd, told by their first bytes.
@@ -75,9 +74,18 @@ fn truncated(reason: &str) -> Error {
 }
 
 impl<R: Read> Tarball<R> {
-    pub(super) fn new(reader: R) -> Self {
+    pub(super) fn new(reader: R, limits: &crate::Limits) -> Self {
         let parser = Parser::new(Limits { max_metadata_size: 1 << 20, max_path_len: Some(4096), ..Limits::default() });
-        Self { reader, buffer: BytesMut::new(), ended: false, parser, content: 0, padding: 0, entries: 0 }
+        Self {
+            reader,
+            buffer: BytesMut::new(),
+            ended: false,
+            parser,
+            content: 0,
+            padding: 0,
+            entries: 0,
+            most_entries: limits.archive_entries,
+        }
     }
 
     /// The next entry's normal path and kind; `None` at the end.
@@ -130,8 +138,8 @@ impl<R: Read> Tarball<R> {
 
     fn count(&mut self) -> Result<()> {
         self.entries += 1;
-        if self.entries > MAX_ENTRIES {
-            return Err(Error::Archive(ArchiveError::Entries { limit: MAX_ENTRIES }));
+        if self.entries > self.most_entries {
+            return Err(Error::Archive(ArchiveError::Entries { limit: self.most_entries }));
         }
         Ok(())
     }

@@ -291,6 +291,10 @@ impl Documents for Session<'_> {
         }
         Ok(bytes)
     }
+
+    fn limits(&self) -> crate::Limits {
+        self.images.settings().limits.clone()
+    }
 }
 
 /// The documents that are in the store, and no others.

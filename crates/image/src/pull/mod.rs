@@ -225,8 +225,9 @@ impl Session<'_> {
 
     fn unpacker(&self, plan: &Plan) -> Result<Unpacker> {
         let snapshots = self.images.store().snapshots(&self.scope, &plan.snapshotter)?;
-        let squash_owners = !rustix::process::geteuid().is_root();
-        Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), squash_owners })
+        let limits = self.images.settings().limits.layer.clone();
+        let options = orlop_snapshot::apply::Options { squash_owners: !rustix::process::geteuid().is_root(), limits };
+        Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), options })
     }
 
     async fn bring_blobs(&self, tree: &Tree, plan: &Plan, unpacker: &Unpacker) -> Result<()> {

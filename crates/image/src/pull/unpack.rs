@@ -97,7 +97,7 @@ impl Drop for Stop<'_> {
 pub(crate) struct Unpacker {
     pub(crate) snapshots: ScopedSnapshots,
     pub(crate) actives: Arc<Actives>,
-    pub(crate) squash_owners: bool,
+    pub(crate) options: apply::Options,
 }
 
 impl Unpacker {
@@ -139,9 +139,8 @@ impl Unpacker {
 
     fn apply_to(&self, step: &Step, key: &str, reader: impl Read + Send) -> Result<u64> {
         let target = self.snapshots.apply_target(key)?;
-        let options = apply::Options { squash_owners: self.squash_owners, ..apply::Options::default() };
         let layer = step.layer.digest.clone();
-        let applied = apply::apply(reader, &target, &options).map_err(|source| Error::Layer { layer, source })?;
+        let applied = apply::apply(reader, &target, &self.options).map_err(|source| Error::Layer { layer, source })?;
         if applied.diff_id != step.diff_id {
             return Err(Error::DiffId {
                 layer: step.layer.digest.clone(),

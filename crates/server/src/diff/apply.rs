@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use orlop_content::BlockingReader;
 use orlop_metadata::Store;
-use orlop_snapshot::apply::{Applied, Options, apply};
+use orlop_snapshot::apply::{Applied, Limits, Options, apply};
 use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, TempMount, Whiteouts};
 use tonic::Status;
 
@@ -14,11 +14,12 @@ use crate::status::ToStatus;
 /// Applies a layer to the tree that `mounts` make writable. Blocks.
 pub(super) fn apply_to_mounts(
     store: &Store,
+    limits: Limits,
     mounts: &[Mount],
     reader: BlockingReader,
     sync: bool,
 ) -> Result<Applied, Status> {
-    let options = Options { squash_owners: !rustix::process::geteuid().is_root(), ..Options::default() };
+    let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits };
     let (target, _mounted) = match own_target(store, mounts)? {
         Some(target) => (target, None),
         None => {

@@ -29,7 +29,9 @@ impl Diff for Server {
         let reader = content.open(&layer.digest).await.map_err(|e| e.to_status())?;
         let reader = BlockingReader::new(Handle::current(), reader, 0);
         let store = self.store().clone();
-        let applied = blocking(move || apply::apply_to_mounts(&store, &mounts, reader, request.sync_fs)).await?;
+        let limits = self.images().settings().limits.layer.clone();
+        let apply = move || apply::apply_to_mounts(&store, limits, &mounts, reader, request.sync_fs);
+        let applied = blocking(apply).await?;
         let applied = Descriptor::new(media_type::OCI_LAYER, applied.diff_id.into_digest(), applied.tar_bytes);
         Ok(Response::new(pb::ApplyResponse { applied: Some(descriptor_to_wire(&applied)) }))
     }

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::Time;
 use super::attributes::{self, GIVE_OWNER, Made, Owner};
 use super::deferred::Deferred;
 use super::entry::Entry;
+use super::{Limits, Time};
 use crate::error::At as _;
 use crate::fs::{self, xattr};
 use crate::{ApplyTarget, Error, Result, Whiteouts};
@@ -81,7 +81,7 @@ pub(super) struct Directories {
     /// Hashes of the paths that this layer made or passed through; `None` where it made everything.
     own: Option<HashSet<u64>>,
     hasher: RandomState,
-    path_bytes: usize,
+    limits: Limits,
 }
 
 enum Resolved {
@@ -91,7 +91,7 @@ enum Resolved {
 }
 
 impl Directories {
-    pub(super) fn open(target: &ApplyTarget, owner: Owner, path_bytes: u32) -> Result<Self> {
+    pub(super) fn open(target: &ApplyTarget, owner: Owner, limits: &Limits) -> Result<Self> {
         let fd = fs::open_dir(&target.root).at("open", &target.root)?;
         let stat = rustix::fs::fstat(&fd).at("stat", &target.root)?;
         let is_empty = std::fs::read_dir(&target.root).at("read", &target.root)?.next().is_none();
@@ -107,7 +107,7 @@ impl Directories {
             open: HashMap::new(),
             own,
             hasher: RandomState::new(),
-            path_bytes: path_bytes as usize,
+            limits: limits.clone(),
         })
     }
 
@@ -249,9 +249,11 @@ impl Directories {
                 _ => {}
             }
             let here = fs::join(&at.path, &name);
-            if here.len() > self.path_bytes {
-                return Err(Error::Limit { what: "bytes in a path", limit: self.path_bytes as u64 });
+            if here.len() > self.limits.path_bytes as usize {
+                let limit = self.limits.path_bytes.into();
+                return Err(Error::Limit { what: "bytes in a path", key: "path_bytes", limit });
             }
+            self.limits.check_depth(&here)?;
             at = match self.step(&at, &name, here, entry, make)? {
                 Step::Into(dir) => dir,
                 Step::Link(target) => {

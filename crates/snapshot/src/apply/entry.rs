@@ -69,6 +69,7 @@ impl Entry {
         let hostile = |reason| Error::Hostile { entry: shorten(&name), reason };
         let kind = kind(parsed, raw).ok_or_else(|| hostile("it is of a kind that layers do not have"))?;
         let path = clean(raw).map_err(hostile)?;
+        limits.check_depth(&path)?;
         let link = link(parsed, kind).map_err(hostile)?;
         let id = |id: u64| {
             u32::try_from(id)
@@ -230,7 +231,11 @@ fn pax(data: &[u8], metadata: &mut Metadata, limits: &Limits) -> Result<()> {
     metadata.atime = atime.unwrap_or_default().max(metadata.mtime);
     let xattr_bytes: u64 = metadata.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum();
     if xattr_bytes > limits.xattr_bytes {
-        return Err(Error::Limit { what: "bytes of extended attributes in an entry", limit: limits.xattr_bytes });
+        return Err(Error::Limit {
+            what: "bytes of extended attributes in an entry",
+            key: "xattr_bytes",
+            limit: limits.xattr_bytes,
+        });
     }
     Ok(())
 }

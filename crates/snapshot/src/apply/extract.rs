@@ -69,13 +69,13 @@ struct Budget<'a> {
 impl Budget<'_> {
     fn take(&mut self, entry: &Entry) -> Result<()> {
         self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(Error::Limit { what: "entries", limit: self.limits.entries });
+        if self.entries > self.limits.layer_entries {
+            return Err(Error::Limit { what: "entries", key: "layer_entries", limit: self.limits.layer_entries });
         }
         let logical = entry.sparse.as_ref().map_or(entry.size, |(size, _)| *size);
         self.logical_bytes = self.logical_bytes.saturating_add(logical);
-        if self.logical_bytes > self.limits.tar_bytes {
-            return Err(Error::Limit { what: "bytes in files", limit: self.limits.tar_bytes });
+        if self.logical_bytes > self.limits.layer_bytes {
+            return Err(Error::Limit { what: "bytes in files", key: "layer_bytes", limit: self.limits.layer_bytes });
         }
         Ok(())
     }
@@ -99,7 +99,11 @@ fn next_entry(parser: &mut Parser, source: &mut Source, limits: &Limits) -> Resu
                 // Growing by half keeps reparsing of long sparse maps linear.
                 wanted = min_bytes.max(have + BLOCK).max(wanted + wanted / 2);
                 if min_bytes > most || have > most {
-                    return Err(Error::Limit { what: "bytes in an entry's headers", limit: most as u64 });
+                    return Err(Error::Limit {
+                        what: "bytes in an entry's headers",
+                        key: "header_bytes",
+                        limit: most as u64,
+                    });
                 }
             }
             ParseEvent::Entry { consumed, entry } => {
@@ -165,12 +169,15 @@ fn check_sparse(entry: &Entry) -> Result<()> {
 
 fn parse_error(error: ParseError, limits: &Limits) -> Error {
     match error {
-        ParseError::PathTooLong { .. } => Error::Limit { what: "bytes in a path", limit: u64::from(limits.path_bytes) },
+        ParseError::PathTooLong { .. } => {
+            Error::Limit { what: "bytes in a path", key: "path_bytes", limit: limits.path_bytes.into() }
+        }
         ParseError::MetadataTooLarge { .. } => {
-            Error::Limit { what: "bytes in an entry's headers", limit: u64::from(limits.header_bytes) }
+            Error::Limit { what: "bytes in an entry's headers", key: "header_bytes", limit: limits.header_bytes.into() }
         }
         ParseError::TooManySparseEntries { .. } => {
-            Error::Limit { what: "regions in a sparse file", limit: limits.sparse_regions as u64 }
+            let limit = limits.sparse_regions as u64;
+            Error::Limit { what: "regions in a sparse file", key: "sparse_regions", limit }
         }
         other => Error::Damaged { reason: format!("the tar cannot be read: {other}") },
     }

@@ -1,11 +1,11 @@
 //! Unpacks zstd, frame by frame, in bounded memory (RFC 8878, 3.1).
 //!
 //! A frame's header says how much history its decoder must keep: the window. Up to [`COMMON_WINDOW`] every layer may have
-//! its own; that is what all levels up to 19 and the builders of images use. Larger ones, up to [`Limits::zstd_window`],
+//! its own; that is what all levels up to 19 and the builders of images use. Larger ones, up to [`Limits::zstd_window_bytes`],
 //! are unpacked one layer at a time in the whole process, so that the memory of a pull stays bounded however many layers
 //! come at once. Still larger ones are refused.
 //!
-//! [`Limits::zstd_window`]: super::Limits::zstd_window
+//! [`Limits::zstd_window_bytes`]: super::Limits::zstd_window_bytes
 
 use std::io::{self, BufRead, Read};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -79,8 +79,8 @@ impl<R: BufRead> Frames<R> {
         if window > self.limit {
             let (asked, limit) = (window.div_ceil(1 << 20), self.limit >> 20);
             return Err(invalid(format!(
-                "its zstd frame needs {asked} MiB of memory (its window), at most {limit} MiB are allowed: compress the layer \
-                 without --long and --ultra"
+                "its zstd frame needs {asked} MiB of memory (its window), at most {limit} MiB are allowed \
+                 (limits.zstd_window_bytes in the configuration): compress the layer without --long and --ultra"
             )));
         }
         if window > COMMON_WINDOW && self.large.is_none() {

@@ -50,11 +50,12 @@ pub(super) fn run(
 }
 
 fn check_expansion(tar_bytes: u64, source_bytes: u64, limits: &Limits) -> Result<()> {
-    if tar_bytes > limits.tar_bytes {
-        return Err(Error::Limit { what: "bytes uncompressed", limit: limits.tar_bytes });
+    if tar_bytes > limits.layer_bytes {
+        return Err(Error::Limit { what: "bytes uncompressed", key: "layer_bytes", limit: limits.layer_bytes });
     }
-    if tar_bytes > Limits::RATIO_FREE_BYTES && tar_bytes / limits.ratio.max(1) > source_bytes {
-        return Err(Error::Limit { what: "bytes uncompressed for each compressed byte", limit: limits.ratio });
+    if tar_bytes > Limits::RATIO_FREE_BYTES && tar_bytes / limits.layer_ratio.max(1) > source_bytes {
+        let what = "bytes uncompressed for each compressed byte";
+        return Err(Error::Limit { what, key: "layer_ratio", limit: limits.layer_ratio });
     }
     Ok(())
 }
@@ -103,7 +104,7 @@ impl<R: Read> Stream<R> {
         match magic.as_slice() {
             [0x1f, 0x8b, ..] => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(input(magic))))),
             start if frames::is_zstd(start) => {
-                Ok(Self::Zstd(Frames::new(input(magic), limits.zstd_window).map_err(damaged)?))
+                Ok(Self::Zstd(Frames::new(input(magic), limits.zstd_window_bytes).map_err(damaged)?))
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Err(unknown_packing("xz")),
             [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A'] => Err(unknown_packing("bzip2")),

@@ -33,7 +33,7 @@ pub(super) struct Tree<'a> {
 impl<'a> Tree<'a> {
     pub(super) fn open(target: &'a ApplyTarget, options: &Options) -> Result<Self> {
         let owner = Owner::current(options.squash_owners);
-        Ok(Self { target, dirs: Directories::open(target, owner, options.limits.path_bytes)?, links: 0 })
+        Ok(Self { target, dirs: Directories::open(target, owner, &options.limits)?, links: 0 })
     }
 
     /// Applies `entry`, reading content from `source`, and returns how much of it is left unread.
