@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use orlop_content::Trouble;
+
 use crate::paint::Tone;
 
 /// Stopped by a signal (contract: exit codes).
@@ -46,12 +48,13 @@ fn class_of_code(code: tonic::Code) -> Class {
 
 /// The class of an operating system error.
 pub(crate) fn class_of_io(error: &io::Error) -> Class {
-    match error.kind() {
-        io::ErrorKind::NotFound => Class::NotFound,
-        io::ErrorKind::AlreadyExists => Class::Conflict,
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::NotPermitted,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
-        _ => Class::Failed,
+    match (Trouble::of(error), error.kind()) {
+        (_, io::ErrorKind::NotFound) => Class::NotFound,
+        (_, io::ErrorKind::AlreadyExists) => Class::Conflict,
+        (Trouble::Denied | Trouble::ReadOnly, _) => Class::NotPermitted,
+        (Trouble::Full, _) => Class::NoSpace,
+        (Trouble::Files, _) => Class::Unavailable,
+        (Trouble::Disk | Trouble::Other, _) => Class::Failed,
     }
 }
 
@@ -78,7 +81,9 @@ impl CliError {
 
     pub(crate) fn io(operation: &str, path: Option<&Path>, source: io::Error) -> Self {
         let place = path.map(|p| format!(" {}", p.display())).unwrap_or_default();
-        Self::new(class_of_io(&source), format!("{operation}{place}: {source}"))
+        let advice = Trouble::of(&source).advice();
+        let hint = (!advice.is_empty()).then(|| advice.to_owned());
+        Self { hint, ..Self::new(class_of_io(&source), format!("{operation}{place}: {source}")) }
     }
 
     /// For `map_err` on file operations.

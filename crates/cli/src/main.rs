@@ -26,10 +26,12 @@ mod progress;
 mod settings;
 mod top;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, ColorChoice, CommandFactory, FromArgMatches};
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     // Before options are understood: what is wrong with them is told in colour too.
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
     if !alone {
         output::set_up_logging(&cli.global);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(source) => return error::report(&error::CliError::io("start the runtime", None, source)),
     };
@@ -69,6 +71,18 @@ fn main() -> ExitCode {
     // Tasks that wait for the network are dropped; a write that is in a system call ends first.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     code
+}
+
+/// What tasks run on. Where no descriptor is left for signals tokio panics: here that is an error like any other.
+fn runtime() -> io::Result<Runtime> {
+    let shown = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let built = std::panic::catch_unwind(|| tokio::runtime::Builder::new_multi_thread().enable_all().build());
+    std::panic::set_hook(shown);
+    built.unwrap_or_else(|_| {
+        let why = std::os::unix::net::UnixStream::pair().err();
+        Err(why.unwrap_or_else(|| rustix::io::Errno::MFILE.into()))
+    })
 }
 
 /// Whether a value was given on the command line, not by the environment.

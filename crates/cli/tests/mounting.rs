@@ -14,10 +14,13 @@ use orlop_api::containerd::services::mounts::v1 as pb;
 use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
 use orlop_api::containerd::types::{ActivationInfo, Mount};
 use orlop_api::{LEASE_HEADER, NAMESPACE_HEADER};
+use orlop_testkit::archive::oci_archive;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
+use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::mounts::{Cleaned, loops, mounted, need_file_system, need_loop_devices, no_loops};
 use orlop_testkit::process::{Daemon, need, need_root};
 use orlop_testkit::served::Served;
+use orlop_testkit::tar::Entry;
 use rustix::process::Signal;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -294,4 +297,30 @@ fn a_daemon_that_may_not_mount_says_so_and_leaves_nothing() {
         assert_eq!(client.info(name).unwrap_err().code(), Code::NotFound);
     }
     assert_eq!((mounted(&root).len(), loops(&root).len()), (0, 0));
+}
+
+/// Regression: after a start of the machine, or a mount that failed on a full disk and could not be taken back, `umount` failed because
+/// nothing was mounted, and `mount` because something was.
+#[test]
+fn a_mount_that_is_gone_is_put_away() {
+    if !need_root() {
+        return;
+    }
+    let store = Orlop::new();
+    let image = Content::image(&Image::host().layer(Layer::new([Entry::file("hello", "hello")])));
+    let (archive, place) = (store.path("image.tar"), store.path("mounted"));
+    std::fs::write(&archive, oci_archive(&[("docker.io/library/good:1", &image)])).unwrap();
+    store.ok(["import", archive.to_str().unwrap()]);
+    std::fs::create_dir(&place).unwrap();
+    let place = place.to_str().unwrap();
+    store.ok(["mount", "good:1", place]);
+    rustix::mount::unmount(place, rustix::mount::UnmountFlags::empty()).unwrap();
+    let done = store.run(["mount", "good:1", place]);
+    assert!(done.code == 4 && done.err.contains("orlop umount"), "{done:?}");
+    store.ok(["umount", place]);
+    store.ok(["mount", "good:1", place]);
+    assert_eq!(std::fs::read_to_string(Path::new(place).join("hello")).unwrap(), "hello");
+    store.ok(["umount", place]);
+    assert_eq!(store.ok(["leases", "ls", "-o", "name"]), "");
+    store.is_sound();
 }

@@ -31,6 +31,7 @@ mod local;
 mod memory;
 #[cfg(feature = "suite")]
 pub mod suite;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,6 +45,7 @@ use jiff::Timestamp;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 use orlop_oci::Digest;
+pub use trouble::Trouble;
 
 /// A blob's name, size and times.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -24,7 +24,7 @@ pub struct CheckRequest {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// A stable word: `blob-damaged`, `blob-missing`, `blob-size`, `snapshot-missing`, `hash-reference-missing`,
-    /// `hash-reference-stranded`, `image-incomplete`, `document-invalid`.
+    /// `hash-reference-stranded`, `image-incomplete`, `document-invalid`, `metadata-stopped`.
     pub class: &'static str,
     /// What it is about.
     pub subject: String,
@@ -300,5 +300,17 @@ fn check_metadata(store: &Store) -> Result<Vec<Problem>> {
         };
         Problem { class, subject, detail, fix: "keep a copy of the root and report it".to_owned() }
     });
-    Ok(problems.collect())
+    Ok(problems.chain(stopped(store)).collect())
+}
+
+/// That the store takes no changes since its disk failed.
+fn stopped(store: &Store) -> Option<Problem> {
+    let fix =
+        "look at the kernel's log (dmesg) and at the disk; when it is well, start the daemon again and check again";
+    Some(Problem {
+        class: "metadata-stopped",
+        subject: "meta.db".to_owned(),
+        detail: format!("no changes are taken: {}", store.stopped()?),
+        fix: fix.to_owned(),
+    })
 }

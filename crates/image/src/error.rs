@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use orlop_content as content;
+use orlop_content::{self as content, Trouble};
 use orlop_metadata::{self as metadata, Fault};
 use orlop_oci::{Digest, DocumentError, Platform, PlatformError, ReferenceError};
 use orlop_remote as remote;
@@ -55,6 +55,10 @@ pub enum ErrorKind {
     Unavailable,
     /// Not possible here.
     Unsupported,
+    /// The disk fails.
+    Disk,
+    /// No more files can be opened.
+    Files,
     /// Anything else.
     Failed,
 }
@@ -353,6 +357,7 @@ fn metadata_kind(error: &metadata::Error) -> ErrorKind {
         metadata::Error::Invalid { .. } | metadata::Error::Filter(_) => ErrorKind::Invalid,
         metadata::Error::NewerFormat { .. } => ErrorKind::Unsupported,
         metadata::Error::ReadOnly { .. } => ErrorKind::Permission,
+        metadata::Error::Stopped { .. } => ErrorKind::Unavailable,
         metadata::Error::Content(inner) => content_kind(inner),
         metadata::Error::Snapshot(inner) => snapshot_kind(inner),
         metadata::Error::Io { source, .. } => io_kind(source),
@@ -401,11 +406,13 @@ fn snapshot_kind(error: &snapshot::Error) -> ErrorKind {
 }
 
 fn io_kind(error: &io::Error) -> ErrorKind {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Permission,
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        _ => ErrorKind::Failed,
+    match Trouble::of(error) {
+        Trouble::Full => ErrorKind::NoSpace,
+        Trouble::Denied | Trouble::ReadOnly => ErrorKind::Permission,
+        Trouble::Disk => ErrorKind::Disk,
+        Trouble::Files => ErrorKind::Files,
+        Trouble::Other if error.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+        Trouble::Other => ErrorKind::Failed,
     }
 }
 

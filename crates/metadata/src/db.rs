@@ -5,6 +5,7 @@
 //! - Everything that is written goes through [`Db::write`] or [`Db::write_together`]: `BEGIN IMMEDIATE`, the closure or
 //!   closures, the lines for `history.log` appended and synced, `COMMIT`. So lines of the log are in the order of the
 //!   commits, over all processes.
+//! - Whatever fails goes through [`Db::told`], which stops writes if it is the disk ([`crate::fault`]).
 //! - Opening reads the schema and nothing else; it takes the same time for an empty root and a full one.
 //!
 //! # Concurrency
@@ -18,9 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 
 use crate::changes::Watchers;
+use crate::fault::{self, Latch};
 use crate::history::Log;
 use crate::readers::{Held, Readers};
 use crate::reserve::{Loan, Reserve};
@@ -46,6 +48,7 @@ pub(crate) struct Db {
     clock: Clock,
     watchers: Watchers,
     reserve: Reserve,
+    latch: Latch,
 }
 
 /// Tells the time: the system's clock, or a test's.
@@ -71,6 +74,7 @@ impl Db {
         let db = Self {
             log: Log::new(root),
             reserve: Reserve::new(root),
+            latch: Latch::default(),
             clock,
             watchers: Watchers::default(),
             path,
@@ -82,13 +86,15 @@ impl Db {
         match db.access {
             Access::ReadWrite => {
                 let mut connection = db.connect_lending()?;
-                format::migrate(&mut connection, &db.path)?;
+                let migrated = format::migrate(&mut connection, &db.path);
+                migrated.map_err(|error| db.told(fault::explained(&connection, &db.path, error), "open"))?;
                 db.writer.put(Some(connection));
                 db.reserve.fill();
             }
             Access::ReadOnly { .. } => {
                 let connection = db.connect()?;
-                format::check(&connection, &db.path)?;
+                let checked = format::check(&connection, &db.path);
+                checked.map_err(|error| db.told(fault::explained(&connection, &db.path, error), "open"))?;
                 db.readers.put(connection);
             }
         }
@@ -98,26 +104,32 @@ impl Db {
     /// Why this database cannot be written; `None` if it can.
     pub(crate) fn read_only_reason(&self) -> Option<&str> {
         match &self.access {
-            Access::ReadWrite => None,
+            Access::ReadWrite => self.latch.reason(),
             Access::ReadOnly { reason, .. } => Some(reason),
         }
     }
 
+    /// What stops writes once the disk has failed.
+    pub(crate) fn latch(&self) -> &Latch {
+        &self.latch
+    }
+
     /// Runs `f` on one consistent snapshot of the database.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let connection = self.readers.take(|| self.connect())?;
-        let snapshot = connection.unchecked_transaction()?;
-        f(&snapshot)
+        let connection = self.readers.take(|| self.connect_reading())?;
+        let read = || f(&*connection.unchecked_transaction()?);
+        read().map_err(|error| self.told(fault::explained(&connection, &self.path, error), "read"))
     }
 
     /// A number that is another one after any commit, whoever made it.
     pub(crate) fn data_version(&self) -> Result<i64> {
         let mut watch = lock(&self.watch);
         if watch.is_none() {
-            *watch = Some(self.connect()?);
+            *watch = Some(self.connect_reading()?);
         }
         let connection = watch.as_ref().expect("filled above");
-        Ok(connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+        let version = connection.pragma_query_value(None, "data_version", |row| row.get(0)).map_err(Error::from);
+        version.map_err(|error| self.told(fault::explained(connection, &self.path, error), "read"))
     }
 
     /// Runs `f` in a write transaction and commits what it did, if it succeeds. `operation` names it in errors.
@@ -154,27 +166,44 @@ impl Db {
         self.with_tools(|tools| self.writer.together(tools, f)).map_err(|error| self.told(error, operation))
     }
 
-    fn check_writable(&self) -> Result<()> {
+    /// Says why it cannot be written, if so.
+    pub(crate) fn check_writable(&self) -> Result<()> {
         let Some(reason) = self.read_only_reason() else { return Ok(()) };
-        let path = self.path.parent().unwrap_or(&self.path).to_owned();
-        Err(Error::ReadOnly { path, reason: reason.to_owned() })
+        let (path, reason) = (self.path.parent().unwrap_or(&self.path).to_owned(), reason.to_owned());
+        Err(match self.latch.reason() {
+            Some(_) => Error::Stopped { path, reason },
+            None => Error::ReadOnly { path, reason },
+        })
     }
 
     fn with_tools<T>(&self, write: impl FnOnce(&Tools<'_>) -> T) -> T {
         let (now, connect) = (|| self.now(), || self.connect());
         let _held = Held::new();
-        write(&Tools { log: &self.log, watchers: &self.watchers, now: &now, connect: &connect })
+        write(&Tools { path: &self.path, log: &self.log, watchers: &self.watchers, now: &now, connect: &connect })
     }
 
-    /// Says what was tried; a full disk is a full disk, whoever meets it.
+    /// Says what was tried; a full disk is a full disk, whoever meets it. If the disk fails, writes are stopped.
     fn told(&self, error: Error, operation: &'static str) -> Error {
-        match error {
+        let error = match error {
+            Error::Io { path, source, .. } if path == self.path => Error::Io { operation, path, source },
+            error if fault::is_unopened(&error) => match fault::try_to_make_a_file(&self.path) {
+                Err(why) => why,
+                Ok(()) => error,
+            },
             error @ Error::Database { .. } if error.fault() == Fault::Full => {
                 Error::Io { operation, path: self.path.clone(), source: io::ErrorKind::StorageFull.into() }
             }
             Error::Database { source, .. } => Error::Database { operation, source },
             other => other,
+        };
+        let ours = match &error {
+            Error::Io { path, .. } => *path == self.path || self.log.is_at(path),
+            other => matches!(other, Error::Database { .. }),
+        };
+        if ours {
+            self.latch.note(&error, (self.clock)());
         }
+        error
     }
 
     /// Where writers meet.
@@ -194,20 +223,30 @@ impl Db {
     }
 
     fn connect(&self) -> Result<Connection> {
-        let connection = connect(&self.path, &self.access)?;
+        let connection = connect(&self.path, &self.access).map_err(|error| self.told(error, "open"))?;
         if matches!(self.access, Access::ReadOnly { .. }) {
             format::complete(&connection, &self.path)?;
         }
         Ok(connection)
     }
 
+    /// A connection to read by. Where the disk no longer lets it be opened for writing, reading goes on all the same.
+    fn connect_reading(&self) -> Result<Connection> {
+        if self.latch.reason().is_none() {
+            match self.connect() {
+                Err(_) if self.latch.reason().is_some() => {}
+                connected => return connected,
+            }
+        }
+        connect(&self.path, &Access::ReadOnly { reason: String::new(), immutable: false })
+    }
+
     /// The first connection makes the index of the write-ahead log; on a full disk it needs the reserve for that.
     fn connect_lending(&self) -> Result<Connection> {
         match self.connect() {
-            Err(error) if error.fault() == Fault::Full && self.reserve.lend_for_opening() => self.connect(),
+            Err(error) if fault::is_full(&error) && self.reserve.lend_for_opening() => self.connect(),
             other => other,
         }
-        .map_err(|error| self.told(error, "open the database"))
     }
 
     /// Makes room for a deletion or a lease on a full disk, until what it returns is dropped.
@@ -248,30 +287,59 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Opens the file. What SQLite cannot open for writing it opens for reading without a word, or fails at that and tells of it
+/// alone: so the system is asked why no file can be made here, and if one can, SQLite once more.
 fn connect(path: &Path, access: &Access) -> Result<Connection> {
-    let opening = |source| Error::Database { operation: "open meta.db", source };
+    let usable = |tried: &Result<Connection>| match tried {
+        Ok(connection) => !connection.is_readonly(MAIN_DB).unwrap_or(false),
+        Err(error) => !fault::is_unopened(error),
+    };
+    let tried = try_connect(path, access);
+    if matches!(access, Access::ReadOnly { .. }) || usable(&tried) {
+        return tried;
+    }
+    fault::try_to_make_a_file(path)?;
+    let again = try_connect(path, access);
+    match again {
+        Ok(_) if !usable(&again) => {
+            let root = path.parent().unwrap_or(path).to_owned();
+            Err(Error::ReadOnly { path: root, reason: "meta.db can be opened for reading only".to_owned() })
+        }
+        again => again,
+    }
+}
+
+fn try_connect(path: &Path, access: &Access) -> Result<Connection> {
     let base = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = match access {
         Access::ReadWrite => {
             let flags = base | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-            Connection::open_with_flags(path, flags).map_err(opening)?
+            Connection::open_with_flags(path, flags).map_err(|source| fault::unopened(path, source))?
         }
         Access::ReadOnly { immutable, .. } => {
             let flags = base | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-            Connection::open_with_flags(read_only_uri(path, *immutable), flags).map_err(opening)?
+            Connection::open_with_flags(read_only_uri(path, *immutable), flags)
+                .map_err(|source| fault::unopened(path, source))?
         }
     };
+    prepare(&connection, access).map_err(|error| fault::explained(&connection, path, error))?;
+    Ok(connection)
+}
+
+fn prepare(connection: &Connection, access: &Access) -> Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     // Mapped pages would all count as this process's memory, and mapping them takes longer than reading them.
     connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     if matches!(access, Access::ReadWrite) {
-        enter_wal(&connection)?;
+        enter_wal(connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+        // Log and index are opened by the first read: what is wrong with them is to be met here.
+        connection.pragma_query_value(None, "schema_version", |_| Ok(()))?;
     }
-    Ok(connection)
+    Ok(())
 }
 
 /// Changing the journal mode does not wait for locks, so that waiting is done here. After the first time it changes
@@ -349,11 +417,12 @@ fn unwritable(root: &Path, path: &Path) -> Option<String> {
     use rustix::fs::{Access as Mode, access};
     let denied = |at: &Path| access(at, Mode::WRITE_OK).err();
     let errno = denied(root).or_else(|| denied(path).filter(|&e| e != rustix::io::Errno::NOENT))?;
-    Some(match errno {
-        rustix::io::Errno::ROFS => "the file system is read-only".to_owned(),
+    match errno {
+        rustix::io::Errno::ROFS => Some("the file system is read-only".to_owned()),
         rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
-            "this user may not write there; run as its owner, or choose another --root".to_owned()
+            Some("this user may not write there; run as its owner, or choose another --root".to_owned())
         }
-        other => other.to_string(),
-    })
+        // That says nothing of what may be done; what is wrong, opening tells.
+        _ => None,
+    }
 }

@@ -114,6 +114,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The disk failed beneath the metadata, and this process writes no more.
+    #[error("{} takes no changes any more, since its disk failed: {reason}", path.display())]
+    Stopped {
+        /// The root.
+        path: PathBuf,
+        /// The error that came first, and when.
+        reason: String,
+    },
     /// A directory that is something else than a root.
     #[error("{} is no Orlop store: expected a new or empty directory, or one with meta.db; found {found}", path.display())]
     ForeignRoot {

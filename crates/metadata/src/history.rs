@@ -210,6 +210,11 @@ impl Log {
         Self { path: root.join("history.log") }
     }
 
+    /// Whether this is its path.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        self.path == path
+    }
+
     /// Appends lines and syncs them; if that fails, takes back what it can.
     pub(crate) fn append(&self, lines: &[String]) -> Result<()> {
         self.try_append(lines).map_err(|source| Error::Io { operation: "append to", path: self.path.clone(), source })

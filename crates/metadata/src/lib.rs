@@ -15,6 +15,9 @@
 //! - **History.** Each change of an image record appends one row to `history` and one line to `history.log`, in the
 //!   transaction that makes the change.
 //!
+//! - **The first error of the disk stops writes.** After it, on a file of the metadata, this process only reads
+//!   ([`Store::stopped`]).
+//!
 //! # Concurrency
 //! Any number of processes may open one root. Readers never block (WAL); writers queue on SQLite's write lock with a busy
 //! timeout, and those of one process may share a transaction; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
@@ -28,6 +31,7 @@ mod content;
 mod db;
 mod edges;
 mod error;
+mod fault;
 mod filter;
 mod format;
 pub mod gc;

@@ -7,6 +7,7 @@
 //! # Invariants
 //! - The reserve is there as long as the file system ever had room for several of it while the root was open.
 //! - It is lent only where the file system is nearly full, and only to what reads the root or makes it smaller.
+//! - What this process has lent it takes back when the last borrower is done: before, others still need it.
 //!
 //! # Concurrency
 //! Several processes may lend and return at once: each step is one system call, and a reserve that is too small for a
@@ -15,8 +16,11 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use rustix::fs::FallocateFlags;
+
+use crate::db::lock;
 
 /// The whole reserve: a removal of some thousand records, in the write-ahead log and in the trash.
 const BYTES: u64 = 4 << 20;
@@ -31,6 +35,8 @@ const LEFT: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
+    /// Who borrows now.
+    borrowers: Mutex<usize>,
 }
 
 /// A loan from the reserve; returned when dropped.
@@ -39,13 +45,17 @@ pub(crate) struct Loan<'a>(&'a Reserve);
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        self.0.fill();
+        let mut borrowers = lock(&self.0.borrowers);
+        *borrowers -= 1;
+        if *borrowers == 0 {
+            self.0.fill();
+        }
     }
 }
 
 impl Reserve {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { path: root.join("reserve") }
+        Self { path: root.join("reserve"), borrowers: Mutex::default() }
     }
 
     /// Makes the reserve, or returns to it what was lent, as far as there is room. That it cannot be done is no failure
@@ -79,6 +89,8 @@ impl Reserve {
 
     /// Gives up all of it for a deletion, an undo or a lease, if the file system is nearly full.
     pub(crate) fn lend(&self) -> Loan<'_> {
+        let mut borrowers = lock(&self.borrowers);
+        *borrowers += 1;
         if self.free().is_some_and(|free| free < BYTES) && self.held().is_some_and(|held| held > 0) {
             self.shrink(0);
         }

@@ -123,7 +123,7 @@ impl Store {
     /// [`Error::ForeignRoot`], naming some of what is there.
     pub fn check_root(root: &Path) -> Result<()> {
         let entries = match std::fs::read_dir(root) {
-            Ok(entries) if !root.join("meta.db").exists() => entries,
+            Ok(entries) if root.join("meta.db").try_exists().is_ok_and(|there| !there) => entries,
             // What cannot be looked into, opening tells.
             _ => return Ok(()),
         };
@@ -150,6 +150,21 @@ impl Store {
     /// Why this root cannot be written; `None` if it can.
     pub fn read_only_reason(&self) -> Option<&str> {
         self.inner.db.read_only_reason()
+    }
+
+    /// Why this process writes no more, although it could: the disk failed beneath the metadata. Starting again is the way out.
+    pub fn stopped(&self) -> Option<&str> {
+        self.inner.db.latch().reason()
+    }
+
+    /// Waits until [`Store::stopped`] has something to say.
+    pub async fn until_stopped(&self) {
+        self.inner.db.latch().wait().await;
+    }
+
+    /// Says why this root cannot be written, if so.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.inner.db.check_writable()
     }
 
     /// The raw content store, without namespaces.
@@ -223,6 +238,11 @@ fn create_root(root: &Path) -> Result<()> {
     }
     let created = DirBuilder::new().recursive(true).mode(0o711).create(root);
     created.map_err(|source| match source.kind() {
+        // It is there, and looking at it failed just now.
+        io::ErrorKind::AlreadyExists => match std::fs::metadata(root) {
+            Err(source) => Error::Io { operation: "look at", path: root.to_owned(), source },
+            Ok(_) => Error::Io { operation: "create", path: root.to_owned(), source },
+        },
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             Error::ReadOnly { path: root.to_owned(), reason: format!("it does not exist and cannot be made: {source}") }
         }

@@ -20,7 +20,7 @@ use std::cell::RefCell;
 use std::io;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -28,6 +28,7 @@ use rusqlite::{Connection, ffi};
 
 use crate::changes::{Change, Notice, Watchers};
 use crate::db::{from_nanos, lock};
+use crate::fault;
 use crate::history::Log;
 use crate::{Error, Result};
 
@@ -111,6 +112,8 @@ struct Open {
 
 /// What a transaction is written with.
 pub(crate) struct Tools<'a> {
+    /// The database's file, for errors.
+    pub(crate) path: &'a Path,
     pub(crate) log: &'a Log,
     pub(crate) watchers: &'a Watchers,
     pub(crate) now: &'a dyn Fn() -> i64,
@@ -133,13 +136,16 @@ impl Writer {
         let mut state = self.enter();
         state.settle(tools);
         let connection = state.connection(tools)?;
-        begin(connection)?;
-        let _end = RollBack(connection);
-        check()?;
-        let tx = Tx { connection, now: (tools.now)(), noted: RefCell::default() };
-        let value = f(&tx)?;
-        commit(connection, tools, tx.noted.into_inner())?;
-        Ok(value)
+        let write = || {
+            begin(connection)?;
+            let _end = RollBack(connection);
+            check()?;
+            let tx = Tx { connection, now: (tools.now)(), noted: RefCell::default() };
+            let value = f(&tx)?;
+            commit(connection, tools, tx.noted.into_inner())?;
+            Ok(value)
+        };
+        write().map_err(|error| fault::explained(connection, tools.path, error))
     }
 
     /// Runs `f` in a transaction that others may share.
@@ -179,15 +185,16 @@ impl State {
     fn join<T>(&mut self, tools: &Tools<'_>, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
         self.connection(tools)?;
         let Self { connection: Some(connection), open } = self else { unreachable!("connected above") };
+        let explained = |error| fault::explained(connection, tools.path, error);
         if open.is_none() {
-            begin(connection)?;
+            begin(connection).map_err(explained)?;
             *open = Some(Open { members: 0, noted: Noted::default(), promise: Promise::default() });
         }
         let shared = open.as_mut().expect("begun above");
         let first = shared.members == 0;
-        let place = Place::take(connection, first)?;
+        let place = Place::take(connection, first).map_err(explained)?;
         let tx = Tx { connection, now: (tools.now)(), noted: RefCell::default() };
-        let done = catch_unwind(AssertUnwindSafe(|| f(&tx)));
+        let done = catch_unwind(AssertUnwindSafe(|| f(&tx).map_err(explained)));
         let noted = tx.noted.into_inner();
         let kept = match &done {
             Ok(Ok(_)) => place.keep(),
@@ -202,6 +209,7 @@ impl State {
             (Ok(()), _) => {}
             (Err(lost), _) => {
                 // SQLite has given the whole transaction up, as on a full disk.
+                let lost = explained(lost);
                 roll_back(connection);
                 let cause = if let Ok(Err(error)) = &done { Failure::of(error) } else { Failure::of(&lost) };
                 let shared = open.take().expect("begun above");
@@ -219,7 +227,8 @@ impl State {
         let (Some(connection), Some(open)) = (&self.connection, self.open.take()) else { return };
         let _end = RollBack(connection);
         let Open { noted, promise, .. } = open;
-        promise.keep(commit(connection, tools, noted).map_err(|error| Failure::of(&error)));
+        let ended = commit(connection, tools, noted).map_err(|error| fault::explained(connection, tools.path, error));
+        promise.keep(ended.map_err(|error| Failure::of(&error)));
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct Metrics {
     /// Passes of the reconciler that changed something.
     pub(crate) reconciled: Counter,
     stored: Family<Kind, Gauge>,
+    /// 1 if the store takes no changes.
+    read_only: Gauge,
     /// Spans, as they were last looked up.
     spans: Family<Fate, Counter>,
 }
@@ -88,6 +90,7 @@ impl Default for Metrics {
             missed: Counter::default(),
             reconciled: Counter::default(),
             stored: Family::default(),
+            read_only: Gauge::default(),
             spans: Family::default(),
         };
         registry.register("calls", "gRPC calls by method and status code", new.calls.clone());
@@ -117,6 +120,7 @@ impl Default for Metrics {
         registry.register("missed", "Garbage that the incremental collection had missed", new.missed.clone());
         registry.register("reconciled", "Passes that changed hash references", new.reconciled.clone());
         registry.register("stored", "What is in the store", new.stored.clone());
+        registry.register("read_only", "1 while the store takes no changes", new.read_only.clone());
         registry.register("spans", "Spans of traces by what became of them", new.spans.clone());
         Self { registry: Arc::new(registry), ..new }
     }
@@ -136,18 +140,28 @@ impl Metrics {
     }
 
     /// Everything as text, with what the store has, what was pulled, what became of spans and what the process takes.
-    pub(crate) fn text(&self, stored: Counts, pulled: u64, spans: Option<&SpanCounts>) -> String {
+    pub(crate) fn text(
+        &self,
+        stored: Option<Counts>,
+        pulled: u64,
+        spans: Option<&SpanCounts>,
+        read_only: bool,
+    ) -> String {
+        self.read_only.set(i64::from(read_only));
         self.pulled.inner().store(pulled, Ordering::Relaxed);
         for (result, count) in spans.into_iter().flat_map(SpanCounts::all) {
             self.spans.get_or_create(&Fate { result }).inner().store(count, Ordering::Relaxed);
         }
-        for (kind, count) in [
-            ("images", stored.images),
-            ("blobs", stored.blobs),
-            ("ingests", stored.ingests),
-            ("snapshots", stored.snapshots),
-            ("leases", stored.leases),
-        ] {
+        let stored = stored.map(|stored| {
+            [
+                ("images", stored.images),
+                ("blobs", stored.blobs),
+                ("ingests", stored.ingests),
+                ("snapshots", stored.snapshots),
+                ("leases", stored.leases),
+            ]
+        });
+        for (kind, count) in stored.into_iter().flatten() {
             self.stored.get_or_create(&Kind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         let mut text = String::new();
@@ -213,12 +227,13 @@ mod tests {
         metrics.collection("incremental", 7);
         let spans = SpanCounts::default();
         spans.dropped(4);
-        let text = metrics.text(Counts { blobs: 3, ..Counts::default() }, 9, Some(&spans));
+        let text = metrics.text(Some(Counts { blobs: 3, ..Counts::default() }), 9, Some(&spans), true);
         for line in [
             r#"orlop_calls_total{method="/a.B/C",code="OK"} 1"#,
             r#"orlop_call_seconds_count{method="/a.B/C"} 1"#,
             r#"orlop_stored{kind="blobs"} 3"#,
             "orlop_collected_bytes_total 7",
+            "orlop_read_only 1",
             "orlop_pulled_bytes_total 9",
             r#"orlop_spans_total{result="dropped"} 4"#,
             r#"orlop_spans_total{result="exported"} 0"#,

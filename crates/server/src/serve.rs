@@ -11,8 +11,8 @@ use orlop_remote::TraceHeaders;
 use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::{Channel, Server as Transport};
+use tonic_health::server::HealthReporter;
 
 use crate::AnswerStream;
 use crate::background::Collector;
@@ -37,6 +37,7 @@ pub struct Server {
     /// Keeps the exchange listening to the store.
     _watcher: Arc<Watcher>,
     metrics: Metrics,
+    health: HealthReporter,
     traces: Option<Traces>,
     /// The settings were replaced: what is there has to follow.
     reconfigured: Arc<Notify>,
@@ -57,6 +58,7 @@ impl Server {
             ending: CancellationToken::new(),
             _watcher,
             metrics: Metrics::default(),
+            health: HealthReporter::new(),
             traces: None,
             reconfigured: Arc::default(),
         }
@@ -145,6 +147,11 @@ impl Server {
         &self.metrics
     }
 
+    /// Where it is told how the server is; it serves as long as nothing else is told.
+    pub(crate) fn health(&self) -> HealthReporter {
+        self.health.clone()
+    }
+
     pub(crate) const fn traces(&self) -> Option<&Traces> {
         self.traces.as_ref()
     }
@@ -154,15 +161,17 @@ impl Server {
         self.traces().map(|traces| traces.send.clone())
     }
 
-    /// Everything that is counted, as Prometheus reads it.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn metrics_text(&self) -> Result<String, Status> {
+    /// Everything that is counted, as Prometheus reads it. Of what is in the store it says the last that was known if that cannot
+    /// be read.
+    pub async fn metrics_text(&self) -> String {
         let store = self.store().clone();
-        let stored = blocking(move || store.counts()).await?;
+        let stored = blocking(move || store.counts()).await;
+        if let Err(status) = &stored {
+            tracing::warn!(error = status.message(), "what is in the store cannot be counted");
+        }
         let spans = self.traces().map(|traces| &traces.counts);
-        Ok(self.metrics.text(stored, self.images.pulled_bytes(), spans))
+        let read_only = self.store().read_only_reason().is_some();
+        self.metrics.text(stored.ok(), self.images.pulled_bytes(), spans, read_only)
     }
 
     /// Brings the hash references of a changed record in order. The change itself stands, so a failure is only told to

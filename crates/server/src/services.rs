@@ -21,6 +21,8 @@ use orlop_api::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::service::{Routes, RoutesBuilder};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
 
 use crate::Server;
 
@@ -41,7 +43,7 @@ pub(crate) fn all(server: &Server) -> Routes {
     cri(server, &mut routes);
     orlop(server, &mut routes);
 
-    about(&mut routes);
+    about(server, &mut routes);
 
     routes.routes()
 }
@@ -80,10 +82,9 @@ fn orlop(server: &Server, routes: &mut RoutesBuilder) {
     routes.add_service(bounded!(OrlopServer, server.clone()));
 }
 
-/// Health, which is that of the process; and which services there are.
-fn about(routes: &mut RoutesBuilder) {
-    let (_, health) = tonic_health::server::health_reporter();
-    routes.add_service(health);
+/// Health; and which services there are.
+fn about(server: &Server, routes: &mut RoutesBuilder) {
+    routes.add_service(HealthServer::new(HealthService::from_health_reporter(server.health())));
     let builder = || {
         let builder = tonic_reflection::server::Builder::configure();
         descriptors().into_iter().fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set))

@@ -4,6 +4,7 @@
 use std::io;
 
 use orlop_api::error::{Class, Details, with_details};
+use orlop_content::Trouble;
 use orlop_image::ErrorKind;
 use orlop_metadata::{Fault, ObjectKind};
 use orlop_oci::{DigestError, PlatformError, ReferenceError};
@@ -28,6 +29,11 @@ impl ToStatus for Status {
 /// Messages travel in headers, for which clients have little room, and each byte may take three there.
 const MAX_MESSAGE_BYTES: usize = 2048;
 
+/// An error with what to do: what it says itself, else what the system error beneath it calls for.
+fn failed(error: &(dyn std::error::Error + 'static), kind: (Code, Class), hint: &str) -> Status {
+    status(&error, kind, if hint.is_empty() { Trouble::beneath(error).advice() } else { hint })
+}
+
 fn status(error: &dyn std::fmt::Display, (code, class): (Code, Class), hint: &str) -> Status {
     let hint = if hint.is_empty() { general_hint(class) } else { hint };
     let mut message = error.to_string();
@@ -41,6 +47,14 @@ fn status(error: &dyn std::fmt::Display, (code, class): (Code, Class), hint: &st
 /// What helps when meta.db is not a database any more: history.log can be read by people, and blobs are whole.
 const DAMAGED_DATABASE: &str =
     "restore meta.db from a backup, or move the root aside and pull again; its history.log says which images it had";
+
+/// What helps when the disk failed beneath the metadata.
+const STOPPED: &str = "what was answered holds, and what only reads goes on. Look at the kernel's log (dmesg) and at the disk; when it \
+                       is well, start the daemon again, and run `orlop check --deep`";
+
+/// What helps when the database failed and did not say why.
+const UNTOLD: &str = "look at what is free of space and inodes (df, df -i), at the kernel's log (dmesg) and at the limit of open files; then \
+                      try again";
 
 /// What helps whatever failed.
 fn general_hint(class: Class) -> &'static str {
@@ -95,7 +109,7 @@ impl ToStatus for content::Error {
             E::Io { source, .. } => (io_kind(source), ""),
             _ => ((Code::Internal, Class::Failed), ""),
         };
-        status(self, kind, hint)
+        failed(self, kind, hint)
     }
 }
 
@@ -112,7 +126,7 @@ impl ToStatus for snapshot::Error {
             E::Io { source, .. } | E::Source { source } => io_kind(source),
             _ => (Code::Internal, Class::Failed),
         };
-        status(self, kind, "")
+        failed(self, kind, "")
     }
 }
 
@@ -132,6 +146,7 @@ impl ToStatus for metadata::Error {
             E::Filter(inner) => return inner.to_status(),
             E::NewerFormat { .. } => (Code::FailedPrecondition, Class::Failed),
             E::ReadOnly { .. } => (Code::PermissionDenied, Class::NotPermitted),
+            E::Stopped { .. } => (Code::FailedPrecondition, Class::Unavailable),
             E::ForeignRoot { .. } => (Code::FailedPrecondition, Class::Conflict),
             E::InUse { .. } | E::Moved => (Code::Unavailable, Class::Unavailable),
             E::TrashEmpty => (Code::NotFound, Class::NotFound),
@@ -146,9 +161,11 @@ impl ToStatus for metadata::Error {
             E::ForeignRoot { .. } => "give --root a directory of its own: a new or an empty one, or that of a store",
             E::TrashEmpty => "what `rm --no-trash` removed or `gc --trash` emptied is gone for good: pull it again",
             E::Database { .. } if self.fault() == Fault::Damaged => DAMAGED_DATABASE,
+            E::Stopped { .. } => STOPPED,
+            E::Database { .. } if self.fault() == Fault::Other => UNTOLD,
             _ => "",
         };
-        status(self, kind, hint)
+        failed(self, kind, hint)
     }
 }
 
@@ -163,7 +180,7 @@ impl ToStatus for image::Error {
             _ => code_of(self.kind()),
         };
         let class = if matches!(self, E::Interrupted) { Class::Interrupted } else { class_of(self.kind()) };
-        status(self, (code, class), hint(self))
+        failed(self, (code, class), hint(self))
     }
 }
 
@@ -234,7 +251,7 @@ fn code_of(kind: ErrorKind) -> Code {
         ErrorKind::Conflict | ErrorKind::Verification | ErrorKind::Unsupported => Code::FailedPrecondition,
         ErrorKind::NoSpace => Code::ResourceExhausted,
         ErrorKind::Permission => Code::PermissionDenied,
-        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Unavailable | ErrorKind::Disk | ErrorKind::Files => Code::Unavailable,
         ErrorKind::Failed => Code::Internal,
     }
 }
@@ -247,19 +264,19 @@ fn class_of(kind: ErrorKind) -> Class {
         ErrorKind::Verification => Class::Verification,
         ErrorKind::NoSpace => Class::NoSpace,
         ErrorKind::Permission => Class::NotPermitted,
-        ErrorKind::Unavailable => Class::Unavailable,
-        ErrorKind::Unsupported | ErrorKind::Failed => Class::Failed,
+        ErrorKind::Unavailable | ErrorKind::Files => Class::Unavailable,
+        ErrorKind::Unsupported | ErrorKind::Disk | ErrorKind::Failed => Class::Failed,
     }
 }
 
 /// A missing file within the store is no object that a client could have named: it stays internal.
 fn io_kind(error: &io::Error) -> (Code, Class) {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Code::ResourceExhausted, Class::NoSpace),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            (Code::PermissionDenied, Class::NotPermitted)
-        }
-        _ => (Code::Internal, Class::Failed),
+    match Trouble::of(error) {
+        Trouble::Full => (Code::ResourceExhausted, Class::NoSpace),
+        Trouble::Denied | Trouble::ReadOnly => (Code::PermissionDenied, Class::NotPermitted),
+        Trouble::Disk => (Code::Unavailable, Class::Failed),
+        Trouble::Files => (Code::Unavailable, Class::Unavailable),
+        Trouble::Other => (Code::Internal, Class::Failed),
     }
 }
 

@@ -55,7 +55,7 @@ impl Served {
 
     /// Full collections so far.
     async fn full_collections(&self) -> u64 {
-        let text = self.node.server.metrics_text().await.unwrap();
+        let text = self.node.server.metrics_text().await;
         let found = text.lines().find_map(|line| line.strip_prefix(r#"orlop_collections_total{kind="full"} "#));
         found.map_or(0, |count| count.parse().unwrap())
     }
@@ -284,7 +284,7 @@ async fn everything_is_marked_from_time_to_time_and_nothing_was_missed() {
     let served = Served::start(node, background);
     let wanted = async {
         loop {
-            let text = served.node.server.metrics_text().await.unwrap();
+            let text = served.node.server.metrics_text().await;
             if text.contains(r#"orlop_collections_total{kind="full"}"#) {
                 return text;
             }

@@ -70,7 +70,7 @@ impl Daemon {
         let wanted = format!("{name} {wanted}");
         let reached = async {
             loop {
-                let text = self.node.server.metrics_text().await.unwrap();
+                let text = self.node.server.metrics_text().await;
                 if text.lines().any(|line| line == wanted) {
                     return;
                 }
@@ -78,7 +78,7 @@ impl Daemon {
             }
         };
         if tokio::time::timeout(PATIENCE, reached).await.is_err() {
-            panic!("never {wanted}:\n{}", self.node.server.metrics_text().await.unwrap());
+            panic!("never {wanted}:\n{}", self.node.server.metrics_text().await);
         }
     }
 
@@ -375,7 +375,7 @@ async fn what_is_no_protobuf_is_refused_and_harms_nothing() {
         assert_eq!(status, "12", "{path}: {message}");
         assert!(message.contains("unknown"), "{path}: {message}");
     }
-    let text = daemon.node.server.metrics_text().await.unwrap();
+    let text = daemon.node.server.metrics_text().await;
     assert!(!text.contains("no.such"), "clients cannot make time series: {text}");
     daemon.is_well().await;
 }
@@ -435,7 +435,7 @@ async fn streams_that_nobody_reads_hold_little_and_let_go() {
         unread.push(call.unwrap().into_inner());
     }
     daemon.gauge("orlop_calls_running", &STREAMS.to_string()).await;
-    let text = daemon.node.server.metrics_text().await.unwrap();
+    let text = daemon.node.server.metrics_text().await;
     let waiting: usize = text.lines().find_map(|l| l.strip_prefix("orlop_waiting_bytes ")).unwrap().parse().unwrap();
     assert!(waiting < (160 << 20), "{waiting} bytes wait: each stream holds {}", waiting / STREAMS);
     // Whoever does read gets everything.

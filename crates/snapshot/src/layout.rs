@@ -24,7 +24,7 @@ const PUBLIC: u32 = 0o755;
 impl Layout {
     /// Uses `root`, which is made if it is missing.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
-        stdfs::DirBuilder::new().recursive(true).mode(PRIVATE).create(&root).at("make the directory", &root)?;
+        make_directory(&root).at("make the directory", &root)?;
         let root = root.canonicalize().at("find", &root)?;
         Ok(Self { root })
     }
@@ -202,4 +202,15 @@ pub(crate) fn check_mountable(root: &Path) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Makes a directory, and those above it, unless it is there. If that cannot be looked at, the error says so: the standard library
+/// says of such a one that it is there already.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let Err(error) = stdfs::DirBuilder::new().recursive(true).mode(PRIVATE).create(path) else { return Ok(()) };
+    match stdfs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Err(unseen) if error.kind() == io::ErrorKind::AlreadyExists => Err(unseen),
+        _ => Err(error),
+    }
 }

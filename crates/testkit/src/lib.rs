@@ -10,6 +10,7 @@
 //! - [`tier`] says how much a test tries.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
 //! - [`power`] records what a program writes and makes every state that a power cut may leave of it.
+//! - [`faults`] lets system calls of a program fail, or kills it at one.
 //! - [`liar`] is a registry that serves what it is told; [`proxy`] breaks connections, [`token`] hands out tokens, [`tls`] makes certificates.
 //!
 //! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
@@ -19,6 +20,7 @@ pub mod compress;
 pub mod containerd;
 pub mod corpus;
 pub mod disk;
+pub mod faults;
 pub mod fingerprint;
 pub mod from_dir;
 pub mod go;

@@ -128,11 +128,18 @@ pub(crate) async fn umount(context: &Context, args: &UmountArgs) -> Result<()> {
         }
         _ => status.into(),
     })?;
-    orlop_snapshot::unmount(&dir).map_err(snapshot_error)?;
+    match orlop_snapshot::unmount(&dir) {
+        // Not mounted: the machine was started since, or mounting failed and the rest could not be taken away.
+        Err(orlop_snapshot::Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::InvalidInput => {}
+        unmounted => unmounted.map_err(snapshot_error)?,
+    }
     for resource in held.into_inner().resources {
         if let Some(snapshotter) = resource.r#type.strip_prefix("snapshots/") {
             let request = snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: resource.id };
-            context.clients.snapshots().remove(request).await?;
+            match context.clients.snapshots().remove(request).await {
+                Err(status) if status.code() == tonic::Code::NotFound => {}
+                removed => drop(removed?),
+            }
         }
     }
     context.clients.leases().delete(leases::DeleteRequest { id: key, sync: true }).await?;

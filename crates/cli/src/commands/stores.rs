@@ -192,6 +192,10 @@ async fn look_into(row: &mut Row, product: Product, server: Server, settings: &S
         }
         Err(status) => row.problem = Some(format!("its namespaces cannot be listed: {}", status.message())),
     }
+    if let Some(reason) = server.read_only().await {
+        row.problem = Some(format!("it takes no changes: {reason}"));
+        row.advice = Some("when its disk is well, start it again".into());
+    }
     row.version = server.version;
 }
 

@@ -130,7 +130,7 @@ async fn run_traced(
         let server = server.clone();
         let render = move || {
             let server = server.clone();
-            async move { server.metrics_text().await.map_err(|status| status.message().to_owned()) }
+            async move { Ok(server.metrics_text().await) }
         };
         beside.spawn(orlop_registry::metrics::serve(listener, render));
     }

@@ -17,6 +17,8 @@ use orlop_api::containerd::services::introspection::v1::introspection_client::In
 use orlop_api::containerd::services::namespaces::v1::ListNamespacesRequest;
 use orlop_api::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use orlop_api::containerd::services::version::v1::version_client::VersionClient;
+use orlop_api::runtime::v1::StatusRequest;
+use orlop_api::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
@@ -40,6 +42,16 @@ impl Server {
     /// Whether it is Orlop's daemon.
     pub(crate) fn is_orlop(&self) -> bool {
         self.version.as_deref().is_some_and(|version| version.contains("+orlop."))
+    }
+
+    /// Why Orlop's daemon takes no changes, if it says so.
+    pub(crate) async fn read_only(&self) -> Option<String> {
+        if !self.is_orlop() {
+            return None;
+        }
+        let asked = RuntimeServiceClient::new(self.channel.clone()).status(StatusRequest { verbose: true }).await;
+        let told: serde_json::Value = serde_json::from_str(asked.ok()?.get_ref().info.get("orlop")?).ok()?;
+        told["readOnly"].as_str().map(str::to_owned)
     }
 }
 

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use orlop_testkit::image::Content;
 
 use crate::common;
+use crate::verdict::images::{above, image_of};
 use crate::verdict::{self, Seen};
 use crate::workload::{Workload, explored};
-use crate::{above, image_of};
 
 const CLIENTS: usize = 4;
 

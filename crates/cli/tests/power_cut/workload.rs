@@ -11,6 +11,7 @@ use orlop_testkit::tier;
 use tempfile::TempDir;
 
 use crate::common;
+use crate::verdict::scratch::Scratch;
 use crate::verdict::{self, Seen};
 
 /// After one of so many states the command that was cut is given again.
@@ -170,27 +171,4 @@ pub(crate) fn command(root: &Path, args: &[&str]) -> Command {
     let mut command = common::binary();
     command.arg("--root").arg(root).args(["--namespace", "k8s.io", "-q"]).args(args);
     command
-}
-
-/// Where states are laid, one after the other: in memory where there is a file system in it.
-pub(crate) struct Scratch {
-    dir: TempDir,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        Self { dir: memory.expect("a temporary directory") }
-    }
-
-    /// A root that was made anew, in place of the last one.
-    pub(crate) fn lay(&self, lay: impl FnOnce(&Path) -> std::io::Result<()>) -> PathBuf {
-        let top = self.dir.path().join("top");
-        if top.exists() {
-            std::fs::remove_dir_all(&top).expect("the last state goes");
-        }
-        std::fs::create_dir(&top).expect("a directory");
-        lay(&top).expect("the state is laid");
-        top.join("root")
-    }
 }

@@ -111,3 +111,14 @@ pub(super) fn modified(stat: &Stat) -> Timestamp {
     #[allow(clippy::unnecessary_cast, reason = "the field's type differs from one architecture to the next")]
     Timestamp::new(stat.st_mtime as i64, stat.st_mtime_nsec as i32).unwrap_or(Timestamp::UNIX_EPOCH)
 }
+
+/// Makes a directory, and those above it, unless it is there. If that cannot be looked at, the error says so: the standard library
+/// says of such a one that it is there already.
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    let Err(error) = std::fs::create_dir_all(path) else { return Ok(()) };
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Err(unseen) if error.kind() == io::ErrorKind::AlreadyExists => Err(unseen),
+        _ => Err(error),
+    }
+}

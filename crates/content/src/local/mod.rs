@@ -80,7 +80,7 @@ impl LocalStore {
     /// [`Error::Io`] if the directory is neither there nor can be made. A store that can only be read opens too.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self> {
         let root = directory.into();
-        std::fs::create_dir_all(&root).context("create directory", &root)?;
+        files::make_directory(&root).context("create directory", &root)?;
         let (blobs, ingest) = (root.join("blobs"), root.join("ingest"));
         Ok(Self { paths: Arc::new(Paths { root, blobs, ingest }) })
     }

@@ -173,7 +173,8 @@ impl Ingest {
         let named = rustix::fs::statat(self.directory.fd(), "data", rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
         match named {
             Ok(named) if (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino) => Ok(()),
-            _ => Err(Error::no_ingest(&self.status.reference)),
+            Ok(_) | Err(rustix::io::Errno::NOENT) => Err(Error::no_ingest(&self.status.reference)),
+            Err(error) => Err(error).context("stat", &self.directory.path().join("data")),
         }
     }
 

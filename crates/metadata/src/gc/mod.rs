@@ -236,9 +236,7 @@ pub(crate) fn reached(conn: &Connection, now: i64, images: &[ImageRow]) -> Resul
 
 /// Waits until no other collection runs, and keeps others from running.
 pub(crate) fn lock(store: &Store) -> Result<File> {
-    if let Some(reason) = store.read_only_reason() {
-        return Err(Error::ReadOnly { path: store.root().to_owned(), reason: reason.to_owned() });
-    }
+    store.check_writable()?;
     let path = store.root().join("gc.lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(bytes::io_error("open", &path))?;

@@ -6,6 +6,7 @@
 
 mod changes;
 mod collect;
+mod health;
 mod reconcile;
 mod trash;
 
@@ -13,6 +14,9 @@ use std::fmt;
 use std::time::Duration;
 
 pub(crate) use collect::Collector;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use orlop_metadata::Store;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -61,14 +65,24 @@ impl Default for Background {
     }
 }
 
-/// Starts everything, by options that may change. A root that cannot be written needs none of it.
+/// Starts everything, by options that may change. A root that cannot be written needs none of it, and one whose disk fails no more.
 pub(crate) fn spawn(server: &Server, options: &watch::Receiver<ServeOptions>, tasks: &mut JoinSet<()>) {
     tasks.spawn(Exchange::follow(server.store().clone()));
+    tasks.spawn(health::run(server.clone()));
     if let Some(reason) = server.store().read_only_reason() {
         tracing::warn!(reason, "the root cannot be written: nothing is reconciled or collected");
         return;
     }
-    tasks.spawn(server.collector().clone().run(server.clone(), options.clone()));
-    tasks.spawn(reconcile::run(server.clone(), options.borrow().background.full_reconciliation));
-    tasks.spawn(trash::run(server.clone(), options.clone()));
+    let mut spawn = |work| tasks.spawn(while_written(server.store().clone(), work));
+    spawn(server.collector().clone().run(server.clone(), options.clone()).boxed());
+    spawn(reconcile::run(server.clone(), options.borrow().background.full_reconciliation).boxed());
+    spawn(trash::run(server.clone(), options.clone()).boxed());
+}
+
+/// Works until the store stops writes: from then on it could only fail, again and again.
+async fn while_written(store: Store, work: BoxFuture<'static, ()>) {
+    tokio::select! {
+        () = store.until_stopped() => {}
+        () = work => {}
+    }
 }

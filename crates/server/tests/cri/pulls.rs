@@ -187,7 +187,7 @@ async fn serial_pulls_wait_for_each_other() {
     let images = node.images.clone();
     let second = tokio::spawn(async move { pull(&images, request(&quick_name)).await });
     let running = "orlop_calls_running 2";
-    while !node.server.metrics_text().await.unwrap().lines().any(|line| line == running) {
+    while !node.server.metrics_text().await.lines().any(|line| line == running) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     proxy.release();

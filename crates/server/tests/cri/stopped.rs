@@ -86,7 +86,7 @@ async fn arrived(node: &Node, size: u64) -> Option<u64> {
 
 /// The bytes that the metrics say were pulled.
 async fn pulled(node: &Node) -> u64 {
-    let text = node.server.metrics_text().await.unwrap();
+    let text = node.server.metrics_text().await;
     let line = text.lines().find_map(|line| line.strip_prefix("orlop_pulled_bytes_total "));
     line.unwrap().parse().unwrap()
 }

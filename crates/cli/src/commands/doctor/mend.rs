@@ -101,9 +101,7 @@ pub(super) async fn run(context: &Context, args: &Args, examined: Examined) -> R
         return Err(CliError::new(Failure::Usage, "--fix needs a server: these are only a store's files"));
     }
     if let Some(gap) = model.inventory().gaps.first() {
-        let message =
-            format!("no plan: {} could not be read ({}), so what keeps things is not known", gap.what, gap.why);
-        return Err(CliError::new(Failure::Unavailable, message));
+        return Err(rm::incomplete(gap));
     }
     let mut plan = plan(args, &examined);
     let Some(hash) = &args.execute else {

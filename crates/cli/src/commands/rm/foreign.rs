@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use orlop_graph::model::{Model, Node, NodeId, NodeKind, Removal};
+use orlop_graph::model::{Gap, Model, Node, NodeId, NodeKind, Removal};
 
 use super::plan::{Blob, Reason, Snapshot};
 use super::{Args, Outcome, Plan};
@@ -30,12 +30,18 @@ pub(in crate::commands) struct Planned {
 /// If a list cannot be read: what keeps things would not be known.
 pub(in crate::commands) async fn read(context: &Context) -> Result<Look> {
     let look = Look::at(context, Measured::None).await?;
-    if let Some(gap) = look.model.inventory().gaps.first() {
-        let message =
-            format!("no plan: {} could not be read ({}), so what keeps things is not known", gap.what, gap.why);
-        return Err(CliError::new(Class::Unavailable, message));
+    match look.model.inventory().gaps.first() {
+        Some(gap) => Err(incomplete(gap)),
+        None => Ok(look),
     }
-    Ok(look)
+}
+
+/// There is no plan without a list of what keeps things.
+pub(in crate::commands) fn incomplete(gap: &Gap) -> CliError {
+    let Gap { what, why } = gap;
+    let message = format!("no plan: {what} could not be read ({why}), so what keeps things is not known");
+    CliError::new(Class::Unavailable, message)
+        .hint("nothing was changed: mend what the server says is wrong, and try again")
 }
 
 /// Computes what a removal of names would do. Changes nothing.

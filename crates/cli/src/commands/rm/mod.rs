@@ -4,7 +4,7 @@ mod foreign;
 mod own;
 mod plan;
 
-pub(super) use foreign::{FreeSpace, block_size, execute, of_records, read};
+pub(super) use foreign::{FreeSpace, block_size, execute, incomplete, of_records, read};
 pub(super) use own::{execute as execute_own, plan as plan_own};
 use plan::Outcome;
 pub(super) use plan::Plan;

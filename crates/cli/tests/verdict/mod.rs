@@ -1,4 +1,8 @@
-//! What a store shows, and whether it may show that.
+//! What a store shows, and whether it may show that: the judge of every test that cuts, kills or lets the disk fail.
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod images;
+pub(crate) mod scratch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -58,6 +62,11 @@ impl Seen {
         &self.records
     }
 
+    /// Namespace, driver and key of each snapshot.
+    pub(crate) fn snapshots(&self) -> impl Iterator<Item = &String> {
+        self.trees.keys()
+    }
+
     /// Whether every tree is one that `last` has, and as it has it.
     pub(crate) fn has_trees_of(&self, last: &Self) -> Result<(), String> {
         for (key, tree) in &self.trees {
@@ -83,7 +92,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn scope() -> Scope {
-    Scope::new("k8s.io", "power cut")
+    Scope::new("k8s.io", "judge")
 }
 
 fn open(root: &Path) -> Result<Images, String> {
@@ -146,7 +155,7 @@ fn trees(store: &Store) -> Result<BTreeMap<String, Fingerprint>, Box<dyn std::er
     let options = Options { skip_root: true, ..Options::default() };
     for namespace in store.namespaces()? {
         for driver in store.drivers() {
-            let scope = Scope::new(namespace.name.clone(), "power cut");
+            let scope = Scope::new(namespace.name.clone(), "judge");
             for (id, info) in store.snapshots(&scope, driver.name())?.ids()? {
                 // A layer that is unpacked has a key of its own each time, and nobody else's.
                 if info.kind == SnapshotKind::Committed || !info.name.starts_with("extract-") {
