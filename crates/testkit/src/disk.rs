@@ -1,15 +1,59 @@
-//! A small ext4 of its own for one test: to be filled, remounted, or cut off as by a power failure.
+//! A small file system of its own for one test: to be filled, remounted, or cut off as by a power failure.
 
+use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::process::{need_root, output};
 
+/// A file system as it is made and mounted.
+#[derive(Debug)]
+pub struct FileSystem {
+    make: &'static [&'static str],
+    package: &'static str,
+    mebibytes: u64,
+    options: &'static str,
+}
+
+/// Those that a store may be on, with options by which they order what they write otherwise.
+pub const FILE_SYSTEMS: &[FileSystem] = &[
+    EXT4,
+    FileSystem { options: "loop,commit=1,data=writeback", ..EXT4 },
+    FileSystem { options: "loop,data=journal", ..EXT4 },
+    FileSystem { options: "loop,nodelalloc", ..EXT4 },
+    FileSystem { make: &["mkfs.xfs", "-q", "-f"], package: "xfsprogs", mebibytes: 320, options: "loop" },
+];
+
+const EXT4: FileSystem =
+    FileSystem { make: &["mkfs.ext4", "-q", "-m", "0"], package: "e2fsprogs", mebibytes: 128, options: "loop" };
+
 /// A file system in a file, mounted until this is dropped. Needs root.
 #[derive(Debug)]
 pub struct Disk {
     directory: tempfile::TempDir,
+    options: &'static str,
+}
+
+/// Cuts a disk off, at any moment and from any thread.
+#[derive(Debug)]
+pub struct Switch(File);
+
+impl Switch {
+    /// From now on nothing reaches the disk, what the journal has in memory neither: as when the power fails. Whoever has files
+    /// open there gets errors. Once is enough.
+    ///
+    /// # Panics
+    /// If the file system cannot do that.
+    pub fn cut_off(&mut self) {
+        // XFS_IOC_GOINGDOWN, which is EXT4_IOC_SHUTDOWN too, and the flag by which the log is not flushed.
+        const SHUTDOWN: libc::Ioctl = 0x8004_587D;
+        let without_log: u32 = 2;
+        // SAFETY: the call reads one word from the pointer.
+        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), SHUTDOWN, &raw const without_log) };
+        assert_eq!(done, 0, "the disk cannot be cut off: {}", std::io::Error::last_os_error());
+    }
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
@@ -23,14 +67,28 @@ impl Disk {
     /// # Panics
     /// If the temporary directory cannot be used.
     pub fn new(mebibytes: u64) -> Option<Self> {
-        if !need_root() || crate::process::need("mkfs.ext4", "e2fsprogs").is_none() {
+        Self::made(&FileSystem { mebibytes, ..EXT4 }, Self::unmounted())
+    }
+
+    /// Makes and mounts one of this kind, in memory where there is a file system in it; or says that the test is skipped.
+    ///
+    /// # Panics
+    /// If the temporary directory cannot be used.
+    pub fn of(kind: &FileSystem) -> Option<Self> {
+        let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Self::made(kind, Self::within(memory.expect("a temporary directory"), kind.options))
+    }
+
+    fn made(kind: &FileSystem, disk: Self) -> Option<Self> {
+        let (program, arguments) = kind.make.split_first()?;
+        if !need_root() || crate::process::need(program, kind.package).is_none() {
             return None;
         }
-        let disk = Self::unmounted();
-        let image = std::fs::File::create(disk.image()).expect("a writable directory");
-        image.set_len(mebibytes << 20).expect("a sparse file");
-        let made = run("mkfs.ext4", &["-q", "-m", "0", &disk.image().display().to_string()]);
-        match made.and_then(|()| disk.mount()) {
+        let image = File::create(disk.image()).expect("a writable directory");
+        image.set_len(kind.mebibytes << 20).expect("a sparse file");
+        let image = disk.image().display().to_string();
+        let arguments: Vec<&str> = arguments.iter().copied().chain([&*image]).collect();
+        match run(program, &arguments).and_then(|()| disk.mount()) {
             Ok(()) => Some(disk),
             Err(error) => {
                 eprintln!("skipped: {error}");
@@ -40,9 +98,30 @@ impl Disk {
     }
 
     fn unmounted() -> Self {
-        let disk = Self { directory: tempfile::tempdir().expect("a temporary directory") };
+        Self::within(tempfile::tempdir().expect("a temporary directory"), EXT4.options)
+    }
+
+    fn within(directory: tempfile::TempDir, options: &'static str) -> Self {
+        let disk = Self { directory, options };
         std::fs::create_dir(disk.path()).expect("a new directory");
         disk
+    }
+
+    /// What cuts it off.
+    ///
+    /// # Panics
+    /// If it cannot be opened.
+    pub fn switch(&self) -> Switch {
+        Switch(File::open(self.path()).expect("the disk opens"))
+    }
+
+    /// Unmounts and mounts it again, so that the journal is replayed; nobody may have a file open there.
+    ///
+    /// # Panics
+    /// If somebody has, or the file system does not survive.
+    pub fn power_cycle(&mut self) {
+        run("umount", &[&self.path().display().to_string()]).expect("nobody has a file open");
+        self.mount().expect("a file system that survives a power cut");
     }
 
     /// Where it is mounted.
@@ -91,7 +170,7 @@ impl Disk {
     }
 
     fn mount(&self) -> Result<(), String> {
-        run("mount", &["-o", "loop", &self.image().display().to_string(), &self.path().display().to_string()])
+        run("mount", &["-o", self.options, &self.image().display().to_string(), &self.path().display().to_string()])
     }
 
     /// What the loop device has been given so far, and nothing more.

@@ -9,9 +9,11 @@
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod cuts;
 mod daemon;
 mod outcome;
 mod resume;
+mod rounds;
 mod stopped;
 #[path = "../verdict/mod.rs"]
 mod verdict;
