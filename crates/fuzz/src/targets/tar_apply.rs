@@ -172,14 +172,13 @@ pub(crate) fn sum(tar: &mut [u8]) {
 }
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
-    let directory = tempfile::tempdir().expect("a directory");
+    // As long a name as the one that stands for it.
+    let directory = tempfile::Builder::new().prefix("orlop-fuzz-seed-").rand_bytes(3).tempdir_in("/tmp");
+    let directory = directory.expect("a directory");
     let hideout = Hideout::create(directory.path()).expect("a hideout");
     let place = hideout.path().display().to_string();
-    let shown = |bytes: &[u8]| {
-        let padded = format!("{place:/>width$}", width = HIDEOUT.len());
-        // Where the name stands alone it is made as long as the other first, which only whole fields allow.
-        replaced(bytes, padded.as_bytes(), HIDEOUT.as_bytes())
-    };
+    assert_eq!(place.len(), HIDEOUT.len(), "{place}");
+    let shown = |bytes: &[u8]| replaced(bytes, place.as_bytes(), HIDEOUT.as_bytes());
     let mut all = vec![(
         "kinds".to_owned(),
         tar(&[

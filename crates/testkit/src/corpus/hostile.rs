@@ -1,19 +1,27 @@
 //! Layers that try to reach outside their root.
 
+use std::fs::{File, FileTimes};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use orlop_oci::{Compression, DiffId, Digest};
 
 use super::{Case, Layer};
 use crate::compress;
+use crate::fingerprint::{self, Fingerprint};
 use crate::tar::{Entry, Kind, TarBuilder};
 
 /// A directory outside the root that hostile layers aim at, with files that must stay as they are.
 #[derive(Debug)]
 pub struct Hideout {
     path: PathBuf,
+    /// Modes, owners, times, attributes and content, as it was made.
+    before: Fingerprint,
 }
+
+/// When everything in a hideout was last changed: long ago, so that a change shows.
+const LONG_AGO: Duration = Duration::from_secs(1_000_000_000);
 
 impl Hideout {
     /// Makes `parent/hideout` with a file, a subdirectory and a file in that.
@@ -25,7 +33,12 @@ impl Hideout {
         std::fs::create_dir_all(path.join("sub"))?;
         std::fs::write(path.join("victim"), "untouched")?;
         std::fs::write(path.join("sub/victim"), "untouched")?;
-        Ok(Self { path })
+        for name in ["victim", "sub/victim", "sub", ""] {
+            let times = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + LONG_AGO);
+            File::open(path.join(name))?.set_times(times)?;
+        }
+        let before = Fingerprint::of(&path, &fingerprint::Options::default())?;
+        Ok(Self { path, before })
     }
 
     /// Where it is; absolute if `parent` was.
@@ -53,7 +66,9 @@ impl Hideout {
                 return Err(format!("{} was changed: {links} links, {content:?}", path.display()));
             }
         }
-        Ok(())
+        let now = Fingerprint::of(&self.path, &fingerprint::Options::default()).map_err(|e| e.to_string())?;
+        let changed = self.before.diff(&now);
+        if changed.is_empty() { Ok(()) } else { Err(changed.join("\n")) }
     }
 }
 
@@ -72,6 +87,9 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 pub fn hostile(hideout: &Hideout) -> Vec<Case> {
     let outside = hideout.path.to_str().expect("a temporary directory's name is UTF-8");
     [paths(outside), symlinks(outside), hardlinks(outside), whiteouts(outside), overlay(), limits(), media_types()]
+        .into_iter()
+        .chain([super::known::known(outside)])
+        .collect::<Vec<_>>()
         .concat()
 }
 

@@ -2,13 +2,14 @@
 //!
 //! - [`awkward`]: must apply; what containerd's serial apply makes of them is right.
 //! - [`broken`]: damaged bytes; must be refused.
-//! - [`hostile`]: try to reach outside. May be refused or applied; nothing outside the root may change, be read or be
-//!   opened.
+//! - [`hostile`]: try to reach outside, those among them that are known by a CVE number. May be refused or applied; nothing
+//!   outside the root may change, be read or be opened.
 //! - [`stream`]: too big for memory: bombs and a million entries, as readers.
 
 mod awkward;
 mod broken;
 mod hostile;
+mod known;
 pub mod stream;
 
 use std::io::Read;
