@@ -139,6 +139,8 @@ pub(crate) enum Command {
     Umount(c::mount::UmountArgs),
     /// Look for damage; --deep hashes everything again
     Check(c::check::Args),
+    /// Set aside what is damaged and fetch sound bytes again, by digest; --plan says first
+    Repair(c::repair::Args),
     /// Verify that images are complete, unaltered and signed as policy wants
     Verify(c::verify::Args),
     /// Find what is wrong in any store, why, what it costs and what mends it; --fix mends

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use orlop_oci::Digest;
+use rustix::io::Errno;
 
 /// Result of a content operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -57,12 +58,22 @@ pub enum Error {
         actual: u64,
     },
     /// A stored blob no longer hashes to its name.
-    #[error("blob {digest} is damaged: its bytes hash to {actual}; pull the image again to repair it")]
+    #[error("blob {digest} is damaged: its bytes hash to {actual}; `orlop repair` fetches it again")]
     Damaged {
         /// Its name.
         digest: Digest,
         /// What its bytes hash to.
         actual: Digest,
+    },
+    /// A stored blob has another size than it had when it was verified.
+    #[error("blob {digest} is damaged: expected {expected} bytes, found {actual}; `orlop repair` fetches it again")]
+    Resized {
+        /// Its name.
+        digest: Digest,
+        /// The bytes it had.
+        expected: u64,
+        /// The bytes it has.
+        actual: u64,
     },
     /// A document is larger than its reader allows.
     #[error("blob {digest} has {size} bytes, more than the {limit} allowed here")]
@@ -76,7 +87,7 @@ pub enum Error {
     },
     /// A blob gave fewer bytes than its size.
     #[error(
-        "a blob ended before its {size} bytes were read: it was cut short on disk; pull the image again to repair it"
+        "a blob ended before its {size} bytes were read: it was cut short on disk; `orlop repair` fetches it again"
     )]
     Shrunk {
         /// The size it had.
@@ -119,6 +130,13 @@ impl Error {
             Self::Metadata(inner) => inner.source()?.downcast_ref::<io::Error>().map(io::Error::kind),
             _ => None,
         }
+    }
+
+    /// Whether the medium failed: what was asked for was allowed and is there, and cannot be read.
+    pub fn is_bad_medium(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        let known = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA, Errno::REMOTEIO];
+        known.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
     }
 
     /// Whether the same call may succeed later without anybody changing anything.

@@ -19,7 +19,8 @@
 //! - Durability order of a commit: data, fsync, rename, fsync of the directory; the caller writes metadata after that.
 //! - One writer per `ref` at a time, over all processes ([`Error::Locked`]); any number of refs may write one digest,
 //!   and the last to commit learns [`Error::AlreadyExists`].
-//! - Only [`Manager::delete`] removes a blob; only `metadata`'s collector calls it.
+//! - Only [`Manager::delete`] removes a blob; only `metadata`'s collector calls it. A blob that is not what its name says may
+//!   be set aside ([`Quarantine`]); sound ones never are.
 //!
 //! # Concurrency
 //! Everything is `Send + Sync`; methods may be called from any task. Local files block a thread of the runtime's
@@ -27,6 +28,7 @@
 
 mod blocking;
 mod error;
+mod examine;
 mod local;
 mod memory;
 #[cfg(feature = "suite")]
@@ -41,6 +43,7 @@ use async_trait::async_trait;
 pub use blocking::{BlockingReader, BlockingWriter};
 use bytes::Bytes;
 pub use error::{Error, Result};
+pub use examine::{Flaw, Pace, examine};
 use jiff::Timestamp;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
@@ -181,6 +184,22 @@ pub trait Manager: Send + Sync {
     fn trash(&self) -> Option<&dyn Trash> {
         None
     }
+
+    /// The ability to set damaged blobs aside, where the backend has it.
+    fn quarantine(&self) -> Option<&dyn Quarantine> {
+        None
+    }
+}
+
+/// Takes damaged blobs out of the store, so that sound bytes can take their place.
+#[async_trait]
+pub trait Quarantine: Send + Sync {
+    /// Reads a blob anew. If it is sound nothing happens, and there is no flaw; else whatever is in its place goes into
+    /// `bin/blobs/<algorithm>/<hex>`, and the store has no such blob any more. A blob that somebody writes meanwhile stays.
+    ///
+    /// # Durability
+    /// When this returns a flaw, the blob is out of the store after a power cut too.
+    async fn set_aside(&self, digest: &Digest, size: Option<u64>, bin: &Path) -> Result<Option<Flaw>>;
 }
 
 /// Sets blobs aside and brings them back. A *bin* is one place of deleted blobs, named by a directory of the same file

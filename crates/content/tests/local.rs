@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use orlop_content::{
-    Error, IngestManager as _, IngestOptions, Ingester as _, LocalStore, Manager as _, Provider as _, Trash as _,
-    read_verified,
+    Error, Flaw, IngestManager as _, IngestOptions, Ingester as _, LocalStore, Manager as _, Provider as _,
+    Quarantine as _, Trash as _, examine, read_verified,
 };
 use orlop_oci::Digest;
 
@@ -396,4 +396,43 @@ async fn a_write_that_is_opened_again_was_updated_when_it_was_written() {
     let after = store.writer(options).await.unwrap().status();
     assert_eq!((after.started_at, after.updated_at), (before.started_at, before.updated_at));
     assert_eq!(store.status("ref").await.unwrap().updated_at, before.updated_at);
+}
+
+/// Whatever is in the place of a blob and is not the blob goes; a sound blob stays, and so does what is damaged elsewhere.
+#[tokio::test]
+async fn what_is_not_the_blob_is_set_aside_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, bin) = (open(&root), root.path().join("bin"));
+    let digest = put(&store, "blob", b"bytes").await;
+    let path = blob_path(root.path(), &digest);
+    assert_eq!(store.set_aside(&digest, Some(5), &bin).await.unwrap(), None);
+    assert!(path.exists() && !bin.exists(), "a sound blob stays, and nothing is made");
+    let replaced = |make: &dyn Fn(&Path)| {
+        fs::remove_file(&path).ok();
+        make(&path);
+    };
+    let size = |actual| Flaw::Size { expected: 5, actual };
+    type Make<'a> = &'a dyn Fn(&Path);
+    let cases: [(Make<'_>, Flaw); 6] = [
+        (&|path| fs::write(path, b"bytez").unwrap(), Flaw::Bytes { actual: Digest::of(b"bytez") }),
+        (&|path| fs::write(path, b"byt").unwrap(), size(3)),
+        (&|path| fs::write(path, b"").unwrap(), size(0)),
+        (&|path| fs::write(path, b"bytes and more").unwrap(), size(14)),
+        (&|path| symlink("/etc/passwd", path).unwrap(), Flaw::Missing),
+        (&|path| fs::create_dir(path).unwrap(), Flaw::Missing),
+    ];
+    for (number, (make, flaw)) in cases.into_iter().enumerate() {
+        replaced(make);
+        assert_eq!(examine(&store, &digest, Some(5), &()).await.unwrap(), Some(flaw.clone()), "case {number}");
+        let bin = bin.join(number.to_string());
+        assert_eq!(store.set_aside(&digest, Some(5), &bin).await.unwrap(), Some(flaw), "case {number}");
+        assert!(bin.join("blobs/sha256").join(digest.hex()).symlink_metadata().is_ok(), "case {number}");
+        assert!(path.symlink_metadata().is_err(), "case {number}");
+        assert!(store.info(&digest).await.is_err());
+    }
+    assert_eq!(store.set_aside(&digest, Some(5), &bin.join("none")).await.unwrap(), Some(Flaw::Missing));
+    assert!(!bin.join("none").exists());
+    // The place is free for sound bytes.
+    assert_eq!(put(&store, "blob", b"bytes").await, digest);
+    assert_eq!(examine(&store, &digest, None, &()).await.unwrap(), None);
 }

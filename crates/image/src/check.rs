@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use orlop_content as content;
-use orlop_metadata::{self as metadata, ImageChange, MetadataProblem, Scope, Store};
-use orlop_oci::{Descriptor, Digest, Digester, Platform};
+use orlop_content::{self as content, Flaw};
+use orlop_metadata::{self as metadata, Damage, Damaged, ImageChange, MetadataProblem, Scope, Store};
+use orlop_oci::{Descriptor, Digest, Platform};
 
 use crate::catalog::Catalog;
 use crate::pull::Stored;
@@ -23,8 +23,8 @@ pub struct CheckRequest {
 /// Something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// A stable word: `blob-damaged`, `blob-missing`, `blob-size`, `snapshot-missing`, `hash-reference-missing`,
-    /// `hash-reference-stranded`, `image-incomplete`, `document-invalid`, `metadata-stopped`.
+    /// A stable word: `blob-damaged`, `blob-missing`, `blob-size`, `blob-unreadable`, `snapshot-missing`,
+    /// `hash-reference-missing`, `hash-reference-stranded`, `image-incomplete`, `document-invalid`, `metadata-stopped`.
     pub class: &'static str,
     /// What it is about.
     pub subject: String,
@@ -51,7 +51,7 @@ impl Images {
                     self.check_namespace(&Scope { namespace: namespace.name, ..scope.clone() }, &mut problems).await?;
                 }
                 let blobs = self.blocking(all_blobs).await?;
-                self.check_blobs(blobs, request.deep, &mut problems).await?;
+                self.check_blobs(blobs.into_iter().collect(), request.deep, &mut problems).await?;
                 problems.extend(self.blocking(check_snapshots).await?);
                 problems.extend(self.blocking(check_metadata).await?);
             }
@@ -90,9 +90,15 @@ impl Images {
         let content = self.store().content(scope);
         let tree = match walk::walk(&Stored(content), name, target, &Select::Present).await {
             Ok(tree) => tree,
-            // Damaged bytes are a finding of their own, made when blobs are checked.
+            // What is damaged otherwise is found when blobs are checked, without reading them too.
             Err(Error::Content(content::Error::Damaged { digest, actual })) => {
-                problems.push(damaged(&digest, &actual, pull));
+                problems.push(blob_problem(&digest, &Flaw::Bytes { actual }, None));
+                return Ok(());
+            }
+            Err(Error::Content(content::Error::Resized { .. })) => return Ok(()),
+            Err(Error::Content(error)) if error.is_bad_medium() => {
+                let flaw = Flaw::Unreadable { reason: error.to_string() };
+                problems.push(blob_problem(&at(&error).unwrap_or_else(|| target.digest.clone()), &flaw, None));
                 return Ok(());
             }
             Err(error @ (Error::Document { .. } | Error::Inconsistent { .. } | Error::TooDeep { .. })) => {
@@ -131,30 +137,66 @@ impl Images {
     /// Whether blobs that rows name are there, as large as the rows say, and (deep) hash to their names.
     async fn check_blobs(&self, blobs: Vec<(Digest, u64)>, deep: bool, problems: &mut Vec<Problem>) -> Result<()> {
         let raw = self.store().raw_content();
+        let known = self.blocking(|store| Ok(store.damages()?)).await?;
+        let mut known: BTreeMap<Digest, Damage> = known.into_iter().filter_map(of_blob).collect();
         for (digest, size) in blobs {
-            let fix = "orlop pull the image again, or import it".to_owned();
-            let subject = digest.to_string();
-            match raw.info(&digest).await {
-                Err(content::Error::NotFound { .. }) => {
-                    let detail = format!("expected {size} bytes, the file is gone");
-                    problems.push(Problem { class: "blob-missing", subject, detail, fix });
-                }
-                Err(error) => return Err(error.into()),
-                Ok(info) if info.size != size => {
-                    let detail = format!("expected {size} bytes, found {}", info.size);
-                    problems.push(Problem { class: "blob-size", subject, detail, fix });
-                }
-                Ok(_) if deep => {
-                    let actual = hash(&**raw, &digest).await?;
-                    if actual != digest {
-                        problems.push(damaged(&digest, &actual, fix));
-                    }
-                }
-                Ok(_) => {}
-            }
+            let flaw = if deep {
+                content::examine(&**raw, &digest, Some(size), &()).await?
+            } else {
+                glance(&**raw, &digest, size).await?
+            };
+            let damage = known.remove(&digest);
+            problems.extend(flaw.map(|flaw| blob_problem(&digest, &flaw, damage.as_ref())));
         }
         Ok(())
     }
+}
+
+fn of_blob(damage: Damage) -> Option<(Digest, Damage)> {
+    match &damage.what {
+        Damaged::Blob(digest) => Some((digest.clone(), damage)),
+        Damaged::Snapshot { .. } => None,
+    }
+}
+
+/// The blob that a file of the store is, by its path.
+fn at(error: &content::Error) -> Option<Digest> {
+    let content::Error::Io { path, .. } = error else { return None };
+    let (algorithm, hex) = (path.parent()?.file_name()?.to_str()?, path.file_name()?.to_str()?);
+    format!("{algorithm}:{hex}").parse().ok()
+}
+
+/// What is wrong with a blob as far as that is seen without reading it.
+async fn glance(raw: &dyn content::Store, digest: &Digest, size: u64) -> Result<Option<Flaw>> {
+    match raw.info(digest).await {
+        Err(content::Error::NotFound { .. }) => Ok(Some(Flaw::Missing)),
+        Err(error) if error.is_bad_medium() => Ok(Some(Flaw::Unreadable { reason: error.to_string() })),
+        Err(error) => Err(error.into()),
+        Ok(info) if info.size != size => Ok(Some(Flaw::Size { expected: size, actual: info.size })),
+        Ok(_) => Ok(None),
+    }
+}
+
+fn blob_problem(digest: &Digest, flaw: &Flaw, damage: Option<&Damage>) -> Problem {
+    // What was set aside is missing now, and was something else before.
+    let aside = damage.filter(|_| *flaw == Flaw::Missing).and_then(|d| Some((d, d.quarantine.as_ref()?)));
+    let (fault, detail) = match aside {
+        Some((damage, entry)) => {
+            (damage.fault.as_str(), format!("{}; what was there is in quarantine/{entry}", damage.detail))
+        }
+        None => (flaw.as_str(), flaw.to_string()),
+    };
+    let class = match fault {
+        "missing" => "blob-missing",
+        "size" => "blob-size",
+        "unreadable" => "blob-unreadable",
+        _ => "blob-damaged",
+    };
+    Problem { class, subject: digest.to_string(), detail, fix: repair(digest) }
+}
+
+fn repair(digest: &Digest) -> String {
+    format!("orlop repair {digest}")
 }
 
 /// What no image of a target can be without.
@@ -212,27 +254,6 @@ fn held_snapshots(store: &Store, scope: &Scope, configs: &[Digest], name: &str) 
     Ok(problems)
 }
 
-async fn hash(raw: &dyn content::Store, digest: &Digest) -> Result<Digest> {
-    const PIECE: usize = 1 << 20;
-    let reader = raw.open(digest).await?;
-    let mut digester = Digester::new(digest.algorithm());
-    let mut offset = 0;
-    loop {
-        let piece = reader.read_at(offset, PIECE).await?;
-        if piece.is_empty() {
-            return Ok(digester.finish());
-        }
-        offset += piece.len() as u64;
-        // A megabyte takes under a millisecond; worth no thread of its own.
-        digester.update(&piece);
-    }
-}
-
-fn damaged(digest: &Digest, actual: &Digest, fix: String) -> Problem {
-    let detail = format!("its bytes hash to {actual}");
-    Problem { class: "blob-damaged", subject: digest.to_string(), detail, fix }
-}
-
 /// A record that the reconciler would change.
 fn unreconciled(change: &ImageChange, existing: &BTreeSet<&str>) -> Option<Problem> {
     let fix = "orlop gc".to_owned();
@@ -250,13 +271,14 @@ fn unreconciled(change: &ImageChange, existing: &BTreeSet<&str>) -> Option<Probl
     }
 }
 
-fn all_blobs(store: &Store) -> Result<Vec<(Digest, u64)>> {
+/// The blobs of all namespaces, with their sizes.
+pub(crate) fn all_blobs(store: &Store) -> Result<BTreeMap<Digest, u64>> {
     let mut blobs = BTreeMap::new();
     for namespace in store.namespaces()? {
         let scope = Scope::new(namespace.name, "check");
         blobs.extend(store.content(&scope).find(&[])?.into_iter().map(|info| (info.digest, info.size)));
     }
-    Ok(blobs.into_iter().collect())
+    Ok(blobs)
 }
 
 /// Whether every snapshot's tree is there.

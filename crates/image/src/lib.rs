@@ -1,4 +1,4 @@
-//! What users mean: pull, push, import, export, tag, remove, pin, check; and the reconciler of hash references.
+//! What users mean: pull, push, import, export, tag, remove, pin, check, repair; and the reconciler of hash references.
 //!
 //! Everything is composed from `metadata` (rows), its scoped content and snapshots (bytes and trees) and `remote` (the
 //! registry). Nothing here knows protobuf, HTTP or a terminal.
@@ -39,6 +39,7 @@ mod pull;
 mod push;
 mod reconcile;
 mod remove;
+mod repair;
 mod resolve;
 mod rows;
 mod settings;
@@ -69,6 +70,7 @@ pub use pull::PullRequest;
 pub use push::PushRequest;
 pub use reconcile::{RECONCILER, Reconciled};
 pub use remove::{Plan, Reason, RemoveRequest, Removed};
+pub use repair::{Bringer, End, Mending, RepairRequest, Repaired};
 pub use resolve::{DocumentRow, Found, Inspection};
 pub use rows::{ImageRow, ListRequest, RecordRow, Sizes, SnapshotRow};
 pub use settings::{Limits, Settings};

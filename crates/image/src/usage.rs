@@ -65,6 +65,8 @@ pub struct DiskUsage {
     pub ingests: u64,
     /// What can be undone.
     pub trash: u64,
+    /// Damaged bytes that were set aside.
+    pub quarantine: u64,
     /// Database and history.
     pub metadata: u64,
     /// What the hash references cost.
@@ -158,11 +160,13 @@ fn measure_files(root: &Path) -> Result<DiskUsage> {
         ingests: walk.below("content/ingest")?,
         snapshots: walk.below("snapshots")?,
         trash: walk.below("trash")?,
+        quarantine: walk.below("quarantine")?,
         ..DiskUsage::default()
     };
     // Whatever else is in the root: database, history, locks, the directories between.
     usage.metadata = walk.rest()?;
-    usage.total = usage.content + usage.ingests + usage.snapshots + usage.trash + usage.metadata;
+    let stored = usage.content + usage.ingests + usage.snapshots;
+    usage.total = stored + usage.trash + usage.quarantine + usage.metadata;
     Ok(usage)
 }
 

@@ -51,6 +51,17 @@ pub enum Change {
     NamespaceUpdate { name: String, labels: Labels },
     /// A client deleted a namespace.
     NamespaceDelete { name: String },
+    /// A blob or the tree of a snapshot was found not to be what it was.
+    DamageFound {
+        kind: String,
+        name: String,
+        fault: String,
+        detail: String,
+        images: Vec<String>,
+        containers: Vec<String>,
+    },
+    /// It is what it was again.
+    DamageMended { kind: String, name: String },
 }
 
 /// One change, with where and when.

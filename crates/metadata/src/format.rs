@@ -14,7 +14,7 @@ use crate::summary::{self, ManifestSummary};
 use crate::{Error, Result, conditions, edges};
 
 /// The format this program writes and the newest it reads.
-const FORMAT: i64 = 5;
+const FORMAT: i64 = 6;
 
 /// The oldest format whose tables this program can read as they are.
 const OLDEST_READ: i64 = 1;
@@ -24,7 +24,7 @@ const APPLICATION_ID: i64 = 0x6f72_6c70;
 
 /// From each format to the next one, from 1 on.
 const STEPS: [fn(&Connection) -> Result<()>; FORMAT as usize - 1] =
-    [to_format_2, to_format_3, to_format_4, to_format_5];
+    [to_format_2, to_format_3, to_format_4, to_format_5, to_format_6];
 
 /// What format 3 brought: tables alone.
 const CONTAINERS: &str = include_str!("format-3.sql");
@@ -34,6 +34,9 @@ const CONDITIONS: &str = include_str!("format-4.sql");
 
 /// What format 5 brought: a table alone, and edges from labels.
 const MOUNTS: &str = include_str!("format-5.sql");
+
+/// What format 6 brought: a table alone.
+const DAMAGE: &str = include_str!("format-6.sql");
 
 /// Refuses a format that cannot be read.
 pub(crate) fn check(connection: &Connection, path: &Path) -> Result<()> {
@@ -61,6 +64,9 @@ pub(crate) fn complete(connection: &Connection, path: &Path) -> Result<()> {
     }
     if (OLDEST_READ..5).contains(&found) {
         connection.execute_batch(&own(MOUNTS))?;
+    }
+    if (OLDEST_READ..6).contains(&found) {
+        connection.execute_batch(&own(DAMAGE))?;
     }
     Ok(())
 }
@@ -123,6 +129,11 @@ fn to_format_4(tx: &Connection) -> Result<()> {
 fn to_format_5(tx: &Connection) -> Result<()> {
     tx.execute_batch(MOUNTS)?;
     edges::fill_mounts(tx)
+}
+
+/// Damage.
+fn to_format_6(tx: &Connection) -> Result<()> {
+    Ok(tx.execute_batch(DAMAGE)?)
 }
 
 /// A summary as format 1 had it, in JSON.

@@ -12,6 +12,8 @@
 //! - **Suspects.** Every object that nothing keeps is reachable from a row of `suspect`. Whoever removes a root or an
 //!   edge, or makes an object, adds its target to `suspect` in the same transaction. That is what makes collection
 //!   incremental; see [`gc`].
+//! - **Damage.** What is found not to be what it was is a row of `damage` before its bytes are set aside, and until sound
+//!   ones have taken their place.
 //! - **History.** Each change of an image record appends one row to `history` and one line to `history.log`, in the
 //!   transaction that makes the change.
 //!
@@ -28,6 +30,7 @@ mod check;
 mod conditions;
 mod containers;
 mod content;
+mod damage;
 mod db;
 mod edges;
 mod error;
@@ -45,6 +48,7 @@ mod look;
 mod mounts;
 mod namespaces;
 mod progress;
+mod quarantine;
 mod readers;
 mod reserve;
 mod snapshots;
@@ -58,6 +62,7 @@ pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
 pub use containers::{Container, ContainerBase, TypedBytes};
 pub use content::{ContentInfo, ScopedContent, ScopedWriter};
+pub use damage::{Affected, Damage, Damaged};
 pub use db::Clock;
 pub use error::{Error, Fault, ObjectKind, Result};
 pub use filter::{Filter, FilterError};

@@ -1,4 +1,4 @@
--- Format 5 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
+-- Format 6 of meta.db (PRAGMA user_version). Times are nanoseconds since 1970 UTC. Labels are a JSON object.
 
 CREATE TABLE namespace (
   name    TEXT PRIMARY KEY,
@@ -206,4 +206,14 @@ CREATE TABLE trash (
   reason   TEXT NOT NULL,                -- the command, for people
   bytes    INTEGER NOT NULL,
   rows     TEXT NOT NULL                 -- JSON: every row removed, so that undo can put it back
+) WITHOUT ROWID;
+
+CREATE TABLE damage (                    -- what was found not to be what it was, and is not mended yet
+  kind       TEXT NOT NULL,              -- content, snapshots/<driver>
+  name       TEXT NOT NULL,              -- digest, id
+  fault      TEXT NOT NULL,              -- missing, size, damaged, unreadable
+  detail     TEXT NOT NULL,              -- what was expected and what was found, for people
+  quarantine TEXT,                       -- the entry below ROOT/quarantine that the bytes are in; NULL: they are in their place
+  found      INTEGER NOT NULL,
+  PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;

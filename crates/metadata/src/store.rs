@@ -17,11 +17,12 @@ use crate::transact::Tx;
 use crate::{Error, Result};
 
 /// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
-const OWN_NAMES: [&str; 11] = [
+const OWN_NAMES: [&str; 12] = [
     "content",
     "snapshots",
     "mounts",
     "trash",
+    "quarantine",
     "history.log",
     "reserve",
     "lock",

@@ -21,6 +21,8 @@ pub struct Counts {
     pub snapshots: u64,
     /// Leases.
     pub leases: u64,
+    /// Blobs and snapshots that are damaged.
+    pub damage: u64,
 }
 
 impl Store {
@@ -66,7 +68,7 @@ impl Store {
         self.read(|conn| {
             let mut query = conn.prepare_cached(
                 "SELECT (SELECT count(*) FROM image), (SELECT count(*) FROM blob), (SELECT count(*) FROM ingest),
-                        (SELECT count(*) FROM snapshot), (SELECT count(*) FROM lease)",
+                        (SELECT count(*) FROM snapshot), (SELECT count(*) FROM lease), (SELECT count(*) FROM damage)",
             )?;
             let count = |row: &Row<'_>, index| row.get::<_, i64>(index).map(i64::unsigned_abs);
             Ok(query.query_row([], |row| {
@@ -76,6 +78,7 @@ impl Store {
                     ingests: count(row, 2)?,
                     snapshots: count(row, 3)?,
                     leases: count(row, 4)?,
+                    damage: count(row, 5)?,
                 })
             })?)
         })

@@ -25,6 +25,7 @@ fn root_of(format: &str) -> tempfile::TempDir {
 const FORMAT_2: &str = include_str!("data/format-2.sql");
 const FORMAT_3: &str = include_str!("data/format-3.sql");
 const FORMAT_4: &str = include_str!("data/format-4.sql");
+const FORMAT_5: &str = include_str!("data/format-5.sql");
 
 fn root_of_format_1() -> tempfile::TempDir {
     root_of(include_str!("data/format-1.sql"))
@@ -110,7 +111,7 @@ fn a_database_that_was_brought_up_is_as_a_new_one() {
     let Root { store, directory: new, .. } = Root::new();
     drop(store);
     let new = schema(new.path());
-    for directory in [root_of_format_1(), root_of(FORMAT_2), root_of(FORMAT_3), root_of(FORMAT_4)] {
+    for directory in [root_of_format_1(), root_of(FORMAT_2), root_of(FORMAT_3), root_of(FORMAT_4), root_of(FORMAT_5)] {
         drop(open(directory.path(), false));
         let old = schema(directory.path());
         assert!(old.len() > 100, "{old:?}");
@@ -259,4 +260,20 @@ fn format_4_is_brought_up_with_what_labels_say_of_mounts() {
     let store = open(directory.path(), false);
     keeps_by_condition(&store);
     assert!(store.activations("test").unwrap().is_empty());
+}
+
+/// Formats before 6 knew of no damage: what asks for it must not fail where nothing may be written.
+#[test]
+fn format_5_is_brought_up_and_knows_of_no_damage() {
+    let directory = root_of(FORMAT_5);
+    let before = fs::read(directory.path().join("meta.db")).unwrap();
+    let store = open(directory.path(), true);
+    is_all_there(&store);
+    assert!(store.damages().unwrap().is_empty());
+    store.counts().unwrap();
+    drop(store);
+    assert_eq!(fs::read(directory.path().join("meta.db")).unwrap(), before);
+    let store = open(directory.path(), false);
+    keeps_by_condition(&store);
+    assert!(store.damages().unwrap().is_empty());
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use orlop_image::{End, Repaired};
 use orlop_metadata::Counts;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -61,6 +62,7 @@ pub(crate) struct Metrics {
     pub(crate) missed: Counter,
     /// Passes of the reconciler that changed something.
     pub(crate) reconciled: Counter,
+    repairs: Family<Fate, Counter>,
     stored: Family<Kind, Gauge>,
     /// 1 if the store takes no changes.
     read_only: Gauge,
@@ -89,6 +91,7 @@ impl Default for Metrics {
             collected: Counter::default(),
             missed: Counter::default(),
             reconciled: Counter::default(),
+            repairs: Family::default(),
             stored: Family::default(),
             read_only: Gauge::default(),
             spans: Family::default(),
@@ -119,6 +122,7 @@ impl Default for Metrics {
         registry.register_with_unit("collected", "Bytes given back", Unit::Bytes, new.collected.clone());
         registry.register("missed", "Garbage that the incremental collection had missed", new.missed.clone());
         registry.register("reconciled", "Passes that changed hash references", new.reconciled.clone());
+        registry.register("repairs", "What was found damaged, by what became of it", new.repairs.clone());
         registry.register("stored", "What is in the store", new.stored.clone());
         registry.register("read_only", "1 while the store takes no changes", new.read_only.clone());
         registry.register("spans", "Spans of traces by what became of them", new.spans.clone());
@@ -137,6 +141,18 @@ impl Metrics {
     pub(crate) fn collection(&self, kind: &'static str, bytes: u64) {
         self.collections.get_or_create(&Kind { kind }).inc();
         self.collected.inc_by(bytes);
+    }
+
+    /// Something damaged was mended, or could not be.
+    pub(crate) fn repaired(&self, repaired: &Repaired) {
+        for mending in &repaired.mendings {
+            let result = match mending.end {
+                End::Planned => continue,
+                End::Mended { .. } => "mended",
+                End::Left { .. } => "left",
+            };
+            self.repairs.get_or_create(&Fate { result }).inc();
+        }
     }
 
     /// Everything as text, with what the store has, what was pulled, what became of spans and what the process takes.
@@ -159,6 +175,7 @@ impl Metrics {
                 ("ingests", stored.ingests),
                 ("snapshots", stored.snapshots),
                 ("leases", stored.leases),
+                ("damage", stored.damage),
             ]
         });
         for (kind, count) in stored.into_iter().flatten() {

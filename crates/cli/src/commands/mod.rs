@@ -21,6 +21,7 @@ pub(crate) mod pin;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod repair;
 pub(crate) mod resolve;
 pub(crate) mod rm;
 pub(crate) mod snapshots;
@@ -145,6 +146,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Mount(args) => mount::mount(context, &args).await?,
         Command::Umount(args) => mount::umount(context, &args).await?,
         Command::Check(args) => return check::run(context, &args).await,
+        Command::Repair(args) => return repair::run(context, &args).await,
         Command::Verify(args) => return verify::run(context, &args).await,
         Command::Doctor(args) => return doctor::run(context, &args).await,
         Command::Df(args) => df::run(context, &args).await?,

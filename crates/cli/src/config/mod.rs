@@ -40,6 +40,7 @@ pub(crate) struct Config {
     pub(crate) verify: Verify,
     pub(crate) cri: Cri,
     pub(crate) gc: Gc,
+    pub(crate) repair: Repair,
     pub(crate) traces: Traces,
 }
 
@@ -114,6 +115,14 @@ pub(crate) struct Gc {
     pub(crate) trash_free_percent: u8,
 }
 
+/// `[repair]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Repair {
+    pub(crate) retry_seconds: u32,
+    pub(crate) quarantine_days: u32,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -128,6 +137,7 @@ impl Default for Config {
             verify: Verify::default(),
             cri: Cri::default(),
             gc: Gc::default(),
+            repair: Repair::default(),
             traces: Traces::default(),
         }
     }
@@ -199,6 +209,17 @@ impl Default for Gc {
     }
 }
 
+impl Default for Repair {
+    fn default() -> Self {
+        let background = Background::default();
+        let whole = |duration: Duration, seconds| u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX);
+        Self {
+            retry_seconds: whole(background.repair.unwrap_or_default(), 1),
+            quarantine_days: whole(background.quarantine_age, 24 * 3600),
+        }
+    }
+}
+
 impl Config {
     /// How images are worked with.
     pub(crate) fn images(&self) -> orlop_image::Settings {
@@ -239,6 +260,8 @@ impl Config {
                 full_collection: (self.gc.full_hours > 0).then(|| hours(self.gc.full_hours)),
                 trash_age: hours(self.gc.trash_days) * 24,
                 trash_free_percent: self.gc.trash_free_percent,
+                repair: (self.repair.retry_seconds > 0).then(|| Duration::from_secs(self.repair.retry_seconds.into())),
+                quarantine_age: hours(self.repair.quarantine_days) * 24,
                 ..Background::default()
             },
         }

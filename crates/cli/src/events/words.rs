@@ -6,6 +6,7 @@ use orlop_api::any::{Wrapped, unpack};
 use orlop_api::containerd::events as event;
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::types::Envelope;
+use orlop_api::orlop::v1 as pb;
 use orlop_graph::model::MANAGED;
 use orlop_oci::{Kind, classify};
 use prost_types::{Any, Timestamp};
@@ -86,6 +87,13 @@ impl Event {
         self.field(name, json!(value))
     }
 
+    /// What kind of thing is damaged.
+    fn about(mut self, kind: &str) -> Self {
+        self.details
+            .push(kind.strip_prefix("snapshots/").map_or("blob".to_owned(), |driver| format!("snapshot in {driver}")));
+        self
+    }
+
     fn labels(self, labels: BTreeMap<String, String>) -> Self {
         self.field("labels", json!(labels))
     }
@@ -150,6 +158,9 @@ said! {
     event::TaskPaused: |m| task("task paused", m.container_id);
     event::TaskResumed: |m| task("task resumed", m.container_id);
     event::TaskCheckpointed: |m| task("task checkpointed", m.container_id).with("checkpoint", m.checkpoint, "to");
+    pb::DamageFound: |m| damaged(m);
+    pb::DamageMended: |m| Event::new("damage mended", &m.name).field("kind", json!(m.kind)).field("name", json!(m.name))
+        .about(&m.kind);
     event::SandboxCreate: |m| sandbox("sandbox created", m.sandbox_id);
     event::SandboxStart: |m| sandbox("sandbox started", m.sandbox_id);
     event::SandboxExit: |m| sandbox("sandbox exited", m.sandbox_id).exit(m.exit_status);
@@ -158,6 +169,20 @@ said! {
 fn changed(what: &'static str, name: String, labels: BTreeMap<String, String>) -> Event {
     let managed = labels.get(MANAGED).is_some_and(|value| value == "managed");
     Event { managed, ..Event::record(what, name).labels(labels) }
+}
+
+fn damaged(m: pb::DamageFound) -> Event {
+    let mut event = Event::new("damage found", &m.name).field("kind", json!(m.kind)).field("name", json!(m.name));
+    event = event.about(&m.kind).field("fault", json!(m.fault)).with("detail", m.detail, "");
+    for (field, word, names) in [("images", "image", m.images), ("containers", "container", m.containers)] {
+        match names.as_slice() {
+            [] => {}
+            [only] => event.details.push(format!("{word} {only}")),
+            [first, rest @ ..] => event.details.push(format!("{word} {first} and {} more", rest.len())),
+        }
+        event = event.field(field, json!(names));
+    }
+    event
 }
 
 fn content(m: event::ContentCreate) -> Event {
@@ -241,6 +266,19 @@ mod tests {
         assert_eq!((said.subject.as_str(), said.details), ("n", vec!["from k".to_owned()]));
         let written = event::ContentCreate { digest: "sha256:0".into(), size: 2048, media_type: String::new() };
         assert_eq!(told("/content/create", pack(&written)).details, ["2.0 KiB"]);
+        let damage = pb::DamageFound {
+            kind: "content".into(),
+            name: "sha256:0".into(),
+            fault: "size".into(),
+            detail: "expected 9 bytes, found 0".into(),
+            images: vec!["a:1".into(), "b:1".into()],
+            containers: vec!["c".into()],
+        };
+        let said = told("/orlop/damage/found", pack(&damage));
+        assert_eq!((said.what, said.subject.as_str()), ("damage found", "sha256:0"));
+        assert_eq!(said.details, ["blob", "expected 9 bytes, found 0", "image a:1 and 1 more", "container c"]);
+        let mended = pb::DamageMended { kind: "snapshots/overlayfs".into(), name: "sha256:1".into() };
+        assert_eq!(told("/orlop/damage/mended", pack(&mended)).details, ["snapshot in overlayfs"]);
         let exited = event::SandboxExit { sandbox_id: "s".into(), exit_status: 0, exited_at: None };
         assert_eq!(told("sandboxes/exit", pack(&exited)).fields["sandboxId"], "s");
     }

@@ -79,7 +79,7 @@ fn copies_of_trees() {
     work.judge();
 }
 
-/// What is below format 5 is brought up by the first command that opens it for writing.
+/// What is below format 6 is brought up by the first command that opens it for writing.
 #[test]
 fn migration() {
     let work = Workload::on(|top| {

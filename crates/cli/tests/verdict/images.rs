@@ -40,9 +40,9 @@ pub(crate) fn image_of(above: Layer) -> Content {
     Content::image(&Image::new("linux/amd64").layer(base()).layer(above))
 }
 
-/// Takes away what formats 2 to 5 brought; summaries are learnt from the documents again.
+/// Takes away what formats 2 to 6 brought; summaries are learnt from the documents again.
 pub(crate) const TO_FORMAT_1: &str = "
-    DROP TABLE mount; DROP TABLE used; DROP TABLE condition; DROP TABLE container_message; DROP TABLE container;
+    DROP TABLE damage; DROP TABLE mount; DROP TABLE used; DROP TABLE condition; DROP TABLE container_message; DROP TABLE container;
     DROP INDEX snapshot_usage; DROP INDEX blob_digest; CREATE INDEX blob_digest ON blob (digest);
     DROP TABLE manifest_summary;
     CREATE TABLE manifest_summary (digest TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;

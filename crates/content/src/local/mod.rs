@@ -24,6 +24,7 @@
 
 mod files;
 mod ingest;
+mod quarantine;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +38,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::{
-    BlobReader, Error, Info, IngestManager, IngestOptions, Ingester, Manager, Provider, Result, Status, Trash, Writer,
+    BlobReader, Error, Info, IngestManager, IngestOptions, Ingester, Manager, Provider, Quarantine, Result, Status,
+    Trash, Writer,
 };
 use files::IoContext as _;
 
@@ -230,6 +232,10 @@ impl Manager for LocalStore {
     }
 
     fn trash(&self) -> Option<&dyn Trash> {
+        Some(self)
+    }
+
+    fn quarantine(&self) -> Option<&dyn Quarantine> {
         Some(self)
     }
 }

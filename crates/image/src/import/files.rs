@@ -36,7 +36,7 @@ pub(super) struct File {
 
 /// What an archive holds.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(crate) struct Files {
     pub(super) documents: BTreeMap<String, Bytes>,
     files: BTreeMap<String, File>,
     links: BTreeMap<String, String>,

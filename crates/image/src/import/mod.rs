@@ -116,7 +116,7 @@ impl Images {
 
 impl Session<'_> {
     /// Brings every file of an archive into the store. What was written then counts as brought by this session.
-    async fn take_in(&mut self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Files> {
+    pub(crate) async fn take_in(&mut self, archive: &mut (dyn AsyncRead + Send + Unpin)) -> Result<Files> {
         let (writer, reader) = pipe();
         let (content, handle) = (self.content.clone(), tokio::runtime::Handle::current());
         let (told, mut events) = mpsc::channel(WAITING_EVENTS);

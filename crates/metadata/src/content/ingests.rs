@@ -9,7 +9,7 @@ use crate::changes::Change;
 use crate::edges::{self, Edges};
 use crate::history::digest_column;
 use crate::transact::Tx;
-use crate::{Error, Labels, ObjectKind, Result, Scope, leases, namespaces};
+use crate::{Error, Labels, ObjectKind, Result, Scope, damage, leases, namespaces};
 
 /// How long a write that no lease holds may rest: containerd's time.
 const UNLEASED_NANOS: i64 = 24 * 3600 * 1_000_000_000;
@@ -40,11 +40,17 @@ pub(super) enum Finished {
 }
 
 /// Opens or reopens a write. `expected` goes into a new row only: an existing one may belong to a writer that commits
-/// right now.
-pub(super) fn open(tx: &Tx<'_>, scope: &Scope, reference: &str, expected: Option<&Digest>) -> Result<Opened> {
+/// right now. A blob whose bytes are lost is written anew: with `refill` it counts as not there.
+pub(super) fn open(
+    tx: &Tx<'_>,
+    scope: &Scope,
+    reference: &str,
+    expected: Option<&Digest>,
+    refill: bool,
+) -> Result<Opened> {
     let namespace = &scope.namespace;
     let existing = backend(tx, namespace, reference)?;
-    if let Some(digest) = expected
+    if let Some(digest) = expected.filter(|_| !refill)
         && get(tx, namespace, digest)?.is_some()
     {
         leases::add(tx, scope, edges::CONTENT, digest.as_str())?;
@@ -101,7 +107,23 @@ pub(super) fn protect(tx: &Tx<'_>, scope: &Scope, reference: &str, backend: &str
     Ok(true)
 }
 
-/// Lets a blob take the place of the write, if nothing happened to the write meanwhile.
+/// As [`protect`], also for a blob that the namespace has: its bytes are lost, and the write brings them.
+pub(super) fn protect_refill(
+    tx: &Tx<'_>,
+    scope: &Scope,
+    reference: &str,
+    backend: &str,
+    digest: &Digest,
+) -> Result<()> {
+    if expected(tx, &scope.namespace, reference, backend)?.as_ref() != Some(digest) {
+        expect(tx, &scope.namespace, reference, digest)?;
+    }
+    Ok(())
+}
+
+/// Lets a blob take the place of the write, if nothing happened to the write meanwhile. With `brought` its bytes have just
+/// been verified: what was known of damage to it is over.
+#[allow(clippy::too_many_arguments, reason = "what a write is and what becomes of it")]
 pub(super) fn finish(
     tx: &Tx<'_>,
     scope: &Scope,
@@ -110,10 +132,14 @@ pub(super) fn finish(
     digest: &Digest,
     size: u64,
     labels: &Labels,
+    brought: bool,
 ) -> Result<Finished> {
     let namespace = &scope.namespace;
     if get(tx, namespace, digest)?.is_some() {
         leases::add(tx, scope, edges::CONTENT, digest.as_str())?;
+        if brought {
+            damage::mended(tx, edges::CONTENT, digest.as_str())?;
+        }
         remove_if(tx, scope, reference, backend)?;
         return Ok(Finished::Exists);
     }
@@ -130,6 +156,9 @@ pub(super) fn finish(
         Err(error) => return Err(error),
     }
     insert(tx, scope, digest, size, labels)?;
+    if brought {
+        damage::mended(tx, edges::CONTENT, digest.as_str())?;
+    }
     remove_if(tx, scope, reference, backend)?;
     tx.tell(namespace, Change::ContentCreate { digest: digest.clone(), size });
     Ok(Finished::Committed)

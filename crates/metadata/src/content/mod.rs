@@ -10,6 +10,9 @@
 //! 4. The raw store verifies, syncs and renames.
 //! 5. One transaction: if the row still names that digest, the `blob` row takes its place. If another opener of the same
 //!    ref changed it meanwhile, back to 3, and the bytes are looked for again, since nothing protected them for a while.
+//!
+//! A blob whose bytes are lost, since they were damaged and set aside or are gone otherwise, keeps its row; whoever writes it
+//! brings them back in the same way.
 
 mod ingests;
 mod roles;

@@ -59,13 +59,12 @@ impl ScopedContent {
         if options.reference.is_empty() {
             return Err(content::Error::Invalid("an ingest needs a ref that is not empty"));
         }
-        let (reference, expected) = (options.reference.clone(), options.expected.clone());
-        let opened = self
-            .blocking(move |this| {
-                this.store
-                    .write_together("open ingest", |tx| ingests::open(tx, &this.scope, &reference, expected.as_ref()))
-            })
-            .await?;
+        let (mut opened, mut refill) = (self.open_row(&options, false).await?, false);
+        if let (Opened::Exists { .. }, Some(digest)) = (&opened, &options.expected)
+            && self.is_lost(digest).await?
+        {
+            (opened, refill) = (self.open_row(&options, true).await?, true);
+        }
         let backend = match (opened, &options.expected) {
             (Opened::Ready { backend }, _) => backend,
             (Opened::Exists { stale }, Some(digest)) => {
@@ -77,7 +76,26 @@ impl ScopedContent {
             (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
         };
         let source = self.source(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
-        Ok(ScopedWriter::new(self.clone(), options, backend, source))
+        Ok(ScopedWriter::new(self.clone(), options, backend, source, refill))
+    }
+
+    async fn open_row(&self, options: &IngestOptions, refill: bool) -> content::Result<Opened> {
+        let (reference, expected) = (options.reference.clone(), options.expected.clone());
+        self.blocking(move |this| {
+            this.store.write_together("open ingest", |tx| {
+                ingests::open(tx, &this.scope, &reference, expected.as_ref(), refill)
+            })
+        })
+        .await
+    }
+
+    /// Whether the raw store has lost the bytes of a blob that there is a row of: they were set aside, or are gone otherwise.
+    pub(super) async fn is_lost(&self, digest: &Digest) -> content::Result<bool> {
+        match self.store.raw_content().info(digest).await {
+            Ok(_) => Ok(false),
+            Err(content::Error::NotFound { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Frees a ref whose blob is there, unless somebody is writing it.
@@ -125,8 +143,13 @@ impl ScopedContent {
 impl Provider for ScopedContent {
     async fn open(&self, digest: &Digest) -> content::Result<Arc<dyn BlobReader>> {
         let name = digest.clone();
-        self.blocking(move |this| this.stat(&name)).await?;
-        self.store.raw_content().open(digest).await
+        let expected = self.blocking(move |this| this.stat(&name)).await?.size;
+        let reader = self.store.raw_content().open(digest).await?;
+        // What was cut short or grew is not given to anybody; other damage only reading tells.
+        match reader.size() {
+            actual if actual == expected => Ok(reader),
+            actual => Err(content::Error::Resized { digest: digest.clone(), expected, actual }),
+        }
     }
 
     async fn info(&self, digest: &Digest) -> content::Result<Info> {

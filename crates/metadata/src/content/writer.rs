@@ -49,13 +49,21 @@ pub struct ScopedWriter {
     expected: Option<Digest>,
     source: Source,
     labels: Labels,
+    /// The namespace has the blob, and its bytes are lost: this write brings them back.
+    refill: bool,
     done: bool,
 }
 
 impl ScopedWriter {
-    pub(super) fn new(content: ScopedContent, options: IngestOptions, backend: String, source: Source) -> Self {
+    pub(super) fn new(
+        content: ScopedContent,
+        options: IngestOptions,
+        backend: String,
+        source: Source,
+        refill: bool,
+    ) -> Self {
         let IngestOptions { reference, expected, .. } = options;
-        Self { content, reference, backend, expected, source, labels: Labels::new(), done: false }
+        Self { content, reference, backend, expected, source, labels: Labels::new(), refill, done: false }
     }
 
     /// Sets the labels that the blob gets when this writer makes it visible. A blob that is there keeps its own.
@@ -131,22 +139,35 @@ impl ScopedWriter {
             .await
     }
 
-    async fn finish(&mut self, digest: &Digest, size: u64) -> content::Result<Finished> {
+    /// The same for a blob that the namespace has, and whose bytes are lost.
+    async fn protect_refill(&mut self, digest: &Digest) -> content::Result<()> {
         let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
-        let labels = self.labels.clone();
+        self.refill = true;
         self.content
             .blocking(move |this| {
-                this.store.write_together("commit content", |tx| {
-                    ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels)
+                this.store.write_together("commit ingest", |tx| {
+                    ingests::protect_refill(tx, &this.scope, &reference, &backend, &digest)
                 })
             })
             .await
     }
 
-    /// Lets the blob take the place of the write; the bytes are visible in the raw store.
-    async fn publish(&mut self, digest: &Digest, size: u64) -> content::Result<Digest> {
+    async fn finish(&mut self, digest: &Digest, size: u64, brought: bool) -> content::Result<Finished> {
+        let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
+        let labels = self.labels.clone();
+        self.content
+            .blocking(move |this| {
+                this.store.write_together("commit content", |tx| {
+                    ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels, brought)
+                })
+            })
+            .await
+    }
+
+    /// Lets the blob take the place of the write; the bytes are visible in the raw store, `brought` there by this write or not.
+    async fn publish(&mut self, digest: &Digest, size: u64, brought: bool) -> content::Result<Digest> {
         for _ in 0..ROUNDS {
-            if let Some(ended) = self.try_finish(digest, size).await? {
+            if let Some(ended) = self.try_finish(digest, size, brought).await? {
                 return ended;
             }
             self.content.store.raw_content().info(digest).await?;
@@ -155,8 +176,17 @@ impl ScopedWriter {
     }
 
     /// How the write ended; `None` if it did not protect the bytes until now, so that they may be gone.
-    async fn try_finish(&mut self, digest: &Digest, size: u64) -> content::Result<Option<content::Result<Digest>>> {
-        Ok(match self.finish(digest, size).await? {
+    async fn try_finish(
+        &mut self,
+        digest: &Digest,
+        size: u64,
+        brought: bool,
+    ) -> content::Result<Option<content::Result<Digest>>> {
+        Ok(match self.finish(digest, size, brought).await? {
+            Finished::Exists if brought && self.refill => {
+                self.done = true;
+                Some(Ok(digest.clone()))
+            }
             Finished::Committed => {
                 self.done = true;
                 Some(Ok(digest.clone()))
@@ -216,17 +246,22 @@ impl Writer for ScopedWriter {
         let (digest, size) = self.check(size, expected)?;
         if matches!(self.source, Source::Adopted(_)) {
             // The bytes are there, and this write protects them.
-            return self.publish(&digest, size).await;
+            return self.publish(&digest, size, false).await;
         }
-        // This namespace has them, unless a collection took them since: then the write protects them now, and has them.
-        if !self.protect(&digest).await?
-            && let Some(ended) = self.try_finish(&digest, size).await?
-        {
-            return ended;
+        if self.refill {
+            self.protect_refill(&digest).await?;
+        } else if !self.protect(&digest).await? {
+            // This namespace has them, unless they were lost, or a collection took them since: then the write protects them now,
+            // and has them.
+            if self.content.is_lost(&digest).await? {
+                self.protect_refill(&digest).await?;
+            } else if let Some(ended) = self.try_finish(&digest, size, false).await? {
+                return ended;
+            }
         }
-        let result = self.raw(size).await?.commit(size, Some(&digest)).await;
-        match result {
-            Ok(_) | Err(content::Error::AlreadyExists(_)) => self.publish(&digest, size).await,
+        match self.raw(size).await?.commit(size, Some(&digest)).await {
+            Ok(_) => self.publish(&digest, size, true).await,
+            Err(content::Error::AlreadyExists(_)) => self.publish(&digest, size, false).await,
             Err(error) => Err(renamed(error, &self.reference)),
         }
     }

@@ -175,7 +175,7 @@ fn remove_tree(store: &Store, driver: &dyn Driver, id: SnapshotId, trash: Option
 
 /// Makes a directory that nobody else may enter, like those of the trees: they have set-user-ID programs. It is on disk before
 /// anything is moved into it, or a power cut could take that along.
-fn make_private(path: &Path) -> Result<()> {
+pub(crate) fn make_private(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(|parent| !parent.exists()) => {

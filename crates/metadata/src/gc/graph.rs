@@ -112,7 +112,7 @@ pub(super) fn hold(flat: bool, kind: &str) -> Hold {
 }
 
 /// The driver in a kind of snapshots.
-pub(super) fn driver_of(kind: &str) -> Option<&str> {
+pub(crate) fn driver_of(kind: &str) -> Option<&str> {
     kind.strip_prefix("snapshots/")
 }
 

@@ -34,8 +34,9 @@ mod whole;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 
-pub(crate) use bytes::{TRASH, block_on, directory, finish, tree_directory};
+pub(crate) use bytes::{TRASH, block_on, directory, finish, io_error, make_private, tree_directory};
 use graph::Rows;
+pub(crate) use graph::driver_of;
 pub(crate) use mark::Node;
 use mark::{Found, Graph};
 pub(crate) use removal::{BlobRow, ImageRow, Removal, SnapshotRow, children_first, image, json};

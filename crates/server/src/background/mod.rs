@@ -1,4 +1,5 @@
-//! What a daemon does beside its calls: it brings hash references in order, collects garbage, empties the trash.
+//! What a daemon does beside its calls: it brings hash references in order, collects garbage, empties the trash, mends what
+//! is damaged.
 //!
 //! # Concurrency
 //! Each is one task that ends with the server. All of it may run in several processes on one root; they wait for each
@@ -8,6 +9,7 @@ mod changes;
 mod collect;
 mod health;
 mod reconcile;
+mod repair;
 mod trash;
 
 use std::fmt;
@@ -52,6 +54,10 @@ pub struct Background {
     pub trash_age: Duration,
     /// The trash gives way while less than this part of the file system is free, in percent.
     pub trash_free_percent: u8,
+    /// How soon it is tried again to mend what is damaged, at first; twice as long after each failure. `None`: never.
+    pub repair: Option<Duration>,
+    /// How long damaged bytes are kept after sound ones have taken their place.
+    pub quarantine_age: Duration,
 }
 
 impl Default for Background {
@@ -61,6 +67,8 @@ impl Default for Background {
             full_reconciliation: Duration::from_secs(3600),
             trash_age: Duration::from_secs(7 * 24 * 3600),
             trash_free_percent: 10,
+            repair: Some(Duration::from_secs(60)),
+            quarantine_age: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }
@@ -77,6 +85,7 @@ pub(crate) fn spawn(server: &Server, options: &watch::Receiver<ServeOptions>, ta
     spawn(server.collector().clone().run(server.clone(), options.clone()).boxed());
     spawn(reconcile::run(server.clone(), options.borrow().background.full_reconciliation).boxed());
     spawn(trash::run(server.clone(), options.clone()).boxed());
+    spawn(repair::run(server.clone(), options.clone()).boxed());
 }
 
 /// Works until the store stops writes: from then on it could only fail, again and again.

@@ -121,6 +121,11 @@ impl Cri {
         self.inner.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How registries are reached without anybody's secrets.
+    pub(crate) fn client(&self) -> Client {
+        self.now().client.clone()
+    }
+
     /// Has the first answer about images made, so that it is there, or on its way, when it is asked for.
     pub(crate) async fn prepare(&self) {
         if let Err(error) = self.catalog().view().await {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use orlop_api::containerd::events as event;
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::types::Envelope;
+use orlop_api::orlop::v1 as pb;
 use orlop_metadata::Filter;
 use prost::{Message, Name};
 use prost_types::Any;
@@ -97,6 +98,8 @@ fields! {
     event::SnapshotRemove { "key" => key, "snapshotter" => snapshotter };
     event::ContainerUpdate { "id" => id, "image" => image, "snapshot_key" => snapshot_key } + labels;
     event::ContainerDelete { "id" => id };
+    pb::DamageFound { "kind" => kind, "name" => name, "fault" => fault, "detail" => detail };
+    pb::DamageMended { "kind" => kind, "name" => name };
     event::SandboxCreate { "sandbox_id" => sandbox_id };
     event::SandboxStart { "sandbox_id" => sandbox_id };
     event::SandboxExit { "sandbox_id" => sandbox_id };

@@ -3,6 +3,7 @@
 use orlop_api::containerd::events as event;
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::types::Envelope;
+use orlop_api::orlop::v1 as pb;
 use orlop_metadata::{Change, Notice};
 
 use super::Message;
@@ -60,6 +61,10 @@ fn message(change: Change) -> Message {
             ("/namespaces/update", pack(&event::NamespaceUpdate { name, labels }))
         }
         Change::NamespaceDelete { name } => ("/namespaces/delete", pack(&event::NamespaceDelete { name })),
+        Change::DamageFound { kind, name, fault, detail, images, containers } => {
+            ("/orlop/damage/found", pack(&pb::DamageFound { kind, name, fault, detail, images, containers }))
+        }
+        Change::DamageMended { kind, name } => ("/orlop/damage/mended", pack(&pb::DamageMended { kind, name })),
         // A change that this program does not know gives an event that says nothing.
         _ => ("/unknown", prost_types::Any::default()),
     }

@@ -3,6 +3,7 @@
 mod archive;
 mod keep;
 mod progress;
+mod repair;
 mod rows;
 mod verify;
 
@@ -31,6 +32,7 @@ impl Orlop for Server {
     type ListRecordsStream = AnswerStream<pb::ListRecordsResponse>;
     type HistoryStream = AnswerStream<pb::HistoryResponse>;
     type CheckStream = AnswerStream<pb::CheckResponse>;
+    type RepairStream = AnswerStream<pb::RepairResponse>;
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Answer<Self::PullStream> {
         let scope = call::scope(&request)?;
@@ -171,6 +173,11 @@ impl Orlop for Server {
     async fn check(&self, request: Request<pb::CheckRequest>) -> Answer<Self::CheckStream> {
         let scope = call::scope(&request)?;
         Ok(Response::new(keep::check(self, scope, request.into_inner()).await?))
+    }
+
+    async fn repair(&self, request: Request<Streaming<pb::RepairRequest>>) -> Answer<Self::RepairStream> {
+        let scope = call::scope(&request)?;
+        Ok(Response::new(repair::repair(self, scope, request.into_inner()).await?))
     }
 
     async fn verify(&self, request: Request<pb::VerifyRequest>) -> Answer<pb::VerifyResponse> {

@@ -159,5 +159,6 @@ pub(super) fn usage(usage: image::DiskUsage) -> pb::DiskUsageResponse {
             metadata_bytes: usage.hash_references.metadata_bytes,
         }),
         images: usage.images.into_iter().map(image).collect(),
+        quarantine: usage.quarantine,
     }
 }

@@ -63,6 +63,7 @@ struct DiskUsage {
     snapshots: u64,
     ingests: u64,
     trash: u64,
+    quarantine: u64,
     metadata: u64,
     hash_references: HashReferences,
     images: Vec<Image>,
@@ -203,7 +204,7 @@ async fn own(context: &Context) -> Result<()> {
         return output::document(context.global.output, &json(answer));
     }
     let mut table = Table::new(&["WHAT", "ON DISK"]);
-    let rows = [
+    let mut rows = vec![
         ("content (compressed layers, manifests)", answer.content),
         ("snapshots (unpacked layers)", answer.snapshots),
         ("writes in progress", answer.ingests),
@@ -211,6 +212,10 @@ async fn own(context: &Context) -> Result<()> {
         ("metadata", answer.metadata),
         ("total", answer.total),
     ];
+    // Mostly there is none.
+    if answer.quarantine > 0 {
+        rows.insert(4, ("quarantine (damaged bytes that were set aside)", answer.quarantine));
+    }
     for (what, bytes) in rows {
         table.row([what.to_owned(), size(bytes)]);
     }
@@ -233,6 +238,7 @@ fn json(answer: pb::DiskUsageResponse) -> DiskUsage {
         snapshots: answer.snapshots,
         ingests: answer.ingests,
         trash: answer.trash,
+        quarantine: answer.quarantine,
         metadata: answer.metadata,
         hash_references: HashReferences {
             records: hash.records,
