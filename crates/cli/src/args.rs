@@ -139,6 +139,8 @@ pub(crate) enum Command {
     Umount(c::mount::UmountArgs),
     /// Look for damage; --deep hashes everything again
     Check(c::check::Args),
+    /// Read all blobs again, slowly if wished, and set aside what is damaged
+    Scrub(c::scrub::Args),
     /// Set aside what is damaged and fetch sound bytes again, by digest; --plan says first
     Repair(c::repair::Args),
     /// Verify that images are complete, unaltered and signed as policy wants

@@ -216,6 +216,9 @@ pub enum Error {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// One scrub at a time.
+    #[error("this store is being scrubbed already, by its daemon or another command")]
+    Scrubbing,
     /// The registry said no.
     #[error(transparent)]
     Remote(#[from] remote::Error),
@@ -327,7 +330,7 @@ impl Error {
             | Self::Archive(_) => ErrorKind::Verification,
             Self::Layer { source, .. } => snapshot_kind(source),
             Self::Interrupted => ErrorKind::Failed,
-            Self::Busy { .. } => ErrorKind::Unavailable,
+            Self::Busy { .. } | Self::Scrubbing => ErrorKind::Unavailable,
             Self::Remote(inner) => remote_kind(inner),
             Self::Metadata(inner) => metadata_kind(inner),
             Self::Content(inner) => content_kind(inner),

@@ -42,6 +42,7 @@ mod remove;
 mod repair;
 mod resolve;
 mod rows;
+mod scrub;
 mod settings;
 mod span;
 mod supply;
@@ -73,6 +74,7 @@ pub use remove::{Plan, Reason, RemoveRequest, Removed};
 pub use repair::{Bringer, End, Mending, RepairRequest, Repaired};
 pub use resolve::{DocumentRow, Found, Inspection};
 pub use rows::{ImageRow, ListRequest, RecordRow, Sizes, SnapshotRow};
+pub use scrub::{Bandwidth, Scrubbing};
 pub use settings::{Limits, Settings};
 pub use usage::{DiskUsage, GcOutcome, GcRequest, HashReferenceUsage};
 

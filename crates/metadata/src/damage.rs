@@ -40,6 +40,15 @@ pub enum Damaged {
     },
 }
 
+impl std::fmt::Display for Damaged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Blob(digest) => write!(f, "blob {digest}"),
+            Self::Snapshot { driver, id } => write!(f, "snapshot {driver}/{}", id.0),
+        }
+    }
+}
+
 impl Damaged {
     /// The kind that garbage collection and `damage` have it under.
     pub(crate) fn kind(&self) -> String {

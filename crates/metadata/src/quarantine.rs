@@ -44,14 +44,15 @@ impl Store {
         let (Some(flaw), Some(ability)) = (&flaw, raw.quarantine()) else { return self.noted(digest, flaw) };
         let (what, entry) = (Damaged::Blob(digest.clone()), self.new_entry());
         let before = self.damage_of(&what)?.and_then(|damage| damage.quarantine);
-        self.put_damage(&what, flaw, Some(&entry))?;
+        // What is missing leaves nothing to set aside, and what was set aside before stays named.
+        self.put_damage(&what, flaw, (*flaw != Flaw::Missing).then_some(entry.as_str()))?;
         gc::make_private(&self.root().join(DIRECTORY))?;
         let bin = self.quarantine_directory(&entry);
         if gc::block_on(ability.set_aside(digest, Some(size), &bin))?.is_none() {
             return self.noted(digest, None);
         }
-        if !bin.exists() {
-            // Nothing was in its place.
+        if *flaw != Flaw::Missing && !bin.exists() {
+            // Another one was faster.
             self.write_together("note damage", |tx| damage::place(tx, &what, before.as_deref()))?;
         }
         self.damage_of(&what)

@@ -17,7 +17,7 @@ use crate::transact::Tx;
 use crate::{Error, Result};
 
 /// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
-const OWN_NAMES: [&str; 12] = [
+const OWN_NAMES: [&str; 15] = [
     "content",
     "snapshots",
     "mounts",
@@ -25,6 +25,9 @@ const OWN_NAMES: [&str; 12] = [
     "quarantine",
     "history.log",
     "reserve",
+    "scrub",
+    "scrub.new",
+    "scrub.lock",
     "lock",
     "daemon.lock",
     "gc.lock",

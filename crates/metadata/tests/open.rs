@@ -99,17 +99,17 @@ fn a_newer_format_is_refused_and_left_alone() {
     let root = Root::new();
     let Root { store, directory, .. } = root;
     drop(store);
-    set_format(directory.path(), 6);
+    set_format(directory.path(), 7);
     for read_only in [false, true] {
         match open(directory.path(), read_only) {
-            Err(error @ Error::NewerFormat { found: 6, supported: 5, .. }) => {
+            Err(error @ Error::NewerFormat { found: 7, supported: 6, .. }) => {
                 let text = error.to_string();
                 assert!(text.contains("meta.db") && text.contains("use a newer orlop"), "{text}");
             }
             other => panic!("{:?}", other.map(|_| ())),
         }
     }
-    set_format(directory.path(), 5);
+    set_format(directory.path(), 6);
     open(directory.path(), false).unwrap();
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use orlop_image::{End, Repaired};
+use orlop_image::{End, Repaired, Scrubbing};
 use orlop_metadata::Counts;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -62,6 +62,9 @@ pub(crate) struct Metrics {
     pub(crate) missed: Counter,
     /// Passes of the reconciler that changed something.
     pub(crate) reconciled: Counter,
+    scrubbed: Counter,
+    /// Scrubs that came to their end.
+    pub(crate) scrubs: Counter,
     repairs: Family<Fate, Counter>,
     stored: Family<Kind, Gauge>,
     /// 1 if the store takes no changes.
@@ -91,6 +94,8 @@ impl Default for Metrics {
             collected: Counter::default(),
             missed: Counter::default(),
             reconciled: Counter::default(),
+            scrubbed: Counter::default(),
+            scrubs: Counter::default(),
             repairs: Family::default(),
             stored: Family::default(),
             read_only: Gauge::default(),
@@ -122,6 +127,8 @@ impl Default for Metrics {
         registry.register_with_unit("collected", "Bytes given back", Unit::Bytes, new.collected.clone());
         registry.register("missed", "Garbage that the incremental collection had missed", new.missed.clone());
         registry.register("reconciled", "Passes that changed hash references", new.reconciled.clone());
+        registry.register_with_unit("scrubbed", "Bytes read again", Unit::Bytes, new.scrubbed.clone());
+        registry.register("scrubs", "Passes over all blobs", new.scrubs.clone());
         registry.register("repairs", "What was found damaged, by what became of it", new.repairs.clone());
         registry.register("stored", "What is in the store", new.stored.clone());
         registry.register("read_only", "1 while the store takes no changes", new.read_only.clone());
@@ -141,6 +148,19 @@ impl Metrics {
     pub(crate) fn collection(&self, kind: &'static str, bytes: u64) {
         self.collections.get_or_create(&Kind { kind }).inc();
         self.collected.inc_by(bytes);
+    }
+
+    /// A scrub goes on.
+    pub(crate) fn scrubbing(&self, event: &Scrubbing<'_>) {
+        match event {
+            Scrubbing::Read(bytes) => {
+                self.scrubbed.inc_by(*bytes);
+            }
+            Scrubbing::Found(damage) => {
+                let what = damage.what.to_string();
+                tracing::error!(what, detail = damage.detail, "damaged, and set aside");
+            }
+        }
     }
 
     /// Something damaged was mended, or could not be.

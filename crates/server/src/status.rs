@@ -211,6 +211,7 @@ fn hint(error: &image::Error) -> &str {
         E::Incomplete { .. } => {
             "nothing became visible: bring what is missing too, or choose a platform that is complete"
         }
+        E::Scrubbing => "wait for it; ROOT/scrub says how far it has come",
         E::Archive(_) => {
             "nothing became visible. Write the archive again, e.g. with `docker save`, `skopeo copy` or `orlop export`"
         }

@@ -24,6 +24,7 @@ pub(crate) mod push;
 pub(crate) mod repair;
 pub(crate) mod resolve;
 pub(crate) mod rm;
+pub(crate) mod scrub;
 pub(crate) mod snapshots;
 pub(crate) mod stores;
 pub(crate) mod tag;
@@ -146,6 +147,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Mount(args) => mount::mount(context, &args).await?,
         Command::Umount(args) => mount::umount(context, &args).await?,
         Command::Check(args) => return check::run(context, &args).await,
+        Command::Scrub(args) => return scrub::run(context, &args).await,
         Command::Repair(args) => return repair::run(context, &args).await,
         Command::Verify(args) => return verify::run(context, &args).await,
         Command::Doctor(args) => return doctor::run(context, &args).await,

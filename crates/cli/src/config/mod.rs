@@ -40,6 +40,7 @@ pub(crate) struct Config {
     pub(crate) verify: Verify,
     pub(crate) cri: Cri,
     pub(crate) gc: Gc,
+    pub(crate) scrub: Scrub,
     pub(crate) repair: Repair,
     pub(crate) traces: Traces,
 }
@@ -115,6 +116,15 @@ pub(crate) struct Gc {
     pub(crate) trash_free_percent: u8,
 }
 
+/// `[scrub]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Scrub {
+    pub(crate) every_days: u32,
+    pub(crate) delay_seconds: u32,
+    pub(crate) bytes_per_second: u64,
+}
+
 /// `[repair]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -137,6 +147,7 @@ impl Default for Config {
             verify: Verify::default(),
             cri: Cri::default(),
             gc: Gc::default(),
+            scrub: Scrub::default(),
             repair: Repair::default(),
             traces: Traces::default(),
         }
@@ -209,6 +220,18 @@ impl Default for Gc {
     }
 }
 
+impl Default for Scrub {
+    fn default() -> Self {
+        let background = Background::default();
+        let whole = |duration: Duration, seconds| u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX);
+        Self {
+            every_days: whole(background.scrub.unwrap_or_default(), 24 * 3600),
+            delay_seconds: whole(background.scrub_delay, 1),
+            bytes_per_second: background.scrub_bytes_per_second,
+        }
+    }
+}
+
 impl Default for Repair {
     fn default() -> Self {
         let background = Background::default();
@@ -260,6 +283,9 @@ impl Config {
                 full_collection: (self.gc.full_hours > 0).then(|| hours(self.gc.full_hours)),
                 trash_age: hours(self.gc.trash_days) * 24,
                 trash_free_percent: self.gc.trash_free_percent,
+                scrub: (self.scrub.every_days > 0).then(|| hours(self.scrub.every_days) * 24),
+                scrub_delay: Duration::from_secs(self.scrub.delay_seconds.into()),
+                scrub_bytes_per_second: self.scrub.bytes_per_second,
                 repair: (self.repair.retry_seconds > 0).then(|| Duration::from_secs(self.repair.retry_seconds.into())),
                 quarantine_age: hours(self.repair.quarantine_days) * 24,
                 ..Background::default()

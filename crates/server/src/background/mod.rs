@@ -1,5 +1,5 @@
-//! What a daemon does beside its calls: it brings hash references in order, collects garbage, empties the trash, mends what
-//! is damaged.
+//! What a daemon does beside its calls: it brings hash references in order, collects garbage, empties the trash, looks for
+//! damage and mends it.
 //!
 //! # Concurrency
 //! Each is one task that ends with the server. All of it may run in several processes on one root; they wait for each
@@ -10,6 +10,7 @@ mod collect;
 mod health;
 mod reconcile;
 mod repair;
+mod scrub;
 mod trash;
 
 use std::fmt;
@@ -54,6 +55,12 @@ pub struct Background {
     pub trash_age: Duration,
     /// The trash gives way while less than this part of the file system is free, in percent.
     pub trash_free_percent: u8,
+    /// How long after the end of a scrub the next one begins; `None`: never.
+    pub scrub: Option<Duration>,
+    /// How long after its start a daemon scrubs at the earliest.
+    pub scrub_delay: Duration,
+    /// How many bytes a scrub reads a second; 0: as many as the disk gives.
+    pub scrub_bytes_per_second: u64,
     /// How soon it is tried again to mend what is damaged, at first; twice as long after each failure. `None`: never.
     pub repair: Option<Duration>,
     /// How long damaged bytes are kept after sound ones have taken their place.
@@ -67,6 +74,9 @@ impl Default for Background {
             full_reconciliation: Duration::from_secs(3600),
             trash_age: Duration::from_secs(7 * 24 * 3600),
             trash_free_percent: 10,
+            scrub: Some(Duration::from_secs(7 * 24 * 3600)),
+            scrub_delay: Duration::from_secs(600),
+            scrub_bytes_per_second: 20 << 20,
             repair: Some(Duration::from_secs(60)),
             quarantine_age: Duration::from_secs(30 * 24 * 3600),
         }
@@ -85,6 +95,7 @@ pub(crate) fn spawn(server: &Server, options: &watch::Receiver<ServeOptions>, ta
     spawn(server.collector().clone().run(server.clone(), options.clone()).boxed());
     spawn(reconcile::run(server.clone(), options.borrow().background.full_reconciliation).boxed());
     spawn(trash::run(server.clone(), options.clone()).boxed());
+    spawn(scrub::run(server.clone(), options.clone()).boxed());
     spawn(repair::run(server.clone(), options.clone()).boxed());
 }
 

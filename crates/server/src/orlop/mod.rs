@@ -5,6 +5,7 @@ mod keep;
 mod progress;
 mod repair;
 mod rows;
+mod scrub;
 mod verify;
 
 use orlop_api::orlop::v1 as pb;
@@ -32,6 +33,7 @@ impl Orlop for Server {
     type ListRecordsStream = AnswerStream<pb::ListRecordsResponse>;
     type HistoryStream = AnswerStream<pb::HistoryResponse>;
     type CheckStream = AnswerStream<pb::CheckResponse>;
+    type ScrubStream = AnswerStream<pb::ScrubResponse>;
     type RepairStream = AnswerStream<pb::RepairResponse>;
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Answer<Self::PullStream> {
@@ -178,6 +180,11 @@ impl Orlop for Server {
     async fn repair(&self, request: Request<Streaming<pb::RepairRequest>>) -> Answer<Self::RepairStream> {
         let scope = call::scope(&request)?;
         Ok(Response::new(repair::repair(self, scope, request.into_inner()).await?))
+    }
+
+    async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<Self::ScrubStream> {
+        call::scope(&request)?;
+        Ok(Response::new(scrub::scrub(self, request.into_inner()).await?))
     }
 
     async fn verify(&self, request: Request<pb::VerifyRequest>) -> Answer<pb::VerifyResponse> {

@@ -1,0 +1,124 @@
+//! `orlop scrub`.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::Context;
+use crate::client::pb;
+use crate::error::{Class, CliError, Result, report};
+use crate::output::{self, Table, count, size};
+
+/// Options of `scrub`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Reads every blob and sets aside what is damaged; `orlop repair --known` mends it. A pass that was stopped, by Ctrl-C or a
+power cut, goes on where it was. A daemon does the same by itself ([scrub] in the configuration).
+Exit code 5 if something is damaged.
+
+Examples:
+  orlop scrub
+  orlop scrub --limit 50M         at most 50 MiB a second")]
+pub(crate) struct Args {
+    /// At most so many bytes a second: 500K, 20M, 1G
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    limit: Option<u64>,
+    /// Begin anew, even if an earlier pass was stopped
+    #[arg(long)]
+    anew: bool,
+}
+
+/// Bytes, with a binary unit.
+fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err("expected bytes, perhaps with K, M or G".to_owned()),
+    };
+    let number = digits.parse::<u64>().map_err(|e| e.to_string())?;
+    let bytes = number.checked_mul(1 << shift).ok_or("that is more than can be counted")?;
+    if bytes == 0 { Err("expected at least 1".to_owned()) } else { Ok(bytes) }
+}
+
+#[derive(Serialize)]
+struct Found {
+    subject: String,
+    fault: String,
+    detail: String,
+    quarantine: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Document {
+    schema: &'static str,
+    ok: bool,
+    found: Vec<Found>,
+    blobs: u64,
+    bytes: u64,
+    damaged: u64,
+}
+
+/// Runs `scrub`.
+pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
+    use pb::scrub_response::Event;
+    let request = pb::ScrubRequest { bytes_per_second: args.limit.unwrap_or_default(), anew: args.anew };
+    let mut stream = context.clients.orlop().scrub(request).await?.into_inner();
+    let (mut found, mut summary) = (Vec::new(), None);
+    while let Some(answer) = stream.message().await? {
+        match answer.event {
+            Some(Event::Found(row)) => found.push(Found {
+                subject: row.subject,
+                fault: row.fault,
+                detail: row.detail,
+                quarantine: (!row.quarantine.is_empty()).then_some(row.quarantine),
+            }),
+            Some(Event::Summary(last)) => summary = Some(last),
+            None => {}
+        }
+    }
+    let Some(summary) = summary else {
+        return Err(CliError::new(Class::Unavailable, "the scrub ended early: no result"));
+    };
+    show(context, found, summary)
+}
+
+fn show(context: &Context, found: Vec<Found>, summary: pb::ScrubSummary) -> Result<ExitCode> {
+    let pb::ScrubSummary { blobs, blob_bytes, found: damaged } = summary;
+    let ok = damaged == 0;
+    if output::is_document(context.global.output) {
+        let document = Document { schema: "orlop.scrub/v1", ok, found, blobs, bytes: blob_bytes, damaged };
+        output::document(context.global.output, &document)?;
+    } else {
+        let mut table = Table::new(&["FAULT", "SUBJECT", "DETAIL"]);
+        let empty = found.is_empty();
+        for row in found {
+            table.row([row.fault, row.subject, row.detail]);
+        }
+        if !empty {
+            table.print()?;
+        }
+        context.say(format!("read {} ({}): {damaged} damaged", count(blobs, "blob"), size(blob_bytes)));
+    }
+    if ok {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let error = CliError::new(Class::Verification, format!("{} found", count(damaged, "damaged blob")));
+    Ok(report(&error.hint("`orlop repair --known` mends what somebody has; `orlop check` lists what is left")))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn bytes_may_have_a_unit() {
+        for (text, expected) in [("1", 1), ("20M", 20 << 20), ("500k", 500 << 10), ("1GiB", 1 << 30), ("7MB", 7 << 20)]
+        {
+            assert_eq!(super::bytes(text), Ok(expected), "{text}");
+        }
+        for wrong in ["", "M", "0", "-1", "1T", "20000000000G", "1.5M", "M20"] {
+            assert!(super::bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How far the bytes of a root were read again: `ROOT/scrub`, a small JSON file.
+//!
+//! # Invariants
+//! - What it says was read was read. It may lag behind: it is written in one step and not synced, so that a cut costs reading a few
+//!   blobs again, and a file that cannot be understood a pass.
+//! - One process at a time scrubs (flock on `ROOT/scrub.lock`).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+
+use jiff::Timestamp;
+use orlop_oci::Digest;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::gc::io_error;
+use crate::{Error, Result, Store};
+
+/// A pass over all blobs, or how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrub {
+    /// When it began.
+    pub began: Timestamp,
+    /// When it ended; `None`: it goes on.
+    pub ended: Option<Timestamp>,
+    /// The last blob that was read; they are read in the order of their digests.
+    pub after: Option<Digest>,
+    /// Blobs read so far.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Damaged ones among them.
+    pub found: u64,
+}
+
+impl Scrub {
+    /// A pass that begins.
+    pub fn beginning(now: Timestamp) -> Self {
+        Self { began: now, ended: None, after: None, blobs: 0, bytes: 0, found: 0 }
+    }
+}
+
+/// Held while a process scrubs.
+#[derive(Debug)]
+pub struct ScrubLock {
+    _file: File,
+}
+
+impl Store {
+    /// The last pass, ended or not; `None` if nothing is known of one.
+    pub fn scrub(&self) -> Result<Option<Scrub>> {
+        let path = self.root().join("scrub");
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("read", &path)(error)),
+        }
+    }
+
+    /// Remembers how far a pass has come.
+    pub fn put_scrub(&self, scrub: &Scrub) -> Result<()> {
+        let (new, path) = (self.root().join("scrub.new"), self.root().join("scrub"));
+        let json = serde_json::to_vec(scrub).expect("times, digests and numbers are JSON");
+        std::fs::write(&new, json).map_err(io_error("write", &new))?;
+        std::fs::rename(&new, &path).map_err(io_error("rename", &new))
+    }
+
+    /// Makes this process the one that scrubs, as long as what it returns lives; `None` while another one does.
+    pub fn lock_scrub(&self) -> Result<Option<ScrubLock>> {
+        if let Some(reason) = self.read_only_reason() {
+            return Err(Error::ReadOnly { path: self.root().to_owned(), reason: reason.to_owned() });
+        }
+        let path = self.root().join("scrub.lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(io_error("open", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(ScrubLock { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(io_error("lock", &path)(error.into())),
+        }
+    }
+}
