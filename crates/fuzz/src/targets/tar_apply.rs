@@ -1,4 +1,4 @@
-//! Layers. The first byte is flags; the rest is a tar, plain or packed, in which [`HIDEOUT`] stands for a directory outside.
+//! Layers. The first byte is flags; the rest is a tar, plain or packed, in which `HIDEOUT` stands for a directory outside.
 //!
 //! Applied by both drivers, as any layer is: nothing outside changes; what one takes the other takes, and the trees are the
 //! same; the digest is that of the bytes; the limits are kept.
