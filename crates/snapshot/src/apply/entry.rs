@@ -200,6 +200,9 @@ impl Time {
     }
 }
 
+/// Bytes of the longest name of an extended attribute, on any file system of Linux (xattr(7)).
+const XATTR_NAME: usize = 255;
+
 /// Reads what the parser leaves aside: times with their fraction and extended attributes.
 fn pax(data: &[u8], metadata: &mut Metadata, limits: &Limits) -> Result<()> {
     if !is_whole(data) {
@@ -229,6 +232,10 @@ fn pax(data: &[u8], metadata: &mut Metadata, limits: &Limits) -> Result<()> {
         }
     }
     metadata.atime = atime.unwrap_or_default().max(metadata.mtime);
+    if let Some((name, _)) = metadata.xattrs.iter().find(|(name, _)| name.len() > XATTR_NAME) {
+        let reason = format!("an extended attribute's name has {} bytes: at most {XATTR_NAME} can be", name.len());
+        return Err(Error::Damaged { reason });
+    }
     let xattr_bytes: u64 = metadata.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum();
     if xattr_bytes > limits.xattr_bytes {
         return Err(Error::Limit {
