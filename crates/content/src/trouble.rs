@@ -22,8 +22,8 @@ pub enum Trouble {
 }
 
 /// By these a disk says that it fails or has gone. The last two: what a file system reads of itself does not check (EUCLEAN, EBADMSG).
-const FAILING: [Errno; 7] =
-    [Errno::IO, Errno::NXIO, Errno::NODEV, Errno::NOMEDIUM, Errno::STALE, Errno::UCLEAN, Errno::BADMSG];
+/// ENODEV is not among them: by it the kernel says that it does not know a type of file system.
+const FAILING: [Errno; 6] = [Errno::IO, Errno::NXIO, Errno::NOMEDIUM, Errno::STALE, Errno::UCLEAN, Errno::BADMSG];
 
 impl Trouble {
     /// What this error comes to.
@@ -81,6 +81,7 @@ mod tests {
             (Errno::MFILE, Trouble::Files),
             (Errno::NFILE, Trouble::Files),
             (Errno::NOENT, Trouble::Other),
+            (Errno::NODEV, Trouble::Other),
         ] {
             assert_eq!(Trouble::of(&errno.into()), trouble, "{errno}");
             let beneath = crate::Error::Io { operation: "read", path: "/x".into(), source: errno.into() };
