@@ -171,7 +171,11 @@ impl Transcript {
         let twice = |name: &str| with(message(name, pb::WriteAction::Write, 0, b"twice"));
         let (mut one, _) = Writer::open(&first, twice("one")).await.unwrap();
         let (mut two, _) = Writer::open(&second, twice("two")).await.unwrap();
-        let commit = |name: &str| with(message(name, pb::WriteAction::Commit, 5, b""));
+        // Or a collection, of which neither server says when it comes, could take it before the second is done.
+        let commit = |name: &str| pb::WriteContentRequest {
+            labels: kept(),
+            ..with(message(name, pb::WriteAction::Commit, 5, b""))
+        };
         let answer = one.say(commit("one")).await;
         self.note("the first commit", answer.map(|answer| answer.digest));
         let answer = two.say(commit("two")).await;
