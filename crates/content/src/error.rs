@@ -132,7 +132,8 @@ impl Error {
         }
     }
 
-    /// Whether the medium failed: what was asked for was allowed and is there, and cannot be read.
+    /// Whether the medium failed: what was asked for was allowed and is there, and cannot be read. Narrower than
+    /// [`Trouble::Disk`](crate::Trouble::Disk): a disk that has gone, or a share, has damaged no blob.
     pub fn is_bad_medium(&self) -> bool {
         let Self::Io { source, .. } = self else { return false };
         let known = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA, Errno::REMOTEIO];

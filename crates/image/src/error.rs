@@ -385,7 +385,9 @@ fn content_kind(error: &content::Error) -> ErrorKind {
         content::Error::DigestMismatch { .. }
         | content::Error::SizeMismatch { .. }
         | content::Error::TooLarge { .. }
-        | content::Error::Damaged { .. } => ErrorKind::Verification,
+        | content::Error::Damaged { .. }
+        | content::Error::Resized { .. }
+        | content::Error::Shrunk { .. } => ErrorKind::Verification,
         content::Error::Io { source, .. } => io_kind(source),
         content::Error::Metadata(inner) => inner.downcast_ref().map_or(ErrorKind::Failed, metadata_kind),
         _ => ErrorKind::Failed,

@@ -72,7 +72,7 @@ impl Images {
     /// Reads all blobs, or what is left of them since a pass was stopped; with `anew` all.
     ///
     /// # Errors
-    /// [`Error::Busy`] while another process, or another call, scrubs.
+    /// [`Error::Scrubbing`] while another process, or another call, scrubs.
     ///
     /// # Cancellation
     /// It goes on where it stopped.

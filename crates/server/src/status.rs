@@ -100,7 +100,7 @@ impl ToStatus for content::Error {
             E::DigestMismatch { .. } | E::SizeMismatch { .. } => {
                 ((Code::FailedPrecondition, Class::Verification), "the source may be damaged; nothing became visible")
             }
-            E::Damaged { .. } | E::Shrunk { .. } => {
+            E::Damaged { .. } | E::Resized { .. } | E::Shrunk { .. } => {
                 ((Code::DataLoss, Class::Verification), "`orlop check --deep` finds every damaged blob")
             }
             E::TooLarge { .. } => ((Code::FailedPrecondition, Class::Verification), ""),

@@ -93,6 +93,17 @@ async fn any_other_offset_must_be_where_the_ingest_ends() {
     assert!(error.is_none());
 }
 
+#[tokio::test]
+async fn a_blob_that_was_cut_short_is_lost_data_to_who_reads_it() {
+    let node = Node::new();
+    let digest = put(&node, b"whole").await;
+    let file = node.directory.path().join("root/content/blobs/sha256").join(digest.hex());
+    std::fs::write(&file, "who").unwrap();
+    let error = read(&node, &digest, 0, 0).await.unwrap_err();
+    assert_eq!(error.code(), Code::DataLoss, "{error:?}");
+    assert_eq!(orlop_api::error::details(&error).unwrap().class, orlop_api::error::Class::Verification);
+}
+
 /// What was hashed as it came does not count where something else was written before.
 #[tokio::test]
 async fn every_answer_has_the_digest_of_all_that_is_written_however_it_came_to_be() {
