@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::gc::io_error;
-use crate::{Error, Result, Store};
+use crate::{Result, Store};
 
 /// A pass over all blobs, or how far it has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,9 +67,7 @@ impl Store {
 
     /// Makes this process the one that scrubs, as long as what it returns lives; `None` while another one does.
     pub fn lock_scrub(&self) -> Result<Option<ScrubLock>> {
-        if let Some(reason) = self.read_only_reason() {
-            return Err(Error::ReadOnly { path: self.root().to_owned(), reason: reason.to_owned() });
-        }
+        self.check_writable()?;
         let path = self.root().join("scrub.lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(io_error("open", &path))?;

@@ -18,29 +18,22 @@ Exit code 5 if something is damaged.
 
 Examples:
   orlop scrub
-  orlop scrub --limit 50M         at most 50 MiB a second")]
+  orlop scrub --limit 50MiB       at most 50 MiB a second")]
 pub(crate) struct Args {
-    /// At most so many bytes a second: 500K, 20M, 1G
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    /// At most so much a second: 500KiB, 20MiB, 1GB
+    #[arg(long, value_name = "SIZE", value_parser = limit)]
     limit: Option<u64>,
     /// Begin anew, even if an earlier pass was stopped
     #[arg(long)]
     anew: bool,
 }
 
-/// Bytes, with a binary unit.
-fn bytes(text: &str) -> std::result::Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        _ => return Err("expected bytes, perhaps with K, M or G".to_owned()),
-    };
-    let number = digits.parse::<u64>().map_err(|e| e.to_string())?;
-    let bytes = number.checked_mul(1 << shift).ok_or("that is more than can be counted")?;
-    if bytes == 0 { Err("expected at least 1".to_owned()) } else { Ok(bytes) }
+/// A size; none would be no limit.
+fn limit(text: &str) -> std::result::Result<u64, String> {
+    match super::prune::read::size(text)? {
+        0 => Err("expected at least 1B".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 #[derive(Serialize)]
@@ -107,18 +100,4 @@ fn show(context: &Context, found: Vec<Found>, summary: pb::ScrubSummary) -> Resu
     }
     let error = CliError::new(Class::Verification, format!("{} found", count(damaged, "damaged blob")));
     Ok(report(&error.hint("`orlop repair --known` mends what somebody has; `orlop check` lists what is left")))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn bytes_may_have_a_unit() {
-        for (text, expected) in [("1", 1), ("20M", 20 << 20), ("500k", 500 << 10), ("1GiB", 1 << 30), ("7MB", 7 << 20)]
-        {
-            assert_eq!(super::bytes(text), Ok(expected), "{text}");
-        }
-        for wrong in ["", "M", "0", "-1", "1T", "20000000000G", "1.5M", "M20"] {
-            assert!(super::bytes(wrong).is_err(), "{wrong}");
-        }
-    }
 }

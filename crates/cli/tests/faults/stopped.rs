@@ -97,8 +97,8 @@ fn one(call: &'static str, file: &'static str, fault: Fault) {
     assert!(!done.status.success());
     crate::outcome::wrong(&done, fault).unwrap_or_else(|found| panic!("{found}"));
 
-    let writes: [&[&str]; 5] =
-        [&["tag", "one:1", "x:1"], &["rm", "one:1"], &["import", &two], &["gc"], &["leases", "create"]];
+    let writes: [&[&str]; 6] =
+        [&["tag", "one:1", "x:1"], &["rm", "one:1"], &["import", &two], &["gc"], &["leases", "create"], &["scrub"]];
     std::thread::scope(|scope| {
         for args in writes {
             let store = &store;

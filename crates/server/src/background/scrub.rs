@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use orlop_image::{Bandwidth, Scrubbing};
 use orlop_metadata::Scrub;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::blocking::blocking;
@@ -17,14 +18,16 @@ const AGAIN: Duration = Duration::from_secs(600);
 
 /// Scrubs, for ever. A pass that an earlier process began goes on.
 pub(super) async fn run(server: Server, mut options: watch::Receiver<ServeOptions>) {
-    let mut first = true;
+    let begun = Instant::now();
     loop {
         let background = options.borrow_and_update().background.clone();
         let pause = match background.scrub {
             None => None,
-            // What was busy starting is done by then.
-            Some(_) if first => Some(background.scrub_delay),
-            Some(every) => Some(due(&server, every).await.unwrap_or(AGAIN)),
+            Some(every) => {
+                // What was busy starting is done by then.
+                let delay = background.scrub_delay.saturating_sub(begun.elapsed());
+                Some(due(&server, every).await.unwrap_or(AGAIN).max(delay))
+            }
         };
         let wait = async {
             match pause {
@@ -38,7 +41,6 @@ pub(super) async fn run(server: Server, mut options: watch::Receiver<ServeOption
         }
         let Some(every) = background.scrub else { continue };
         let is_due = due(&server, every).await.is_ok_and(|due| due.is_zero());
-        first = false;
         if is_due && !pass(&server, &mut options).await {
             tokio::time::sleep(AGAIN).await;
         }

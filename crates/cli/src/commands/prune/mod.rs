@@ -6,7 +6,7 @@
 //! - What a policy selects is selected anew from what the store lists now, and only if its plan has the hash it is executed.
 
 mod document;
-mod read;
+pub(super) mod read;
 mod text;
 
 use std::collections::BTreeMap;

@@ -70,7 +70,7 @@ pub(super) fn age(text: &str) -> Result<Age, String> {
 }
 
 /// `5GiB`, `500MB`, `1.5Gi`.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub(in crate::commands) fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let unit = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = (&text[..unit], text[unit..].trim());
