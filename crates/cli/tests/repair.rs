@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,13 +63,9 @@ fn top(content: &Content) -> String {
     chain_ids(&config.rootfs.diff_ids).pop().unwrap().to_string()
 }
 
-fn path(store: &Orlop, digest: &Digest) -> PathBuf {
-    store.root().join("content/blobs").join(digest.algorithm().as_str()).join(digest.hex())
-}
-
 /// Damages a blob in its place; what is there then.
 fn damage(store: &Orlop, digest: &Digest, how: Damage) -> Option<Vec<u8>> {
-    let blob = path(store, digest);
+    let blob = store.blob(digest);
     fs::set_permissions(&blob, Permissions::from_mode(0o644)).unwrap();
     how(&blob);
     fs::read(&blob).ok()
@@ -143,7 +139,7 @@ fn every_damage_is_mended(with_daemon: bool) {
             assert_eq!(row["sources"][0], name.rsplit_once(':').unwrap().0, "{row:#}");
         }
         assert_eq!(set_aside(&store), aside, "a plan changes nothing");
-        bad.iter().for_each(|(digest, bytes)| assert_eq!(fs::read(path(&store, digest)).ok(), *bytes));
+        bad.iter().for_each(|(digest, bytes)| assert_eq!(fs::read(store.blob(digest)).ok(), *bytes));
 
         let (done, document) = repair(&store, &[]);
         assert_eq!((done.code, document["ok"].as_bool()), (0, Some(true)), "{fault}: {document:#}");
@@ -151,7 +147,7 @@ fn every_damage_is_mended(with_daemon: bool) {
         store.is_sound();
         let aside = set_aside(&store);
         for (digest, bytes) in bad {
-            assert_eq!(fs::read(path(&store, digest)).unwrap(), content.blobs[digest].bytes);
+            assert_eq!(fs::read(store.blob(digest)).unwrap(), content.blobs[digest].bytes);
             assert!(bytes.is_none_or(|bytes| aside.contains(&(digest.hex().to_owned(), bytes))), "{fault} {digest}");
         }
         assert_eq!(repair(&store, &[]).1["repairs"], serde_json::json!([]), "nothing is damaged any more");
@@ -215,7 +211,7 @@ fn what_nobody_has_stays_aside_until_somebody_brings_it() {
         }
         store.ok(way);
         store.is_sound();
-        assert_eq!(fs::read(path(&store, layer)).unwrap(), content.blobs[layer].bytes);
+        assert_eq!(fs::read(store.blob(layer)).unwrap(), content.blobs[layer].bytes);
     }
 }
 
@@ -233,7 +229,7 @@ fn an_archive_that_does_not_help_changes_nothing() {
     damage(&store, largest(&content), DAMAGES[1].1);
     let missing = store.run(["repair", "--from", "/nonexistent"]);
     assert_eq!(missing.code, 3, "{}", missing.err);
-    assert!(path(&store, largest(&content)).exists(), "a name with a mistake sets nothing aside");
+    assert!(store.blob(largest(&content)).exists(), "a name with a mistake sets nothing aside");
     let other = archive_of("other.tar", "r.example/other:1", &self::content("another one"));
     let (done, document) = repair(&store, &["--from", &other]);
     assert_eq!(done.code, 5, "{document:#}");
@@ -261,7 +257,7 @@ fn what_cannot_be_read_is_mended_as_well() {
             let mut command = Command::new("strace");
             command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64", "-e", "inject=pread64:error=EIO"]);
             let orlop = store.command(args);
-            command.arg("-P").arg(path(&store, digest)).arg(orlop.get_program()).args(orlop.get_args());
+            command.arg("-P").arg(store.blob(digest)).arg(orlop.get_program()).args(orlop.get_args());
             orlop.get_envs().for_each(|(key, value)| match value {
                 Some(value) => drop(command.env(key, value)),
                 None => drop(command.env_remove(key)),
@@ -401,9 +397,13 @@ fn damage_and_its_end_are_events_and_metrics() {
     damage(&store, layer, DAMAGES[2].1);
     let mut watch = store.command(["watch", "-o", "json", "--filter", "topic~=\"^/orlop/damage/\"", "--count", "2"]);
     let watching = watch.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // The subscription is the call that does not end: what `watch` asks before it changes the page.
+    let mut before = String::new();
     served.process().wait_for(|_| {
         let page = common::get(&metrics, "/metrics");
-        page.contains("orlop_calls_running 1").then_some(())
+        let stands = page.contains("orlop_calls_running 1") && page == before;
+        before = page;
+        stands.then_some(())
     });
     assert_eq!(repair(&store, &[]).0.code, 0);
     let told = Done::of(&watching.wait_with_output().unwrap());
@@ -446,7 +446,7 @@ fn a_daemon_mends_by_itself_when_the_registry_is_back() {
     assert_eq!(store.run(["check"]).code, 5, "it was told not to");
     fs::write(&config, "[repair]\nretry_seconds = 1\n").unwrap();
     served.process().signal(rustix::process::Signal::HUP);
-    served.process().wait_for(|_| path(&store, layer).exists().then_some(()));
+    served.process().wait_for(|_| store.blob(layer).exists().then_some(()));
     served.process().wait_for(|daemon| daemon.log().contains("mended").then_some(()));
     store.is_sound();
 }

@@ -6,7 +6,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
 use common::{Done, Orlop};
 use orlop_oci::Digest;
@@ -22,12 +21,8 @@ fn content() -> Content {
     Content::image(&(0..16).fold(Image::host(), |image, n| image.layer(layer(n))))
 }
 
-fn path(store: &Orlop, digest: &Digest) -> PathBuf {
-    store.root().join("content/blobs").join(digest.algorithm().as_str()).join(digest.hex())
-}
-
 fn damage(store: &Orlop, digest: &Digest) {
-    let blob = path(store, digest);
+    let blob = store.blob(digest);
     fs::set_permissions(&blob, Permissions::from_mode(0o644)).unwrap();
     let mut bytes = fs::read(&blob).unwrap();
     bytes[0] ^= 1;
@@ -64,7 +59,7 @@ fn finds_and_sets_aside(with_daemon: bool) {
     let found: Vec<&str> =
         document["found"].as_array().unwrap().iter().map(|f| f["subject"].as_str().unwrap()).collect();
     assert_eq!(found, bad.iter().map(|digest| digest.as_str()).collect::<Vec<_>>());
-    assert!(bad.iter().all(|digest| !path(&store, digest).exists()), "what is found is given to nobody");
+    assert!(bad.iter().all(|digest| !store.blob(digest).exists()), "what is found is given to nobody");
     let done = store.run(["check", "-o", "json"]);
     let problems: Value = serde_json::from_str(&done.out).unwrap();
     for digest in &bad {
@@ -124,13 +119,26 @@ fn a_killed_pass_goes_on_where_it_was_and_the_daemon_mends() {
         (Some(content.blobs.len() as u64), Some(1)),
         "what was read before is not read again: {ended:?}"
     );
-    served.process().wait_for(|_| (fs::read(path(&store, last)).ok()? == content.blobs[last].bytes).then_some(()));
+    served.process().wait_for(|_| (fs::read(store.blob(last)).ok()? == content.blobs[last].bytes).then_some(()));
     served.process().wait_for(|daemon| daemon.log().contains("mended").then_some(()));
     let (code, document) = scrub(&store, &["--anew"]);
     assert_eq!((code, document["found"][0]["subject"].as_str()), (5, Some(first.as_str())), "{document:#}");
-    served.process().wait_for(|_| (fs::read(path(&store, first)).ok()? == content.blobs[first].bytes).then_some(()));
+    served.process().wait_for(|_| (fs::read(store.blob(first)).ok()? == content.blobs[first].bytes).then_some(()));
     store.ok(["repair", "--known"]);
     store.is_sound();
+}
+
+/// Each time the configuration was read anew the first scrub was put off by the whole delay again.
+#[test]
+fn a_reload_does_not_put_the_first_scrub_off() {
+    let (store, _) = imported();
+    let config = store.path("config.toml");
+    fs::write(&config, "[scrub]\nevery_days = 1\ndelay_seconds = 2\n").unwrap();
+    let mut served = store.serve(&["--config", config.to_str().unwrap()]);
+    served.process().wait_for(|daemon| {
+        daemon.signal(rustix::process::Signal::HUP);
+        progress(&store)?["ended"].as_str().map(drop)
+    });
 }
 
 /// One at a time: another is told so, by exit code too, and the limit can be changed while it runs.

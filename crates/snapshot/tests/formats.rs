@@ -287,7 +287,7 @@ fn a_bomb_is_refused_before_it_fills_the_disk() {
     let mut entry = tar_core::EntryBuilder::new_ustar();
     entry.path("bomb").mode(0o644).unwrap().size(8 << 30).unwrap();
     header.0.extend(entry.finish_bytes());
-    // 8 GiB of zeros, which zstd packs into some hundred kilobytes.
+    // 1,200 MiB of zeros, which zstd packs into some hundred kilobytes.
     let mut bomb = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
     bomb.write_all(&header.0).unwrap();
     let zeros = vec![0; 1 << 20];

@@ -56,6 +56,14 @@ impl Switch {
     }
 }
 
+/// A temporary directory, in memory where there is a file system in it.
+///
+/// # Panics
+/// If none can be made.
+pub fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     let ended = output(Command::new(program).args(arguments));
     if ended.status.success() { Ok(()) } else { Err(format!("{}: {}", ended.command, ended.stderr.trim())) }
@@ -75,8 +83,7 @@ impl Disk {
     /// # Panics
     /// If the temporary directory cannot be used.
     pub fn of(kind: &FileSystem) -> Option<Self> {
-        let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        Self::made(kind, Self::within(memory.expect("a temporary directory"), kind.options))
+        Self::made(kind, Self::within(in_memory(), kind.options))
     }
 
     fn made(kind: &FileSystem, disk: Self) -> Option<Self> {

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use orlop_oci::Digest;
 use orlop_testkit::archive;
 use orlop_testkit::image::Content;
 use orlop_testkit::registry::{Options, Registry};
@@ -73,6 +74,11 @@ impl Orlop {
 
     pub(crate) fn root(&self) -> PathBuf {
         self.root.clone()
+    }
+
+    /// The file of a blob.
+    pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root().join("content/blobs").join(digest.algorithm().as_str()).join(digest.hex())
     }
 
     /// A place beside the root for archives and the like.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use orlop_testkit::archive::oci_archive;
 use orlop_testkit::faults::{Act, Fault, Faults, Rule, Site, kinds};
@@ -20,7 +19,7 @@ use crate::common;
 use crate::outcome;
 use crate::verdict::images::{TO_FORMAT_1, chain, image};
 use crate::verdict::scratch::Scratch;
-use crate::verdict::{self, Seen};
+use crate::verdict::{self, Seen, command};
 
 /// At how many calls each error is tried in the short tier.
 const SHORT: usize = 1;
@@ -138,7 +137,7 @@ impl Bench {
         fault: Fault,
         rule: Rule,
         (before, after): (&Seen, &Seen),
-    ) -> Result<Vec<Site>, String> {
+    ) -> Result<(Vec<Site>, Output), String> {
         let root = self.laid();
         let mut command = command(&root, case.args);
         let faults = Faults::over(&mut command, &root).expect("the command can be watched");
@@ -155,14 +154,14 @@ impl Bench {
         let found = verdict::judge(&root, goal, after).map_err(told)?;
         let can = case.again || found.is_named_like(before) && !before.is_named_like(after);
         if !can {
-            return Ok(hit);
+            return Ok((hit, done));
         }
         let again = self.again(case, &root);
         if !again.status.success() {
             return Err(told(format!("given again: {}: {}", again.status, again.stderr)));
         }
         verdict::judge(&root, after, after).map_err(|found| told(format!("given again: {found}")))?;
-        Ok(hit)
+        Ok((hit, done))
     }
 
     /// Tries a command with an error at one call on a file of a name.
@@ -172,9 +171,10 @@ impl Bench {
         let (before, after, ..) = self.measure(&case);
         let which =
             Box::new(move |site: &Site| site.call.starts_with(call) && (name.is_empty() || site.path.ends_with(name)));
-        let hit = self.one(&case, fault, Rule { which, from: 0, lasting, act: Act::Fail(fault) }, (&before, &after));
-        let hit = hit.unwrap_or_else(|found| panic!("{fault} at {call} of {name:?}, {args:?}: {found}"));
+        let found = self.one(&case, fault, Rule { which, from: 0, lasting, act: Act::Fail(fault) }, (&before, &after));
+        let (hit, done) = found.unwrap_or_else(|found| panic!("{fault} at {call} of {name:?}, {args:?}: {found}"));
         assert!(!hit.is_empty(), "{args:?} does not call {call} of {name:?}");
+        assert!(!done.stderr.contains("unable to open database file"), "{args:?}: {}", done.stderr);
     }
 
     fn again(&self, case: &Case<'_>, root: &Path) -> Output {
@@ -211,12 +211,6 @@ fn drawn(sites: &[Site], fault: Fault, draw: &mut StdRng) -> Vec<usize> {
         chosen.insert(numbers[draw.random_range(0..numbers.len())]);
     }
     chosen.into_iter().collect()
-}
-
-fn command(root: &Path, args: &[&str]) -> Command {
-    let mut command = common::binary();
-    command.arg("--root").arg(root).args(["--namespace", "k8s.io", "-q"]).args(args);
-    command
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::verdict::scratch::Scratch;
 
 /// Rounds in the short tier.
 const KILLS: u64 = 16;
-const DISKS: u64 = 14;
+const DISKS: u64 = 15;
 
 fn can() -> bool {
     common::is_root("cuts") && Faults::available()

@@ -38,12 +38,13 @@ impl Node {
     }
 }
 
-fn client(socket: &Path, args: &[String]) -> Output {
+/// What a client comes to with a command.
+pub(crate) fn client(socket: &Path, args: &[String]) -> Output {
     let mut command: Command = common::binary();
     output(command.arg("--address").arg(socket).args(["--namespace", "k8s.io", "-q"]).args(args))
 }
 
-fn words(args: &[&str]) -> Vec<String> {
+pub(crate) fn words(args: &[&str]) -> Vec<String> {
     args.iter().map(|arg| (*arg).to_owned()).collect()
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use orlop_testkit::archive::oci_archive;
@@ -17,9 +16,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 
+use crate::daemon::words;
 use crate::verdict::images::{above, image_of};
 use crate::verdict::{self, Seen};
-use crate::{common, outcome};
+use crate::{common, daemon, outcome};
 
 const CLIENTS: usize = 4;
 
@@ -107,18 +107,11 @@ fn key(client: usize, number: usize) -> String {
     format!("mine-{client}-{number}")
 }
 
-fn words(args: &[&str]) -> Vec<String> {
-    args.iter().map(|arg| (*arg).to_owned()).collect()
-}
-
 impl World {
     pub(crate) fn new() -> Self {
         let (dir, registry) = (tempfile::tempdir().expect("a temporary directory"), Liar::start());
         let root = dir.path().join("reference");
-        let done = |args: &[&str]| {
-            let mut command = common::binary();
-            output(command.arg("--root").arg(&root).args(["--namespace", "k8s.io", "-q"]).args(args)).ok();
-        };
+        let done = |args: &[&str]| drop(output(&mut verdict::command(&root, args)).ok());
         for client in 0..CLIENTS {
             for number in 0..OWN {
                 let archive = dir.path().join(format!("{client}-{number}.tar"));
@@ -201,8 +194,7 @@ fn part(world: &World, socket: &Path, client: usize, known: &Known, seed: u64, a
     let mut draw = StdRng::seed_from_u64(seed ^ client as u64);
     for _ in 0..STEPS {
         let step = world.step(client, &part.known, &mut draw);
-        let mut command: Command = common::binary();
-        let done = output(command.arg("--address").arg(socket).args(["--namespace", "k8s.io", "-q"]).args(&step.args));
+        let done = daemon::client(socket, &step.args);
         let conflict = is_conflict(&done);
         if !done.status.success() && !conflict {
             part.open = Some((step, done));

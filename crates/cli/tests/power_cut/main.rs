@@ -86,7 +86,7 @@ fn migration() {
         let root = top.join("root");
         let archive = top.with_file_name("one.tar");
         std::fs::write(&archive, oci_archive(&[("docker.io/library/one:1", &image("one"))])).unwrap();
-        let done = workload::command(&root, &["import", archive.to_str().unwrap()]).output().unwrap();
+        let done = verdict::command(&root, &["import", archive.to_str().unwrap()]).output().unwrap();
         assert!(done.status.success(), "{done:?}");
         let connection = rusqlite::Connection::open(root.join("meta.db")).unwrap();
         connection.execute_batch(TO_FORMAT_1).unwrap();

@@ -1,7 +1,6 @@
 //! Commands that are recorded, and the judgement of every state that they may have left.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::SystemTime;
 
 use orlop_testkit::archive;
@@ -12,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::common;
 use crate::verdict::scratch::Scratch;
-use crate::verdict::{self, Seen};
+use crate::verdict::{self, Seen, command};
 
 /// After one of so many states the command that was cut is given again.
 const AGAIN: usize = 16;
@@ -165,10 +164,4 @@ fn repeated(root: &Path, step: &Step, after: &Seen) -> Result<(), String> {
     }
     verdict::judge(root, after, after).map_err(|found| format!("given again: {found}"))?;
     Ok(())
-}
-
-pub(crate) fn command(root: &Path, args: &[&str]) -> Command {
-    let mut command = common::binary();
-    command.arg("--root").arg(root).args(["--namespace", "k8s.io", "-q"]).args(args);
-    command
 }

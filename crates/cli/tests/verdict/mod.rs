@@ -7,6 +7,7 @@ pub(crate) mod scratch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use orlop_content::{LocalStore, Manager as _};
@@ -23,6 +24,13 @@ pub(crate) struct Seen {
     records: BTreeMap<String, String>,
     /// Trees of snapshots, by namespace, driver and key; without those that are just being filled.
     trees: BTreeMap<String, Fingerprint>,
+}
+
+/// A command on a root, in the namespace that is judged.
+pub(crate) fn command(root: &Path, args: &[&str]) -> Command {
+    let mut command = crate::common::binary();
+    command.arg("--root").arg(root).args(["--namespace", "k8s.io", "-q"]).args(args);
+    command
 }
 
 /// Opens the store at `root`, and checks all of it.

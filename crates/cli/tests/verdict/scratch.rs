@@ -11,8 +11,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        Self { dir: memory.expect("a temporary directory") }
+        Self { dir: orlop_testkit::disk::in_memory() }
     }
 
     /// A root that was made anew, in place of the last one.

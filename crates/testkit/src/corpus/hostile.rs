@@ -86,11 +86,17 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
 /// Every hostile case, aimed at `hideout`.
 pub fn hostile(hideout: &Hideout) -> Vec<Case> {
     let outside = hideout.path.to_str().expect("a temporary directory's name is UTF-8");
-    [paths(outside), symlinks(outside), hardlinks(outside), whiteouts(outside), overlay(), limits(), media_types()]
-        .into_iter()
-        .chain([super::known::known(outside)])
-        .collect::<Vec<_>>()
-        .concat()
+    [
+        paths(outside),
+        symlinks(outside),
+        hardlinks(outside),
+        whiteouts(outside),
+        overlay(),
+        limits(),
+        media_types(),
+        super::known::known(outside),
+    ]
+    .concat()
 }
 
 fn paths(outside: &str) -> Vec<Case> {

@@ -39,12 +39,15 @@ impl Asked {
     }
 }
 
-/// Whether the kernel can ask.
+/// How the filter is set: the kernel asks, and whoever waits for an answer may be killed (Linux 5.19).
+const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+
+/// Whether the kernel can ask in this way.
 pub(super) fn is_known() -> bool {
-    let mut sizes = libc::seccomp_notif_sizes { seccomp_notif: 0, seccomp_notif_resp: 0, seccomp_data: 0 };
-    // SAFETY: the operation writes the sizes to the structure that is given, and nothing else.
-    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, &raw mut sizes) };
-    done == 0
+    let none = std::ptr::null::<libc::sock_fprog>();
+    // SAFETY: without a filter the call changes nothing: it fails for its flags, or for what is not there.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, none) };
+    done != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
 /// Lets a command, when it is started, be asked about; `answer` is called for each call, in a thread that ends with the program.
@@ -100,13 +103,12 @@ fn filter() -> Vec<libc::sock_filter> {
 /// Puts this process behind the filter; returns the descriptor through which the kernel asks.
 fn enter(filter: &[libc::sock_filter]) -> io::Result<i32> {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     // SAFETY: the first call takes no pointer; the second reads the program, which lives until it returns.
     let listener = unsafe {
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
             return Err(io::Error::last_os_error());
         }
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program)
     };
     if listener < 0 { Err(io::Error::last_os_error()) } else { Ok(listener as i32) }
 }
