@@ -11,6 +11,7 @@ mod commands;
 mod common;
 mod cuts;
 mod daemon;
+mod meeting;
 mod outcome;
 mod resume;
 mod rounds;

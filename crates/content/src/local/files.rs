@@ -7,10 +7,14 @@ use std::path::Path;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use orlop_oci::{Algorithm, Digester};
 use rustix::fs::{CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::{Error, Result};
+
+/// How much is read at once when bytes are hashed again.
+const PIECE: usize = 1 << 20;
 
 /// Adds path and operation to what the operating system said.
 pub(super) trait IoContext<T> {
@@ -36,6 +40,21 @@ pub(super) fn read_at(file: &File, mut offset: u64, length: usize) -> io::Result
     }
     buffer.truncate(length);
     Ok(buffer.into())
+}
+
+/// Hashes the first `size` bytes of a file; says how many there were.
+pub(super) fn hash(file: &File, algorithm: Algorithm, size: u64) -> io::Result<(Digester, u64)> {
+    let (mut digester, mut offset) = (Digester::new(algorithm), 0);
+    while offset < size {
+        let length = PIECE.min(usize::try_from(size - offset).unwrap_or(PIECE));
+        let piece = read_at(file, offset, length)?;
+        if piece.is_empty() {
+            break;
+        }
+        digester.update(&piece);
+        offset += piece.len() as u64;
+    }
+    Ok((digester, offset))
 }
 
 /// Writes all of `bytes`.

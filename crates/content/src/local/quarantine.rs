@@ -8,17 +8,14 @@ use std::fs::File;
 use std::path::Path;
 
 use async_trait::async_trait;
-use orlop_oci::{Digest, Digester};
+use orlop_oci::Digest;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::files::{self, IoContext as _};
 use super::{LocalStore, Paths, in_bin, run};
 use crate::examine::{compare, unreadable};
-use crate::{Error, Flaw, Quarantine, Result};
-
-/// How much is read at once.
-const PIECE: usize = 1 << 20;
+use crate::{Flaw, Quarantine, Result};
 
 #[async_trait]
 impl Quarantine for LocalStore {
@@ -86,22 +83,9 @@ fn read(path: &Path, seen: &Stat, digest: &Digest, size: Option<u64>) -> Result<
     if found != size {
         return Ok(Some(Flaw::Size { expected: size, actual: found }));
     }
-    match hash(&file, digest, size, path) {
-        Ok(flaw) => Ok(flaw),
+    match files::hash(&file, digest.algorithm(), size).context("read", path) {
+        Ok((digester, found)) if found == size => Ok(compare(digest, digester)),
+        Ok((_, found)) => Ok(Some(Flaw::Size { expected: size, actual: found })),
         Err(error) => unreadable(error).map(Some),
     }
-}
-
-fn hash(file: &File, digest: &Digest, size: u64, path: &Path) -> Result<Option<Flaw>, Error> {
-    let mut digester = Digester::new(digest.algorithm());
-    let mut offset = 0;
-    while offset < size {
-        let piece = files::read_at(file, offset, PIECE).context("read", path)?;
-        if piece.is_empty() {
-            return Ok(Some(Flaw::Size { expected: size, actual: offset }));
-        }
-        offset += piece.len() as u64;
-        digester.update(&piece);
-    }
-    Ok(compare(digest, digester))
 }

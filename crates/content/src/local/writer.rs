@@ -19,9 +19,6 @@ use super::{Paths, ingest};
 use crate::memory::verify;
 use crate::{Error, IngestOptions, Result, Status, Writer};
 
-/// How much is read at once when bytes are hashed again.
-const PIECE: usize = 1 << 20;
-
 /// A writer whose calls run on the blocking pool, one after the other.
 ///
 /// A caller may drop the future of a call that is running. The call goes on; the next one waits for it, so that bytes
@@ -144,6 +141,14 @@ impl Ingest {
             return Err(already_exists(&paths, expected.clone()));
         }
         let (directory, data, status) = IngestDir::open(&paths.ingest, &options)?;
+        // Who had the ref before may have made the blob visible since it was looked for, and its directory is gone: this is a
+        // new one, and nobody would remove it.
+        if let Some(expected) = &options.expected
+            && exists(&paths, expected)?
+        {
+            directory.remove();
+            return Err(already_exists(&paths, expected.clone()));
+        }
         let algorithm = status.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let (digester, expected) = (Digester::new(algorithm), options.expected);
         let mut ingest = Self { paths, directory, data, algorithm, digester, status, expected };
@@ -153,18 +158,9 @@ impl Ingest {
 
     /// Hashes what `data` has up to the current offset.
     fn hash(&self, algorithm: Algorithm) -> Result<Digester> {
-        let mut digester = Digester::new(algorithm);
-        let mut offset = 0;
-        while offset < self.status.offset {
-            let length = PIECE.min(usize::try_from(self.status.offset - offset).unwrap_or(PIECE));
-            let piece = files::read_at(&self.data, offset, length).context("read", self.directory.path())?;
-            if piece.is_empty() {
-                return Err(Error::Shrunk { size: self.status.offset });
-            }
-            digester.update(&piece);
-            offset += piece.len() as u64;
-        }
-        Ok(digester)
+        let size = self.status.offset;
+        let (digester, found) = files::hash(&self.data, algorithm, size).context("read", self.directory.path())?;
+        if found == size { Ok(digester) } else { Err(Error::Shrunk { size }) }
     }
 
     /// An aborted or committed ingest has no `data` any more.
