@@ -265,12 +265,12 @@ fn damage(row: &Row<'_>) -> rusqlite::Result<Option<Damage>> {
 
 /// Namespaces that have an object, with its name there.
 fn places(conn: &Connection, kind: &str, name: &str) -> Result<Vec<(String, String)>> {
-    let (sql, key) = match driver_of(kind) {
-        Some(_) => ("SELECT namespace, name FROM snapshot WHERE id = CAST(?1 AS INTEGER)", name),
-        None => ("SELECT namespace, digest FROM blob WHERE digest = ?1 ORDER BY namespace", name),
+    let sql = match driver_of(kind) {
+        Some(_) => "SELECT namespace, name FROM snapshot WHERE id = CAST(?1 AS INTEGER)",
+        None => "SELECT namespace, digest FROM blob WHERE digest = ?1 ORDER BY namespace",
     };
     let mut query = conn.prepare_cached(sql)?;
-    let rows = query.query_map([key], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let rows = query.query_map([name], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 

@@ -1,6 +1,6 @@
 //! `orlop import`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -8,11 +8,12 @@ use super::Context;
 use super::pull::{Done, follow};
 use crate::client::pb;
 use crate::error::{Class, CliError, Result};
+use pb::import_request::Step;
 
 /// Bytes a message; well under the 16 MiB bound.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Messages in flight.
-const CHUNKS_AHEAD: usize = 4;
+pub(super) const CHUNKS_AHEAD: usize = 4;
 
 /// Options of `import`.
 #[derive(Debug, clap::Args)]
@@ -58,8 +59,14 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         base_name: args.base_name.clone().unwrap_or_default(),
     };
     let (send, receive) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
-    let source = open(args).await?;
-    let reader = tokio::spawn(feed(source, options, send, args.file.clone()));
+    let archive = (open(&args.file).await?, args.file.clone());
+    let message = |step| pb::ImportRequest { step: Some(step) };
+    let reader = tokio::spawn(feed(
+        message(Step::Options(options)),
+        Some(archive),
+        move |data: Vec<u8>| message(Step::Data(data.into())),
+        send,
+    ));
     let requests = tokio_stream::wrappers::ReceiverStream::new(receive);
     let result = async {
         let stream = context.clients.orlop().import(requests).await?.into_inner();
@@ -74,26 +81,27 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     Done::new("orlop.import/v1", done).print(context, "imported")
 }
 
-async fn read_error(reader: tokio::task::JoinHandle<Result<()>>) -> Option<CliError> {
+/// Why the archive could not be read, if that is what ended it.
+pub(super) async fn read_error(reader: tokio::task::JoinHandle<Result<()>>) -> Option<CliError> {
     if !reader.is_finished() {
         reader.abort();
     }
     reader.await.ok().and_then(Result::err)
 }
 
-async fn open(args: &Args) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
-    if args.file.as_os_str() == "-" {
+/// Opens a tar, standard input, or a layout directory.
+pub(super) async fn open(file: &Path) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
+    if file.as_os_str() == "-" {
         return Ok(Box::new(tokio::io::stdin()));
     }
-    if args.file.is_dir() {
-        return Ok(Box::new(directory(&args.file)?));
+    if file.is_dir() {
+        return Ok(Box::new(directory(file)?));
     }
-    let file = tokio::fs::File::open(&args.file).await.map_err(CliError::at("open", &args.file))?;
-    Ok(Box::new(file))
+    Ok(Box::new(tokio::fs::File::open(file).await.map_err(CliError::at("open", file))?))
 }
 
 /// A layout directory travels as the tar it would be.
-fn directory(path: &std::path::Path) -> Result<impl AsyncRead + Send + Unpin + use<>> {
+fn directory(path: &Path) -> Result<impl AsyncRead + Send + Unpin + use<>> {
     if !path.join("oci-layout").exists() {
         return Err(CliError::new(
             Class::Usage,
@@ -112,22 +120,23 @@ fn directory(path: &std::path::Path) -> Result<impl AsyncRead + Send + Unpin + u
     Ok(far)
 }
 
-async fn feed(
-    mut source: Box<dyn AsyncRead + Send + Unpin>,
-    options: pb::ImportOptions,
-    send: tokio::sync::mpsc::Sender<pb::ImportRequest>,
-    path: PathBuf,
+/// Sends the options, and then an archive if there is one.
+pub(super) async fn feed<T>(
+    options: T,
+    archive: Option<(Box<dyn AsyncRead + Send + Unpin>, PathBuf)>,
+    data: impl Fn(Vec<u8>) -> T,
+    send: tokio::sync::mpsc::Sender<T>,
 ) -> Result<()> {
-    let message = |step| pb::ImportRequest { step: Some(step) };
     // A closed channel means that the server answered; the caller hears what.
-    if send.send(message(pb::import_request::Step::Options(options))).await.is_err() {
+    if send.send(options).await.is_err() {
         return Ok(());
     }
+    let Some((mut source, path)) = archive else { return Ok(()) };
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
         let limit = CHUNK_BYTES as u64;
         let n = (&mut source).take(limit).read_to_end(&mut chunk).await.map_err(CliError::at("read", &path))?;
-        if n == 0 || send.send(message(pb::import_request::Step::Data(chunk.into()))).await.is_err() {
+        if n == 0 || send.send(data(chunk)).await.is_err() {
             return Ok(());
         }
     }

@@ -1,13 +1,12 @@
 //! `orlop repair`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tokio::io::AsyncReadExt;
 
-use super::Context;
 use super::pull::RegistryArgs;
+use super::{Context, import};
 use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result, report};
@@ -15,11 +14,6 @@ use crate::output::{self, count, size};
 use crate::paint::Tone;
 use pb::mending::End;
 use pb::repair_request::Step;
-
-/// Bytes a message; well under the 16 MiB bound.
-const CHUNK_BYTES: usize = 1 << 20;
-/// Messages in flight.
-const CHUNKS_AHEAD: usize = 4;
 
 /// Options of `repair`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +38,7 @@ pub(crate) struct Args {
     /// Mend what was found before, without looking for more
     #[arg(long)]
     known: bool,
-    /// Take sound bytes from this archive (OCI layout in a tar, as `orlop export` writes it); - is standard input
+    /// Take sound bytes from this archive (an OCI layout, as a tar or a directory, as `orlop export` writes it); - is standard input
     #[arg(long, value_name = "ARCHIVE")]
     from: Option<PathBuf>,
     #[command(flatten)]
@@ -140,9 +134,15 @@ async fn ask(context: &Context, args: &Args) -> Result<(Vec<Repair>, pb::RepairS
         registry: Some(args.registry.to_api(context)?),
         archive: args.from.is_some() && !args.plan,
     };
-    let (send, receive) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
-    let archive = args.from.clone().filter(|_| !args.plan);
-    let feeding = tokio::spawn(feed(options, archive, send));
+    // Opened first: a name with a mistake changes nothing.
+    let archive = match args.from.as_ref().filter(|_| !args.plan) {
+        Some(path) => Some((import::open(path).await?, path.clone())),
+        None => None,
+    };
+    let (send, receive) = tokio::sync::mpsc::channel(import::CHUNKS_AHEAD);
+    let message = |step| pb::RepairRequest { step: Some(step) };
+    let data = move |data: Vec<u8>| message(Step::Data(data.into()));
+    let feeding = tokio::spawn(import::feed(message(Step::Options(options)), archive, data, send));
     let requests = tokio_stream::wrappers::ReceiverStream::new(receive);
     let answered = async {
         let mut stream = context.clients.orlop().repair(requests).await?.into_inner();
@@ -160,46 +160,8 @@ async fn ask(context: &Context, args: &Args) -> Result<(Vec<Repair>, pb::RepairS
     match answered {
         Ok(answer) => Ok(answer),
         // A broken input explains the refusal better than the refusal itself.
-        Err(refused) => {
-            if !feeding.is_finished() {
-                feeding.abort();
-            }
-            Err(feeding.await.ok().and_then(Result::err).unwrap_or(refused))
-        }
+        Err(refused) => Err(import::read_error(feeding).await.unwrap_or(refused)),
     }
-}
-
-async fn feed(
-    options: pb::RepairOptions,
-    archive: Option<PathBuf>,
-    send: tokio::sync::mpsc::Sender<pb::RepairRequest>,
-) -> Result<()> {
-    let message = |step| pb::RepairRequest { step: Some(step) };
-    // Opened first: a name with a mistake changes nothing.
-    let source = match &archive {
-        Some(path) => Some(open(path).await?),
-        None => None,
-    };
-    // A closed channel means that the server answered; the caller hears what.
-    if send.send(message(Step::Options(options))).await.is_err() {
-        return Ok(());
-    }
-    let (Some(mut source), Some(path)) = (source, archive) else { return Ok(()) };
-    loop {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        let read = (&mut source).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await;
-        let read = read.map_err(CliError::at("read", &path))?;
-        if read == 0 || send.send(message(Step::Data(chunk.into()))).await.is_err() {
-            return Ok(());
-        }
-    }
-}
-
-async fn open(path: &Path) -> Result<Box<dyn tokio::io::AsyncRead + Send + Unpin>> {
-    if path.as_os_str() == "-" {
-        return Ok(Box::new(tokio::io::stdin()));
-    }
-    Ok(Box::new(tokio::fs::File::open(path).await.map_err(CliError::at("open", path))?))
 }
 
 impl Repair {

@@ -106,7 +106,6 @@ impl Images {
     ) -> Result<()> {
         let namespace = mendings.iter().find_map(|mending| Some(mending.affected.first()?.namespace.clone()));
         let scope = Scope { namespace: namespace.unwrap_or_else(|| scope.namespace.clone()), ..scope.clone() };
-        let mut still: Vec<Digest> = Vec::new();
         self.under_lease(&scope, async |scope| {
             // Rows of another namespace are written anew there: whoever has the bytes has them for all.
             let mut session = self.session(scope, &Nowhere, sink);
@@ -119,13 +118,9 @@ impl Images {
             let damage = self.blocking(move |store| Ok(store.quarantine_blob(&wanted)?)).await?;
             mending.end = match damage {
                 None => End::Mended { from: "the archive".to_owned() },
-                Some(_) => {
-                    still.push(digest.clone());
-                    left("the archive does not have it".to_owned(), &digest)
-                }
+                Some(_) => left("the archive does not have it".to_owned(), &digest),
             };
         }
-        tracing::debug!(left = still.len(), "an archive was taken in for a repair");
         Ok(())
     }
 }

@@ -34,12 +34,10 @@ impl Sources {
         for (namespace, _, found) in rows {
             for (key, paths) in &found {
                 let Some(host) = key.strip_prefix(labels::SOURCE) else { continue };
-                let same = named.iter().filter(|name| labels::at_host(labels::SOURCE, name) == *key);
-                let mut domains: Vec<&str> = same.map(RepositoryName::domain).collect();
-                domains.push(host);
+                // The host alone only where no name says more.
+                let same = named.iter().find(|name| labels::at_host(labels::SOURCE, name) == *key);
+                let domain = same.map_or(host, RepositoryName::domain);
                 for path in paths.split(',').filter(|path| !path.is_empty()) {
-                    // The host alone only where no name says more.
-                    let domain = domains[0];
                     sources.repositories_of(domain, path);
                 }
             }

@@ -51,17 +51,24 @@ async fn start(
         snapshotter: options.snapshotter,
         base_name: options.base_name,
     };
+    let data = |message: pb::ImportRequest| match message.step {
+        Some(Step::Data(data)) => Some(data),
+        _ => None,
+    };
     Ok(progress::stream(move |events| async move {
-        let mut reader = StreamReader::new(Box::pin(pieces(messages)));
+        let mut reader = StreamReader::new(Box::pin(pieces(messages, data)));
         images.import(&scope, &mut reader, &request, &|event| events.push(event)).await
     }))
 }
 
-fn pieces(messages: Streaming<pb::ImportRequest>) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    use pb::import_request::Step;
-    messages.map(|message| match message {
-        Ok(pb::ImportRequest { step: Some(Step::Data(data)) }) => Ok(data),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "options may only come first")),
+/// The bytes of an archive; `data` says which messages have some.
+pub(super) fn pieces<T: Send + 'static>(
+    messages: Streaming<T>,
+    data: fn(T) -> Option<Bytes>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    messages.map(move |message| match message.map(data) {
+        Ok(Some(data)) => Ok(data),
+        Ok(None) => Err(io::Error::new(io::ErrorKind::InvalidInput, "options may only come first")),
         Err(status) => Err(io::Error::other(status)),
     })
 }

@@ -1,6 +1,5 @@
 //! Repairs: an archive as a stream, and what became of everything that is damaged.
 
-use futures::StreamExt;
 use orlop_api::orlop::v1 as pb;
 use orlop_api::orlop::v1::mending::End as Ended;
 use orlop_api::orlop::v1::repair_response::Event;
@@ -9,6 +8,7 @@ use orlop_metadata::{Affected, Damaged, Scope};
 use tokio_util::io::StreamReader;
 use tonic::{Status, Streaming};
 
+use super::archive::pieces;
 use crate::status::ToStatus;
 use crate::{AnswerStream, Server};
 
@@ -26,7 +26,11 @@ pub(super) async fn repair(
     let request = RepairRequest { name, known: options.known, plan: options.plan };
     let images = server.images();
     let repaired = if options.archive {
-        let mut archive = StreamReader::new(Box::pin(pieces(messages)));
+        let data = |message: pb::RepairRequest| match message.step {
+            Some(Step::Data(data)) => Some(data),
+            _ => None,
+        };
+        let mut archive = StreamReader::new(Box::pin(pieces(messages, data)));
         images.repair(&scope, Bringer::Archive(&mut archive), &request, &|_| {}).await
     } else {
         let client = super::client(server, options.registry);
@@ -39,15 +43,6 @@ pub(super) async fn repair(
     }
     server.metrics().repaired(&repaired);
     Ok(Box::pin(futures::stream::iter(events(repaired).map(|event| Ok(pb::RepairResponse { event: Some(event) })))))
-}
-
-fn pieces(messages: Streaming<pb::RepairRequest>) -> impl futures::Stream<Item = std::io::Result<bytes::Bytes>> + Send {
-    use pb::repair_request::Step;
-    messages.map(|message| match message {
-        Ok(pb::RepairRequest { step: Some(Step::Data(data)) }) => Ok(data),
-        Ok(_) => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "options may only come first")),
-        Err(status) => Err(std::io::Error::other(status)),
-    })
 }
 
 fn events(repaired: Repaired) -> impl Iterator<Item = Event> {
