@@ -51,7 +51,8 @@ impl Store {
         if gc::block_on(ability.set_aside(digest, Some(size), &bin))?.is_none() {
             return self.noted(digest, None);
         }
-        if *flaw != Flaw::Missing && !bin.exists() {
+        let aside = bin.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
+        if *flaw != Flaw::Missing && aside.symlink_metadata().is_err() {
             // Another one was faster.
             self.write_together("note damage", |tx| damage::place(tx, &what, before.as_deref()))?;
         }
@@ -86,12 +87,12 @@ impl Store {
 
     /// Removes entries whose damage is mended, or whose object is gone, if they are older than that. Returns how many went.
     pub fn empty_quarantine(&self, max_age: Duration) -> Result<usize> {
-        let entries = self.quarantined_entries()?;
-        let _lock = gc::lock(self)?;
         self.forget_the_gone()?;
+        let entries = self.quarantined_entries()?;
         if entries.is_empty() {
             return Ok(0);
         }
+        let _lock = gc::lock(self)?;
         let named: HashSet<String> = self.damages()?.into_iter().filter_map(|damage| damage.quarantine).collect();
         let mut removed = 0;
         for entry in entries.into_iter().filter(|entry| !named.contains(entry)) {
@@ -106,12 +107,10 @@ impl Store {
 
     /// Drops what is known of objects that are no more.
     fn forget_the_gone(&self) -> Result<()> {
-        let stale =
-            |conn: &rusqlite::Connection, sql: &str| -> Result<bool> { Ok(conn.prepare_cached(sql)?.exists([])?) };
         const GONE: &str = "FROM damage WHERE
               (kind = 'content' AND NOT EXISTS (SELECT 1 FROM blob WHERE digest = damage.name))
            OR (kind LIKE 'snapshots/%' AND NOT EXISTS (SELECT 1 FROM snapshot WHERE id = CAST(damage.name AS INTEGER)))";
-        if !self.read(|conn| stale(conn, &format!("SELECT 1 {GONE}")))? {
+        if !self.read(|conn| Ok(conn.prepare_cached(&format!("SELECT 1 {GONE}"))?.exists([])?))? {
             return Ok(());
         }
         self.write_together("forget damage", |tx| {

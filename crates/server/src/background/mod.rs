@@ -63,7 +63,7 @@ pub struct Background {
     pub scrub_bytes_per_second: u64,
     /// How soon it is tried again to mend what is damaged, at first; twice as long after each failure. `None`: never.
     pub repair: Option<Duration>,
-    /// How long damaged bytes are kept after sound ones have taken their place.
+    /// How long damaged bytes are kept since they were set aside, at least until sound ones have taken their place.
     pub quarantine_age: Duration,
 }
 
