@@ -46,7 +46,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The largest that each bound may be set to, and what holds for what is there.
+    /// What holds for what is in the store already, and the largest that the bounds on documents and archives may be set to;
+    /// layers are not read by it.
     pub const OUTER: Self = Self {
         layer: apply::Limits::DEFAULT,
         manifest_bytes: MAX_MANIFEST_BYTES,

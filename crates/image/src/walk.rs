@@ -180,7 +180,7 @@ impl Walk<'_> {
             return Err(Error::TooMany { digest: self.tree.target.digest.clone(), limit });
         }
         let kind = kind_word(descriptor);
-        let Some(raw) = load_bytes(self.documents, descriptor, kind).await? else {
+        let Some(raw) = load_bytes(self.documents, self.limits.manifest_bytes, descriptor, kind).await? else {
             self.absent.insert(descriptor.digest.clone());
             self.note_missing(descriptor, kind, descriptor.platform.clone());
             return Ok(None);
@@ -211,7 +211,7 @@ impl Walk<'_> {
         }
         let (config, digest, layers) = (manifest.config.clone(), node.descriptor.digest.clone(), manifest.layers.len());
         let named = node.descriptor.platform.clone();
-        let Some(raw) = load_bytes(self.documents, &config, "config").await? else {
+        let Some(raw) = load_bytes(self.documents, self.limits.manifest_bytes, &config, "config").await? else {
             self.note_missing(&config, "config", named);
             self.tree.nodes[at].unread = true;
             return Ok(());
@@ -307,7 +307,7 @@ impl Walk<'_> {
             |config: &Descriptor| config.kind() == MediaKind::Config && node.config.is_none() && !node.unread;
         let Some(manifest) = node.document.manifest().filter(|m| is_config(&m.config)) else { return Ok(()) };
         let (config, platform) = (manifest.config.clone(), node.descriptor.platform.clone());
-        match load_bytes(self.documents, &config, "config").await? {
+        match load_bytes(self.documents, self.limits.manifest_bytes, &config, "config").await? {
             Some(raw) => self.tree.nodes[at].config = Some(raw),
             None => self.note_missing(&config, "config", platform),
         }
@@ -388,8 +388,12 @@ impl Walk<'_> {
     }
 }
 
-async fn load_bytes(documents: &dyn Documents, descriptor: &Descriptor, kind: &'static str) -> Result<Option<Bytes>> {
-    let limit = documents.limits().manifest_bytes;
+async fn load_bytes(
+    documents: &dyn Documents,
+    limit: u64,
+    descriptor: &Descriptor,
+    kind: &'static str,
+) -> Result<Option<Bytes>> {
     if descriptor.size > limit {
         return Err(Error::TooLarge { digest: descriptor.digest.clone(), size: descriptor.size, limit });
     }

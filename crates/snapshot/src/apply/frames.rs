@@ -43,10 +43,11 @@ pub(super) struct Frames<R> {
 }
 
 impl<R: BufRead> Frames<R> {
-    /// `limit` is the largest window allowed, in bytes; a power of two.
+    /// `limit` is the largest window allowed, in bytes.
     pub(super) fn new(input: R, limit: u64) -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(limit.max(1 << 10).ilog2()))?;
+        // The decoder knows powers of two alone; what is between is compared with the limit itself (`begin`).
+        decoder.set_parameter(DParameter::WindowLogMax(limit.max(1 << 10).next_power_of_two().ilog2()))?;
         Ok(Self { input, decoder, header: Vec::new(), between: true, limit, large: None })
     }
 
@@ -212,5 +213,19 @@ mod tests {
         // A later frame counts as the first does.
         let both = [window(20), window(27)].concat();
         assert!(unpacked(&both, 1 << 25).is_err());
+    }
+
+    /// A limit that is no power of two was rounded down, and what was refused for it did not name it.
+    #[test]
+    fn a_limit_between_two_powers_of_two_is_exact() {
+        // Where a frame says its size, and a window would be larger, its whole content is the window.
+        let whole = packed(&[1; 1_300_000], |e| {
+            e.set_pledged_src_size(Some(1_300_000)).unwrap();
+            e.set_parameter(CParameter::WindowLog(21)).unwrap();
+        });
+        let length = |limit| unpacked(&whole, limit).map(|bytes| bytes.len());
+        assert_eq!(length(1_300_000).unwrap(), 1_300_000);
+        let error = length(1_299_999).unwrap_err().to_string();
+        assert!(error.contains("limits.zstd_window_bytes"), "{error}");
     }
 }

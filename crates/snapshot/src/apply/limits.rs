@@ -21,7 +21,7 @@ pub struct Limits {
     pub layer_bytes: u64,
     /// Uncompressed bytes for each compressed byte, once the stream has more than [`Limits::RATIO_FREE_BYTES`].
     pub layer_ratio: u64,
-    /// The window that a zstd frame may ask for, in bytes, which is memory; a power of two. Layers that ask for more than
+    /// The window that a zstd frame may ask for, in bytes, which is memory. Layers that ask for more than
     /// 8 MiB are unpacked one at a time.
     pub zstd_window_bytes: u64,
 }
@@ -30,18 +30,6 @@ impl Limits {
     /// Below this size no ratio is suspicious: a gigabyte fits any node.
     pub const RATIO_FREE_BYTES: u64 = 1 << 30;
 
-    /// That a path is not too deep.
-    pub(super) fn check_depth(&self, path: &[u8]) -> Result<()> {
-        let depth = path.iter().filter(|byte| **byte == b'/').count();
-        if depth > self.directory_depth as usize {
-            let limit = self.directory_depth.into();
-            return Err(Error::Limit { what: "directories in a path", key: "directory_depth", limit });
-        }
-        Ok(())
-    }
-}
-
-impl Limits {
     /// What holds if nothing is said.
     pub const DEFAULT: Self = Self {
         // The largest known images have a few hundred thousand files a layer.
@@ -63,6 +51,16 @@ impl Limits {
         // what its layers take: more would not fit into that.
         zstd_window_bytes: 32 << 20,
     };
+
+    /// That a path is not too deep.
+    pub(super) fn check_depth(&self, path: &[u8]) -> Result<()> {
+        let depth = path.iter().filter(|byte| **byte == b'/').count();
+        if depth > self.directory_depth as usize {
+            let limit = self.directory_depth.into();
+            return Err(Error::Limit { what: "directories in a path", key: "directory_depth", limit });
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
