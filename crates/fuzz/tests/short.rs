@@ -106,11 +106,14 @@ macro_rules! each {
         #[test]
         fn every_target_has_its_test_and_its_program() {
             let tests = [$(stringify!($name)),*];
+            let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/Cargo.toml");
+            let manifest = std::fs::read_to_string(manifest).expect("cargo-fuzz's manifest is there");
             for target in TARGETS {
                 assert!(tests.contains(&target.name), "{} has no test", target.name);
                 let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/fuzz_targets").join(target.name);
                 let text = std::fs::read_to_string(program.with_extension("rs")).expect("cargo-fuzz's program is there");
                 assert!(text.contains(&format!("targets::{}::TARGET", target.name)), "{text}");
+                assert!(manifest.contains(&format!("name = \"{}\"\n", target.name)), "{} is not in it", target.name);
             }
             assert_eq!(tests.len(), TARGETS.len());
         }

@@ -6,13 +6,12 @@
 //! what that reader takes. It makes no difference how many bytes come at a time.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use flate2::{Decompress, FlushDecompress, Status};
 use orlop_oci::Digest;
 use orlop_snapshot::apply::{Applied, Limits, Options, apply};
-use orlop_snapshot::{Driver, Meta, NativeDriver, SnapshotId};
+use orlop_snapshot::{Driver, NativeDriver, SnapshotId};
 use orlop_testkit::compress;
 use orlop_testkit::tar::{Entry, tar};
 use tempfile::TempDir;
@@ -61,13 +60,7 @@ thread_local! {
 impl Rig {
     fn apply(&self, reader: impl Read + Send) -> Result<Applied, String> {
         let id = SnapshotId(self.next.replace(self.next.get() + 1));
-        let meta = Meta {
-            namespace: "n".into(),
-            key: "k".into(),
-            kind: "active".into(),
-            parent: None,
-            labels: BTreeMap::new(),
-        };
+        let meta = super::tar_apply::meta();
         self.driver.create(id, &[], &meta).expect("a snapshot");
         let limits = Limits { layer_bytes: MOST, zstd_window_bytes: 1 << 20, ..Limits::default() };
         let squash_owners = !rustix::process::geteuid().is_root();

@@ -98,13 +98,7 @@ impl Rig {
     /// One layer by one driver; its snapshot is gone afterwards.
     fn layer(&self, driver: &dyn Driver, bytes: &[u8]) -> Result<(Applied, Fingerprint)> {
         let id = SnapshotId(self.next.replace(self.next.get() + 1));
-        let meta = Meta {
-            namespace: "n".into(),
-            key: "k".into(),
-            kind: "active".into(),
-            parent: None,
-            labels: BTreeMap::new(),
-        };
+        let meta = meta();
         driver.create(id, &[], &meta)?;
         let options = Options { limits: LIMITS, squash_owners: !rustix::process::geteuid().is_root() };
         let target = driver.apply_target(id);
@@ -115,6 +109,11 @@ impl Rig {
         driver.remove(id, None).expect("any tree can be removed");
         applied
     }
+}
+
+/// Of a snapshot that nobody asks about.
+pub(super) fn meta() -> Meta {
+    Meta { namespace: "n".into(), key: "k".into(), kind: "active".into(), parent: None, labels: BTreeMap::new() }
 }
 
 fn tree(root: &Path) -> Fingerprint {
