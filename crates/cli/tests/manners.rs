@@ -69,6 +69,10 @@ fn a_mistake_in_a_hosts_toml_is_found_before_a_pull_is() {
     }
     std::fs::write(&mistaken, good).unwrap();
     store.ok(["config", "check", &file]);
+    // One that is not there is no mistake, one that cannot be listed is.
+    store.ok(["config", "check", &written(&store, &format!("hosts_dir = '{}-not'\n", hosts.display()))]);
+    let done = store.run(["config", "check", &written(&store, &format!("hosts_dir = '{}'\n", mistaken.display()))]);
+    assert!(done.code != 0 && done.err.contains(&mistaken.display().to_string()), "{}", done.err);
 }
 
 #[test]

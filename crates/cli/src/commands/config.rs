@@ -50,14 +50,17 @@ fn check(file: Option<PathBuf>) -> Result<()> {
 fn check_hosts(directories: &str) -> Result<()> {
     let wrong = |path: &Path, why: String| CliError::new(Class::Usage, format!("{}: {why}", path.display()));
     for directory in std::env::split_paths(directories) {
-        // Who has no mirrors has no such directory.
-        let Ok(hosts) = std::fs::read_dir(&directory) else { continue };
+        let hosts = match std::fs::read_dir(&directory) {
+            // Who has no mirrors has no such directory.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            read => read.map_err(CliError::at("read", &directory))?,
+        };
         for host in hosts {
-            let base = host.map_err(|error| wrong(&directory, error.to_string()))?.path();
+            let base = host.map_err(CliError::at("read", &directory))?.path();
             let path = base.join("hosts.toml");
             let text = match std::fs::read_to_string(&path) {
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-                read => read.map_err(|error| wrong(&path, error.to_string()))?,
+                read => read.map_err(CliError::at("read", &path))?,
             };
             orlop_remote::read_hosts_toml(&text, &base).map_err(|error| wrong(&path, error.to_string()))?;
         }

@@ -207,11 +207,15 @@ impl Default for Cri {
     }
 }
 
+/// How many whole units of so many seconds a time has.
+fn whole(duration: Duration, seconds: u64) -> u32 {
+    u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX)
+}
+
 impl Default for Gc {
     fn default() -> Self {
         let background = Background::default();
         let full = background.full_collection.unwrap_or_default();
-        let whole = |duration: Duration, seconds| u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX);
         Self {
             full_hours: whole(full, 3600),
             trash_days: whole(background.trash_age, 24 * 3600),
@@ -223,7 +227,6 @@ impl Default for Gc {
 impl Default for Scrub {
     fn default() -> Self {
         let background = Background::default();
-        let whole = |duration: Duration, seconds| u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX);
         Self {
             every_days: whole(background.scrub.unwrap_or_default(), 24 * 3600),
             delay_seconds: whole(background.scrub_delay, 1),
@@ -235,7 +238,6 @@ impl Default for Scrub {
 impl Default for Repair {
     fn default() -> Self {
         let background = Background::default();
-        let whole = |duration: Duration, seconds| u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX);
         Self {
             retry_seconds: whole(background.repair.unwrap_or_default(), 1),
             quarantine_days: whole(background.quarantine_age, 24 * 3600),

@@ -40,6 +40,7 @@ pub(super) fn look(root: &Path, ingests: Vec<Ingest>, listed: Option<&[BlobRow]>
     }
     found
 }
+
 type Failed = (String, io::Error);
 
 /// Compares the files of blobs with those that are listed.
