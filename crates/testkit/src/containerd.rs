@@ -248,7 +248,11 @@ fn configuration(programs: &Programs, options: &Options, dir: &Path) -> String {
     let cri = match (options.cri, old) {
         (false, _) => "",
         (true, true) => "[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n",
-        (true, false) => "[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n",
+        // Two that listen on the one socket that NRI has by default end each other.
+        (true, false) => {
+            "[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n"
+        }
     };
     let root = options.root.clone().unwrap_or_else(|| dir.join("root"));
     let (dir, root) = (dir.display(), root.display());
