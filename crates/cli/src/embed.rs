@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use orlop_api::containerd::services::version::v1::version_client::VersionClient;
 use orlop_content::LocalStore;
 use orlop_image::{Gate, Images};
-use orlop_metadata::OpenOptions;
+use orlop_metadata::{OpenOptions, Rebuild};
 use orlop_server::Server;
 use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
 use tonic::transport::Channel;
@@ -186,7 +186,7 @@ async fn dial_taken(socket: &Path) -> Result<Channel> {
     }
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let stopped = |e| CliError::new(Class::Failed, format!("open the store: {e}"));
     tokio::task::spawn_blocking(call).await.map_err(stopped)?
 }
@@ -209,6 +209,12 @@ async fn with_gate(root: &Path, config: &Config, gate: Gate) -> Result<Images> {
 }
 
 fn open_store(root: &Path) -> Result<orlop_metadata::Store> {
+    let options = options(root)?;
+    orlop_metadata::Store::open(root, options).map_err(|e| classify(root, e))
+}
+
+/// What the store at `root` is opened with.
+fn options(root: &Path) -> Result<OpenOptions> {
     orlop_metadata::Store::check_root(root).map_err(|e| classify(root, e))?;
     let content = LocalStore::open(root.join("content")).map_err(|e| classify(root, e))?;
     let snapshots = root.join("snapshots");
@@ -217,8 +223,12 @@ fn open_store(root: &Path) -> Result<orlop_metadata::Store> {
         Arc::new(OverlayDriver::open(snapshots.join("overlayfs")).map_err(tree)?),
         Arc::new(NativeDriver::open(snapshots.join("native")).map_err(tree)?),
     ];
-    let options = OpenOptions { content: Arc::new(content), drivers, read_only: false };
-    orlop_metadata::Store::open(root, options).map_err(|e| classify(root, e))
+    Ok(OpenOptions { content: Arc::new(content), drivers, read_only: false })
+}
+
+/// Begins to rebuild the database of the store at `root`, which nobody may have open. Blocks.
+pub(crate) fn begin_rebuild(root: &Path) -> Result<Rebuild> {
+    Rebuild::begin(root, options(root)?).map_err(|e| classify(root, e))
 }
 
 /// The class of the system error beneath, wherever it is.
@@ -228,7 +238,7 @@ fn class_beneath(error: &(dyn std::error::Error + 'static)) -> Class {
     io.map_or(Class::Failed, crate::error::class_of_io)
 }
 
-fn classify(root: &Path, error: impl Into<orlop_image::Error>) -> CliError {
+pub(crate) fn classify(root: &Path, error: impl Into<orlop_image::Error>) -> CliError {
     let failed = CliError::from(orlop_server::status_of(&error.into()));
     CliError { message: format!("open the store at {}: {}", root.display(), failed.message), ..failed }
 }

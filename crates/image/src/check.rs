@@ -320,7 +320,11 @@ fn check_metadata(store: &Store) -> Result<Vec<Problem>> {
             ),
             other => ("metadata", "meta.db".to_owned(), format!("{other:?}")),
         };
-        Problem { class, subject, detail, fix: "keep a copy of the root and report it".to_owned() }
+        let fix = match class {
+            "metadata-damaged" => "end what has the root open, then `orlop repair --rebuild-metadata`",
+            _ => "keep a copy of the root and report it",
+        };
+        Problem { class, subject, detail, fix: fix.to_owned() }
     });
     Ok(problems.chain(stopped(store)).collect())
 }

@@ -356,7 +356,8 @@ fn metadata_kind(error: &metadata::Error) -> ErrorKind {
     match error {
         metadata::Error::NotFound { .. } | metadata::Error::TrashEmpty => ErrorKind::NotFound,
         metadata::Error::AlreadyExists { .. } | metadata::Error::FailedPrecondition { .. } => ErrorKind::Conflict,
-        metadata::Error::ForeignRoot { .. } => ErrorKind::Conflict,
+        metadata::Error::ForeignRoot { .. } | metadata::Error::Opened { .. } => ErrorKind::Conflict,
+        metadata::Error::Lost { .. } => ErrorKind::Verification,
         metadata::Error::Invalid { .. } | metadata::Error::Filter(_) => ErrorKind::Invalid,
         metadata::Error::NewerFormat { .. } => ErrorKind::Unsupported,
         metadata::Error::ReadOnly { .. } => ErrorKind::Permission,

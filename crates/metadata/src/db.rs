@@ -27,7 +27,7 @@ use crate::history::Log;
 use crate::readers::{Held, Readers};
 use crate::reserve::{Loan, Reserve};
 use crate::transact::{Tools, Tx, Writer};
-use crate::{Error, Fault, Result, format};
+use crate::{Error, Fault, Result, format, rebuild};
 
 /// How long a writer waits for the writers of other processes. Each holds the lock for milliseconds; a minute is a
 /// process that is stopped, or a disk that hangs.
@@ -67,9 +67,12 @@ enum Access {
 
 impl Db {
     /// Opens or creates `root/meta.db`. Without permission to write it is opened for reading; [`Db::write`] then says
-    /// why it cannot.
+    /// why it cannot. Where it is gone and what it knew of is not, none is made.
     pub(crate) fn open(root: &Path, read_only: bool, clock: Clock) -> Result<Self> {
         let path = root.join("meta.db");
+        if let Some(loss) = rebuild::lost(root) {
+            return Err(Error::Lost { path: root.to_owned(), loss });
+        }
         let access = access(root, &path, read_only)?;
         let db = Self {
             log: Log::new(root),
@@ -86,6 +89,7 @@ impl Db {
         match db.access {
             Access::ReadWrite => {
                 let mut connection = db.connect_lending()?;
+                db.check_made(root, &connection)?;
                 let migrated = format::migrate(&mut connection, &db.path);
                 migrated.map_err(|error| db.told(fault::explained(&connection, &db.path, error), "open"))?;
                 db.writer.put(Some(connection));
@@ -93,12 +97,22 @@ impl Db {
             }
             Access::ReadOnly { .. } => {
                 let connection = db.connect()?;
+                db.check_made(root, &connection)?;
                 let checked = format::check(&connection, &db.path);
                 checked.map_err(|error| db.told(fault::explained(&connection, &db.path, error), "open"))?;
                 db.readers.put(connection);
             }
         }
         Ok(db)
+    }
+
+    /// Refuses a database that has nothing, where what it knew of is there.
+    fn check_made(&self, root: &Path, connection: &Connection) -> Result<()> {
+        let unmade = rebuild::unmade(root, connection);
+        match unmade.map_err(|error| self.told(fault::explained(connection, &self.path, error), "open"))? {
+            Some(loss) => Err(Error::Lost { path: root.to_owned(), loss }),
+            None => Ok(()),
+        }
     }
 
     /// Why this database cannot be written; `None` if it can.
@@ -369,7 +383,7 @@ fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
-fn read_only_uri(path: &Path, immutable: bool) -> String {
+pub(crate) fn read_only_uri(path: &Path, immutable: bool) -> String {
     use std::os::unix::ffi::OsStrExt;
     let mut uri = String::from("file:");
     for &byte in path.as_os_str().as_bytes() {

@@ -130,6 +130,20 @@ pub enum Error {
         /// What is in it.
         found: String,
     },
+    /// `meta.db` is gone or empty, and what it knew of is still there.
+    #[error("{}: {loss}", path.display())]
+    Lost {
+        /// The root.
+        path: PathBuf,
+        /// What is there.
+        loss: crate::Loss,
+    },
+    /// Somebody has the root open.
+    #[error("{} is in use by another process, its daemon or a command: expected that nobody has it open", path.display())]
+    Opened {
+        /// The root.
+        path: PathBuf,
+    },
     /// Something was committed since the state that the request was made for.
     #[error("the store has changed meanwhile: look at its state and try again")]
     Moved,

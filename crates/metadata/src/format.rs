@@ -87,7 +87,8 @@ pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     tx.commit().map_err(migrating)
 }
 
-fn format_of(connection: &Connection, path: &Path) -> Result<i64> {
+/// The format that a database says it has; 0: none.
+pub(crate) fn format_of(connection: &Connection, path: &Path) -> Result<i64> {
     let found: i64 = connection
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(|source| Error::Database { operation: "read the format of meta.db", source })?;

@@ -96,6 +96,9 @@ pub struct RecordState {
     /// The host of a registry that it came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// When the record was made, if that was before this change made it again: `undo` brings it back as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
 }
 
 /// A line of `history.log`.
@@ -148,7 +151,7 @@ impl ParsedLog {
                 records.remove(&key);
                 continue;
             };
-            let created_at = records.get(&key).map_or(line.at, |record| record.created_at);
+            let created_at = records.get(&key).map_or(line.state.created_at.unwrap_or(line.at), |r| r.created_at);
             let image = Image {
                 name: line.name.clone(),
                 target: line.state.target(digest.clone()),
@@ -259,6 +262,8 @@ fn end_of_last_line(file: &mut File) -> io::Result<u64> {
 pub(crate) struct State<'a> {
     pub(crate) target: &'a Descriptor,
     pub(crate) labels: &'a Labels,
+    /// When it was made, if not by the change that is told.
+    pub(crate) created: Option<i64>,
 }
 
 impl State<'_> {
@@ -269,6 +274,7 @@ impl State<'_> {
             annotations: self.target.annotations.clone(),
             labels: self.labels.clone(),
             host: None,
+            created_at: self.created.map(from_nanos),
         }
     }
 }
@@ -458,12 +464,17 @@ impl Store {
 
     /// Reads `history.log`, from which the names can be rebuilt when `meta.db` is lost.
     pub fn read_log(&self) -> Result<ParsedLog> {
-        let path = self.root().join("history.log");
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(parse_log(&bytes)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ParsedLog::default()),
-            Err(source) => Err(Error::Io { operation: "read", path, source }),
-        }
+        read_log_at(self.root())
+    }
+}
+
+/// Reads a root's `history.log`.
+pub(crate) fn read_log_at(root: &Path) -> Result<ParsedLog> {
+    let path = root.join("history.log");
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(parse_log(&bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(ParsedLog::default()),
+        Err(source) => Err(Error::Io { operation: "read", path, source }),
     }
 }
 

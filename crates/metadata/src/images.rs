@@ -267,8 +267,19 @@ fn put(tx: &Tx<'_>, scope: &Scope, old: Option<&Image>, mut image: Image) -> Res
     let namespace = &scope.namespace;
     namespaces::ensure(tx, namespace)?;
     image.updated_at = from_nanos(tx.now());
+    write_row(tx, namespace, &image)?;
+    if old.is_none() && image.labels.contains_key(edges::EXPIRE) {
+        // A record without expiry needs no lease: it is a root itself.
+        leases::add(tx, scope, edges::IMAGES, &image.name)?;
+    }
+    history::record(tx, scope.into(), namespace, &image.name, old.map(Image::state), Some(image.state()))?;
+    Ok(image)
+}
+
+/// Writes a record's row and edges, as it is.
+pub(crate) fn write_row(conn: &Connection, namespace: &str, image: &Image) -> Result<()> {
     let expires = labels::expiry(&image.labels);
-    tx.prepare_cached("INSERT OR REPLACE INTO image VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
+    conn.prepare_cached("INSERT OR REPLACE INTO image VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
         params![
             namespace,
             image.name,
@@ -279,21 +290,16 @@ fn put(tx: &Tx<'_>, scope: &Scope, old: Option<&Image>, mut image: Image) -> Res
             labels::to_json(&image.labels),
             expires,
             to_nanos(image.created_at),
-            tx.now()
+            to_nanos(image.updated_at)
         ],
     )?;
     let stated = Edges::of_labels(edges::IMAGES, &image.labels);
     let stated = stated.to(edges::CONTENT, image.target.digest.as_str());
-    edges::put(tx, namespace, edges::IMAGES, &image.name, &stated)?;
+    edges::put(conn, namespace, edges::IMAGES, &image.name, &stated)?;
     if expires.is_some() {
-        edges::suspect(tx, namespace, edges::IMAGES, &image.name)?;
+        edges::suspect(conn, namespace, edges::IMAGES, &image.name)?;
     }
-    if old.is_none() && image.labels.contains_key(edges::EXPIRE) {
-        // A record without expiry needs no lease: it is a root itself.
-        leases::add(tx, scope, edges::IMAGES, &image.name)?;
-    }
-    history::record(tx, scope.into(), namespace, &image.name, old.map(Image::state), Some(image.state()))?;
-    Ok(image)
+    Ok(())
 }
 
 /// Deletes a record within a transaction, with its edges; tells the history.
@@ -408,7 +414,7 @@ impl Current {
 
 impl Image {
     fn state(&self) -> State<'_> {
-        State { target: &self.target, labels: &self.labels }
+        State { target: &self.target, labels: &self.labels, created: None }
     }
 
     fn matches(&self, filter: &Filter) -> bool {

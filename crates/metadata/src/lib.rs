@@ -16,6 +16,8 @@
 //!   ones have taken their place.
 //! - **History.** Each change of an image record appends one row to `history` and one line to `history.log`, in the
 //!   transaction that makes the change.
+//! - **A lost database is never made anew.** Where `meta.db` is gone and what it knew of is not, nobody opens the root
+//!   before it was rebuilt ([`Rebuild`]).
 //!
 //! - **The first error of the disk stops writes.** After it, on a file of the metadata, this process only reads
 //!   ([`Store::stopped`]).
@@ -50,6 +52,7 @@ mod namespaces;
 mod progress;
 mod quarantine;
 mod readers;
+mod rebuild;
 mod reserve;
 mod scrub;
 mod snapshots;
@@ -75,6 +78,7 @@ pub use look::{Glance, Look, Mark};
 pub use mounts::Activation;
 pub use namespaces::{NamespaceInfo, validate_identifier, validate_namespace};
 pub use progress::Progress;
+pub use rebuild::{Condition, Held, Loss, NeededBlob, Rebuild, Rebuilt};
 pub use scrub::{Scrub, ScrubLock};
 pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals};
 pub use store::{OpenOptions, Scope, Store};

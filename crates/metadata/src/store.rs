@@ -17,7 +17,7 @@ use crate::transact::Tx;
 use crate::{Error, Result};
 
 /// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
-const OWN_NAMES: [&str; 15] = [
+const OWN_NAMES: [&str; 14] = [
     "content",
     "snapshots",
     "mounts",
@@ -31,9 +31,11 @@ const OWN_NAMES: [&str; 15] = [
     "lock",
     "daemon.lock",
     "gc.lock",
-    "meta.db-journal",
     "lost+found",
 ];
+
+/// What the names of everything that belongs to a database begin with, under whatever name it is kept.
+const DATABASE: &str = "meta.db";
 
 /// How many names a refusal has: enough to know the directory again.
 const SHOWN_NAMES: usize = 3;
@@ -104,7 +106,8 @@ impl Store {
     /// reads works, what writes fails with [`Error::ReadOnly`].
     ///
     /// # Errors
-    /// [`Error::NewerFormat`] if a newer Orlop wrote it; [`Error::ReadOnly`] if it must be made and cannot be;
+    /// [`Error::NewerFormat`] if a newer Orlop wrote it; [`Error::Lost`] if its database is gone and other things are
+    /// there; [`Error::ReadOnly`] if it must be made and cannot be;
     /// [`Error::InUse`] while somebody has it for himself.
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self> {
         Self::open_with_clock(root, options, Arc::new(jiff::Timestamp::now))
@@ -132,7 +135,8 @@ impl Store {
             _ => return Ok(()),
         };
         let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut foreign: Vec<String> = names.filter(|name| !OWN_NAMES.contains(&name.as_str())).collect();
+        let is_own = |name: &str| OWN_NAMES.contains(&name) || name.starts_with(DATABASE);
+        let mut foreign: Vec<String> = names.filter(|name| !is_own(name)).collect();
         if foreign.is_empty() {
             return Ok(());
         }

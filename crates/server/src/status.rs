@@ -44,9 +44,9 @@ fn status(error: &dyn std::fmt::Display, (code, class): (Code, Class), hint: &st
     with_details(Status::new(code, message), &Details { class, hint: hint.to_owned() })
 }
 
-/// What helps when meta.db is not a database any more: history.log can be read by people, and blobs are whole.
-const DAMAGED_DATABASE: &str =
-    "restore meta.db from a backup, or move the root aside and pull again; its history.log says which images it had";
+/// What helps when meta.db is not a database any more, or is gone.
+const DAMAGED_DATABASE: &str = "end what has the root open, its daemon too, then run `orlop repair --rebuild-metadata` on this --root: that makes \
+                                a new meta.db from blobs, snapshots and history.log, and keeps the old one under another name";
 
 /// What helps when the disk failed beneath the metadata.
 const STOPPED: &str = "what was answered holds, and what only reads goes on. Look at the kernel's log (dmesg) and at the disk; when it \
@@ -147,7 +147,8 @@ impl ToStatus for metadata::Error {
             E::NewerFormat { .. } => (Code::FailedPrecondition, Class::Failed),
             E::ReadOnly { .. } => (Code::PermissionDenied, Class::NotPermitted),
             E::Stopped { .. } => (Code::FailedPrecondition, Class::Unavailable),
-            E::ForeignRoot { .. } => (Code::FailedPrecondition, Class::Conflict),
+            E::ForeignRoot { .. } | E::Opened { .. } => (Code::FailedPrecondition, Class::Conflict),
+            E::Lost { .. } => (Code::DataLoss, Class::Verification),
             E::InUse { .. } | E::Moved => (Code::Unavailable, Class::Unavailable),
             E::TrashEmpty => (Code::NotFound, Class::NotFound),
             E::Content(inner) => return inner.to_status(),
@@ -161,6 +162,8 @@ impl ToStatus for metadata::Error {
             E::ForeignRoot { .. } => "give --root a directory of its own: a new or an empty one, or that of a store",
             E::TrashEmpty => "what `rm --no-trash` removed or `gc --trash` emptied is gone for good: pull it again",
             E::Database { .. } if self.fault() == Fault::Damaged => DAMAGED_DATABASE,
+            E::Lost { .. } => DAMAGED_DATABASE,
+            E::Opened { .. } => "end its daemon, and let commands that run finish; then try again",
             E::Stopped { .. } => STOPPED,
             E::Database { .. } if self.fault() == Fault::Other => UNTOLD,
             _ => "",

@@ -78,6 +78,13 @@ impl Layout {
         stdfs::rename(&new, self.dir(id).join("meta")).at("rename", &new)
     }
 
+    /// The same of a snapshot that was on disk before, so that a power cut leaves the one or the other.
+    pub(crate) fn rewrite_meta(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
+        let new = self.write_new_meta(id, meta)?;
+        stdfs::File::open(&new).and_then(|file| file.sync_all()).at("sync", &new)?;
+        stdfs::rename(&new, self.dir(id).join("meta")).at("rename", &new)
+    }
+
     /// Makes durable that a snapshot is there, with what is in its directory. What is in the tree is not looked at.
     pub(crate) fn sync_new(&self, id: SnapshotId) -> Result<()> {
         sync(&self.dir(id))

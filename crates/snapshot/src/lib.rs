@@ -103,6 +103,11 @@ pub trait Driver: Send + Sync {
     /// Resolves what was applied without parents against `parents`, makes the tree durable, and writes `meta`.
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage>;
 
+    /// Writes `meta` anew: the labels of a snapshot that is committed have changed.
+    fn describe(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
+        Layout::at(self.root()).rewrite_meta(id, meta)
+    }
+
     /// What it takes on disk now.
     fn usage(&self, id: SnapshotId) -> Result<Usage> {
         Layout::at(self.root()).usage(id)

@@ -21,6 +21,7 @@ pub(crate) mod pin;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod rebuild;
 pub(crate) mod repair;
 pub(crate) mod resolve;
 pub(crate) mod rm;
@@ -83,6 +84,7 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
         Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
         Command::Stores(args) => return stores::run(&cli.global, &args).await,
+        Command::Repair(args) if args.rebuild_metadata => return rebuild::run(&cli.global, &args).await,
         _ => {}
     }
     let settings = Settings::load(&cli.global)?;

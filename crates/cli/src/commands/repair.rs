@@ -27,20 +27,27 @@ Examples:
   orlop repair                        reads everything and mends
   orlop repair nginx:1.27             only this image
   orlop repair --known                only what a scrub or check has found before
-  orlop repair --from images.tar      takes sound bytes from an archive instead")]
+  orlop repair --from images.tar      takes sound bytes from an archive instead
+  orlop repair --rebuild-metadata     makes a lost or damaged meta.db again from blobs, snapshots and history.log")]
 pub(crate) struct Args {
     /// An image, or the digest of a blob [default: the whole store]
     #[arg(value_name = "X")]
     what: Option<String>,
     /// Say what would be done; change nothing
     #[arg(long)]
-    plan: bool,
+    pub(crate) plan: bool,
     /// Mend what was found before, without looking for more
     #[arg(long)]
     known: bool,
     /// Take sound bytes from this archive (an OCI layout, as a tar or a directory, as `orlop export` writes it); - is standard input
     #[arg(long, value_name = "ARCHIVE")]
     from: Option<PathBuf>,
+    /// Make meta.db again from what lies beside it, while nobody has the root open; with --plan only say what would come back
+    #[arg(long, conflicts_with_all = ["what", "known", "from"])]
+    pub(crate) rebuild_metadata: bool,
+    /// Rebuild a meta.db that is sound, too: what only it knows (leases, containers) is lost
+    #[arg(long, requires = "rebuild_metadata")]
+    pub(crate) force: bool,
     #[command(flatten)]
     registry: RegistryArgs,
 }

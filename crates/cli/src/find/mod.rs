@@ -175,7 +175,14 @@ pub(crate) fn foreign_root(directory: &Path) -> Option<Product> {
 
 /// Whether a directory is a product's root, as far as this user may see.
 pub(crate) fn is_root(product: Product, directory: &Path) -> bool {
-    directory.join(product.database()).exists()
+    directory.join(product.database()).exists() || (product == Product::Orlop && has_lost_its_database(directory))
+}
+
+/// Whether a directory is an Orlop root whose database is gone: opening it says so, and making another one beside what is
+/// there would forget that.
+fn has_lost_its_database(directory: &Path) -> bool {
+    use orlop_metadata::Store;
+    Store::lost(directory).is_some() && Store::check_root(directory).is_ok()
 }
 
 /// Whether an Orlop root has no blob: made by a pull that failed, say. What cannot be read counts as held.

@@ -8,7 +8,7 @@
 //! Whatever a killed collection left undone is in `doomed`, and the next one does it.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -44,6 +44,8 @@ struct Doomed {
 pub(crate) fn finish(store: &Store, known: &[SnapshotRow]) -> Result<u64> {
     let due = store.read(|conn| due(conn, store.now()))?;
     let (mounts, mut due): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| d.kind == mounts::DOOMED);
+    let entries: BTreeSet<&str> = due.iter().filter_map(|doomed| doomed.trash.as_deref()).collect();
+    entries.into_iter().for_each(|entry| crate::trash::describe(store, entry));
     // Before the trees that they show.
     unmount(store, &mounts)?;
     let places: HashMap<i64, usize> = known.iter().enumerate().map(|(place, s)| (s.id, place)).collect();

@@ -164,6 +164,9 @@ impl Store {
             Disposal::Trash { reason } => Some(Bin { reason, deleted: Vec::new(), reached: Removal::default() }),
         };
         let (removal, mut report) = self.write("collect", |tx| remove_garbage(tx, marking, trash))?;
+        if let Some(entry) = &report.trash {
+            crate::trash::describe(self, entry);
+        }
         report.snapshot_bytes += finish(self, &removal.snapshots)?;
         Ok(report)
     }
@@ -214,6 +217,11 @@ pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_
     tx.execute("DELETE FROM suspect", [])?;
     crate::conditions::collected(tx, now)?;
     Ok((removal, report))
+}
+
+/// Everything that no root reaches, in order.
+pub(crate) fn unkept(conn: &Connection, now: i64) -> Result<BTreeSet<Node>> {
+    Ok(full::garbage(conn, now)?.garbage.into_iter().collect())
 }
 
 /// What the full marking found and the incremental one does not.

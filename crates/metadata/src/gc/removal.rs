@@ -186,7 +186,7 @@ impl Removal {
         edges::remove(tx, &image.namespace, IMAGES, &image.name)?;
         let target = image.target()?;
         let labels = json(&image.labels)?;
-        let state = State { target: &target, labels: &labels };
+        let state = State { target: &target, labels: &labels, created: None };
         history::record(tx, Author { actor: ACTOR, host: None }, &image.namespace, &image.name, Some(state), None)
     }
 }

@@ -278,7 +278,7 @@ impl ScopedSnapshots {
         Ok(Some(found))
     }
 
-    fn meta(&self, key: &str, kind: SnapshotKind, parent: Option<SnapshotId>, labels: Labels) -> Meta {
+    pub(super) fn meta(&self, key: &str, kind: SnapshotKind, parent: Option<SnapshotId>, labels: Labels) -> Meta {
         Meta {
             namespace: self.scope.namespace.clone(),
             key: key.to_owned(),

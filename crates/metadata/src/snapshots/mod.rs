@@ -134,6 +134,19 @@ impl ScopedSnapshots {
 
     /// Changes labels; mask as for content.
     pub fn update(&self, key: &str, labels: Labels, mask: &[String]) -> Result<SnapshotInfo> {
+        let (found, labelled) = self.relabel(key, labels, mask)?;
+        if labelled.kind == SnapshotKind::Committed {
+            // Nothing but a rebuild of the database reads it: the label is set, whatever comes of that.
+            let meta = self.meta(key, labelled.kind, found.parent_id, labelled.labels.clone());
+            let described = self.driver().and_then(|driver| Ok(driver.describe(found.id, &meta)?));
+            if let Err(error) = described {
+                tracing::warn!(%error, key, "the labels of a snapshot are not written beside its tree");
+            }
+        }
+        Ok(labelled)
+    }
+
+    fn relabel(&self, key: &str, labels: Labels, mask: &[String]) -> Result<(Found, SnapshotInfo)> {
         self.store.write_together("label snapshot", |tx| {
             let found = self.require(tx, key)?;
             let labels = labels::masked(found.info.labels.clone(), labels, mask)?;
@@ -144,7 +157,8 @@ impl ScopedSnapshots {
             if !root && found.info.labels.contains_key(edges::ROOT) {
                 self.suspect(tx, key)?;
             }
-            Ok(SnapshotInfo { labels, updated_at: from_nanos(tx.now()), ..found.info })
+            let labelled = SnapshotInfo { labels, updated_at: from_nanos(tx.now()), ..found.info.clone() };
+            Ok((found, labelled))
         })
     }
 

@@ -1,7 +1,8 @@
 //! Deleted but not yet reclaimed: what [`Store::undo`] brings back.
 //!
 //! `ROOT/trash/<id>/` holds the blobs (`blobs/<algorithm>/<hex>`) and trees (`snapshots/<driver>/<id>/`) of one deletion;
-//! the `trash` row holds every row it removed.
+//! the `trash` row holds every row it removed, and `entry` beside the bytes holds it once more, for the day on which
+//! `meta.db` is lost.
 //!
 //! # Invariants
 //! - The `trash` row is written in the transaction that removes the rows; the bytes follow. What was still in its place
@@ -12,11 +13,13 @@
 //! # Concurrency
 //! Everything that touches an entry holds the collector's lock.
 
+mod described;
 mod undo;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+pub(crate) use described::{describe, described, insert};
 use jiff::Timestamp;
 use orlop_content as content;
 use orlop_oci::Digest;
@@ -127,6 +130,9 @@ impl Store {
             trees.extend(before.snapshots);
             Ok((trees, report))
         })?;
+        if let Some(entry) = &report.trash {
+            describe(self, entry);
+        }
         report.snapshot_bytes += gc::finish(self, &trees)?;
         Ok(report)
     }

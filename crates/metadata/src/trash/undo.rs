@@ -185,7 +185,7 @@ impl Undo<'_, '_> {
         let edges = Edges::of_labels(IMAGES, &stated).to(CONTENT, &image.digest);
         edges::put(self.tx, &image.namespace, IMAGES, &image.name, &edges)?;
         edges::suspect(self.tx, &image.namespace, IMAGES, &image.name)?;
-        let state = State { target: &target, labels: &stated };
+        let state = State { target: &target, labels: &stated, created: Some(image.created) };
         history::record(self.tx, scope.into(), &image.namespace, &image.name, None, Some(state))
     }
 }

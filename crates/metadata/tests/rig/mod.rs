@@ -200,7 +200,7 @@ impl Rig {
     }
 }
 
-fn options(directory: &Path) -> OpenOptions {
+pub fn options(directory: &Path) -> OpenOptions {
     let trees = directory.join("snapshots").join(DRIVER);
     std::fs::create_dir_all(&trees).expect("a directory");
     OpenOptions {
