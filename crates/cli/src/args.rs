@@ -139,7 +139,7 @@ pub(crate) enum Command {
     Umount(c::mount::UmountArgs),
     /// Look for damage; --deep hashes everything again
     Check(c::check::Args),
-    /// Read all blobs again, slowly if wished, and set aside what is damaged
+    /// Read all blobs and unpacked layers again, slowly if wished, and tell what is damaged
     Scrub(c::scrub::Args),
     /// Set aside what is damaged and fetch sound bytes again, by digest; --plan says first
     Repair(c::repair::Args),

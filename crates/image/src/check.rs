@@ -14,7 +14,7 @@ use crate::{Error, Images, Result, labels};
 /// What to check.
 #[derive(Debug, Clone, Default)]
 pub struct CheckRequest {
-    /// Hash every blob again.
+    /// Hash every blob again, and every file of an unpacked tree.
     pub deep: bool,
     /// Only this image.
     pub name: Option<String>,
@@ -23,7 +23,7 @@ pub struct CheckRequest {
 /// Something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// A stable word: `blob-damaged`, `blob-missing`, `blob-size`, `blob-unreadable`, `snapshot-missing`,
+    /// A stable word: `blob-damaged`, `blob-missing`, `blob-size`, `blob-unreadable`, `snapshot-missing`, `snapshot-damaged`,
     /// `hash-reference-missing`, `hash-reference-stranded`, `image-incomplete`, `document-invalid`, `metadata-stopped`.
     pub class: &'static str,
     /// What it is about.
@@ -53,6 +53,7 @@ impl Images {
                 let blobs = self.blocking(all_blobs).await?;
                 self.check_blobs(blobs.into_iter().collect(), request.deep, &mut problems).await?;
                 problems.extend(self.blocking(check_snapshots).await?);
+                self.check_trees(request.deep, &mut problems).await?;
                 problems.extend(self.blocking(check_metadata).await?);
             }
         }
@@ -150,6 +151,37 @@ impl Images {
         }
         Ok(())
     }
+}
+
+impl Images {
+    /// Whether trees are what they were when they were committed; without `deep` only what was found before is told.
+    async fn check_trees(&self, deep: bool, problems: &mut Vec<Problem>) -> Result<()> {
+        let trees = self.blocking(|store| Ok(store.trees()?)).await?;
+        let known = self.blocking(|store| Ok(store.damages()?)).await?;
+        for tree in trees {
+            let compared = if deep { self.compare_tree(&tree, &()).await? } else { None };
+            let known = known.iter().find(|damage| damage.what == tree.damaged());
+            let detail = match (compared, known) {
+                (Some(comparison), _) => comparison.compared().fault().map(|_| comparison.compared().detail()),
+                (None, known) => known.map(|damage| damage.detail.clone()),
+            };
+            let Some(detail) = detail else { continue };
+            problems.extend(self.blocking(move |store| tree_problem(store, &tree, detail)).await?);
+        }
+        Ok(())
+    }
+}
+
+/// A tree that is damaged, and what of that; nothing if it is gone by now.
+fn tree_problem(store: &Store, tree: &metadata::Tree, detail: String) -> Result<Option<Problem>> {
+    let Some(concerned) = store.affected(&tree.damaged())?.into_iter().next() else { return Ok(None) };
+    let subject = format!("{}/{}/{}", tree.namespace, tree.driver, tree.key);
+    let used = match concerned.containers.as_slice() {
+        [] => String::new(),
+        containers => format!("; containers stand on it: {}", containers.join(" ")),
+    };
+    let fix = concerned.images.first().map_or("orlop repair".to_owned(), |image| format!("orlop repair {image}"));
+    Ok(Some(Problem { class: "snapshot-damaged", subject, detail: format!("{detail}{used}"), fix }))
 }
 
 fn of_blob(damage: Damage) -> Option<(Digest, Damage)> {

@@ -49,6 +49,7 @@ mod span;
 mod supply;
 mod tag;
 mod transfer;
+mod trees;
 mod usage;
 mod users;
 mod walk;

@@ -1,9 +1,11 @@
-//! Reading all blobs again, slowly, to find those that the disk has changed before somebody needs them.
+//! Reading all blobs and unpacked trees again, slowly, to find what the disk has changed before somebody needs it.
 //!
 //! # Invariants
-//! - Blobs are read in the order of their digests; what came in behind the place where a pass is waits for the next one.
+//! - Blobs are read in the order of their digests, then trees in the order of their numbers; what came in behind the place where a pass
+//!   is waits for the next one.
 //! - How far it has come is remembered at least once a second and at its end: a pass that was stopped, however abruptly, goes on there.
-//! - What is found damaged is set aside and remembered (`repair` says how it is mended), and the pass goes on.
+//! - A blob that is found damaged is set aside and remembered, a tree is remembered and left in its place, for containers may stand on
+//!   it (`repair` says how both are mended); and the pass goes on.
 
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use orlop_content::{self as content, Pace};
-use orlop_metadata::{Damage, Scrub};
+use orlop_metadata::{Damage, Scrub, Tree};
 use orlop_oci::Digest;
 
 use crate::{Error, Images, Result, check};
@@ -64,12 +66,12 @@ impl Pace for Bandwidth {
 pub enum Scrubbing<'a> {
     /// So many more bytes are read.
     Read(u64),
-    /// A blob is damaged.
+    /// A blob or a tree is damaged.
     Found(&'a Damage),
 }
 
 impl Images {
-    /// Reads all blobs, or what is left of them since a pass was stopped; with `anew` all.
+    /// Reads all blobs and compares all trees, or what is left of them since a pass was stopped; with `anew` all.
     ///
     /// # Errors
     /// [`Error::Scrubbing`] while another process, or another call, scrubs.
@@ -92,7 +94,7 @@ impl Images {
         if let Some(after) = &scrub.after {
             blobs = blobs.range((Bound::Excluded(after.clone()), Bound::Unbounded)).map(owned).collect();
         }
-        let mut remembered = Instant::now();
+        let (mut saved, mut told_bytes) = (Instant::now(), scrub.tree_bytes);
         for (digest, size) in blobs {
             if let Some(damage) = self.scrub_blob(&digest, size, bandwidth).await? {
                 scrub.found += 1;
@@ -100,14 +102,30 @@ impl Images {
             }
             scrub = Scrub { blobs: scrub.blobs + 1, bytes: scrub.bytes + size, after: Some(digest), ..scrub };
             told(Scrubbing::Read(size));
-            if remembered.elapsed() >= REMEMBER {
-                self.remember(&scrub).await?;
-                remembered = Instant::now();
+            self.remember_at_times(&scrub, &mut saved).await?;
+        }
+        let trees = self.blocking(|store| Ok(store.trees()?)).await?;
+        let after = scrub.after_tree;
+        for tree in trees.into_iter().filter(|tree| after.is_none_or(|after| tree.id.0 > after)) {
+            if let Some(damage) = self.scrub_tree(&tree, bandwidth, &mut scrub).await? {
+                scrub.found += 1;
+                told(Scrubbing::Found(&damage));
             }
+            scrub.after_tree = Some(tree.id.0);
+            told(Scrubbing::Read(scrub.tree_bytes - std::mem::replace(&mut told_bytes, scrub.tree_bytes)));
+            self.remember_at_times(&scrub, &mut saved).await?;
         }
         scrub.ended = Some(Timestamp::now());
         self.remember(&scrub).await?;
         Ok(scrub)
+    }
+
+    async fn remember_at_times(&self, scrub: &Scrub, saved: &mut Instant) -> Result<()> {
+        if saved.elapsed() >= REMEMBER {
+            self.remember(scrub).await?;
+            *saved = Instant::now();
+        }
+        Ok(())
     }
 
     async fn remember(&self, scrub: &Scrub) -> Result<()> {
@@ -123,6 +141,20 @@ impl Images {
         }
         let digest = digest.clone();
         self.blocking(move |store| Ok(store.quarantine_blob(&digest)?)).await
+    }
+}
+
+impl Images {
+    /// Compares one tree, and counts it.
+    async fn scrub_tree(&self, tree: &Tree, bandwidth: &Bandwidth, scrub: &mut Scrub) -> Result<Option<Damage>> {
+        let Some(comparison) = self.compare_tree(tree, bandwidth).await? else {
+            scrub.unrecorded += 1;
+            return Ok(None);
+        };
+        scrub.trees += 1;
+        scrub.tree_bytes += comparison.compared().bytes;
+        let tree = tree.clone();
+        self.blocking(move |store| Ok(store.note_tree(&tree, &comparison)?)).await
     }
 }
 

@@ -189,7 +189,7 @@ impl Store {
 }
 
 /// Notes damage.
-fn put(tx: &Tx<'_>, what: &Damaged, fault: &str, detail: &str, quarantine: Option<&str>) -> Result<()> {
+pub(crate) fn put(tx: &Tx<'_>, what: &Damaged, fault: &str, detail: &str, quarantine: Option<&str>) -> Result<()> {
     let known = get(tx, what)?;
     let quarantine = quarantine.or_else(|| known.as_ref().and_then(|known| known.quarantine.as_deref()));
     // What was set aside is missing since: that it was damaged says more.

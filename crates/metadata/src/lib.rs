@@ -60,6 +60,7 @@ mod store;
 mod summary;
 mod transact;
 mod trash;
+mod trees;
 mod watch;
 
 pub use changes::{Change, Follower, Notice, Watcher};
@@ -80,10 +81,11 @@ pub use namespaces::{NamespaceInfo, validate_identifier, validate_namespace};
 pub use progress::Progress;
 pub use rebuild::{Condition, Held, Loss, NeededBlob, Rebuild, Rebuilt};
 pub use scrub::{Scrub, ScrubLock};
-pub use snapshots::{ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals};
+pub use snapshots::{Healing, ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals};
 pub use store::{OpenOptions, Scope, Store};
 pub use summary::ManifestSummary;
 pub use trash::{TrashEntry, UndoReport};
+pub use trees::Tree;
 pub use watch::Counts;
 
 /// Labels of any object; a value may not be empty, key and value together have at most 4096 bytes.

@@ -1,8 +1,8 @@
-//! How far the bytes of a root were read again: `ROOT/scrub`, a small JSON file.
+//! How far the bytes of a root, blobs and then trees, were read again: `ROOT/scrub`, a small JSON file.
 //!
 //! # Invariants
 //! - What it says was read was read. It may lag behind: it is written in one step and not synced, so that a cut costs reading a few
-//!   blobs again, and a file that cannot be understood a pass.
+//!   blobs or a tree again, and a file that cannot be understood a pass.
 //! - One process at a time scrubs (flock on `ROOT/scrub.lock`).
 
 use std::fs::{File, OpenOptions};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::gc::io_error;
 use crate::{Result, Store};
 
-/// A pass over all blobs, or how far it has come.
+/// A pass over all blobs and trees, or how far it has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scrub {
     /// When it began.
@@ -29,14 +29,28 @@ pub struct Scrub {
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Damaged ones among them.
+    /// What is damaged, blobs and trees.
     pub found: u64,
+    /// The last tree that was looked at; they are looked at in the order of their numbers, after all blobs.
+    #[serde(default)]
+    pub after_tree: Option<u64>,
+    /// Trees compared so far with what was recorded of them.
+    #[serde(default)]
+    pub trees: u64,
+    /// Bytes of files in them.
+    #[serde(default)]
+    pub tree_bytes: u64,
+    /// Trees of which nothing was recorded.
+    #[serde(default)]
+    pub unrecorded: u64,
 }
 
 impl Scrub {
     /// A pass that begins.
     pub fn beginning(now: Timestamp) -> Self {
-        Self { began: now, ended: None, after: None, blobs: 0, bytes: 0, found: 0 }
+        let (ended, after, after_tree) = (None, None, None);
+        let [blobs, bytes, found, trees, tree_bytes, unrecorded] = [0; 6];
+        Self { began: now, ended, after, blobs, bytes, found, after_tree, trees, tree_bytes, unrecorded }
     }
 }
 

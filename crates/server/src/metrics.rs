@@ -128,7 +128,7 @@ impl Default for Metrics {
         registry.register("missed", "Garbage that the incremental collection had missed", new.missed.clone());
         registry.register("reconciled", "Passes that changed hash references", new.reconciled.clone());
         registry.register_with_unit("scrubbed", "Bytes read again", Unit::Bytes, new.scrubbed.clone());
-        registry.register("scrubs", "Passes over all blobs", new.scrubs.clone());
+        registry.register("scrubs", "Passes over all blobs and trees", new.scrubs.clone());
         registry.register("repairs", "What was found damaged, by what became of it", new.repairs.clone());
         registry.register("stored", "What is in the store", new.stored.clone());
         registry.register("read_only", "1 while the store takes no changes", new.read_only.clone());
@@ -158,7 +158,8 @@ impl Metrics {
             }
             Scrubbing::Found(damage) => {
                 let what = damage.what.to_string();
-                tracing::error!(what, detail = damage.detail, "damaged, and set aside");
+                let (detail, aside) = (&damage.detail, damage.quarantine.as_deref().unwrap_or("nothing"));
+                tracing::error!(what, detail, aside, "damaged");
             }
         }
     }

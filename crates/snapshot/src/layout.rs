@@ -5,8 +5,12 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::{fs as stdfs, io};
 
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
+use crate::record::{self, Comparison, Notes};
 use crate::{Error, Meta, Result, SnapshotId, Usage, fs};
 
 /// A driver's directory.
@@ -57,6 +61,16 @@ impl Layout {
         self.dir(id).join("deferred")
     }
 
+    /// Where a layer's hashes are noted until the commit.
+    pub(crate) fn applied(&self, id: SnapshotId) -> PathBuf {
+        self.dir(id).join("applied")
+    }
+
+    /// What a tree was when it was committed.
+    fn digests(&self, id: SnapshotId) -> PathBuf {
+        self.dir(id).join("digests")
+    }
+
     /// Makes the directory of a snapshot, which must not be there, with an empty tree.
     pub(crate) fn create(&self, id: SnapshotId) -> Result<()> {
         let dir = self.dir(id);
@@ -95,6 +109,22 @@ impl Layout {
         sync(&self.tree(id))
     }
 
+    /// Records what the tree is, if a layer was applied to it, and counts what it takes on disk. Only [`Self::commit`] may follow.
+    pub(crate) fn record(&self, id: SnapshotId) -> Result<Usage> {
+        let digests = self.digests(id);
+        if let Some(notes) = Notes::load(&self.applied(id))? {
+            return record::write(&self.tree(id), &notes, &digests);
+        }
+        // What an earlier commit, which failed, wrote need not be true any more.
+        remove_file(&digests)?;
+        self.usage(id)
+    }
+
+    /// Compares the tree with what was recorded; `None` if nothing was.
+    pub(crate) fn compare(&self, id: SnapshotId) -> Result<Option<Comparison>> {
+        Comparison::open(&self.tree(id), &self.digests(id))
+    }
+
     /// Makes everything in a snapshot durable, and then that it is so: `meta` takes its place only when the tree and
     /// itself are on disk.
     ///
@@ -106,6 +136,7 @@ impl Layout {
         let handle = fs::open_dir(&dir).at("open", &dir)?;
         rustix::fs::syncfs(&handle).at("sync the file system of", &dir)?;
         stdfs::rename(&new, dir.join("meta")).at("rename", &new)?;
+        remove_file(&self.applied(id))?;
         rustix::fs::fsync(&handle).at("sync", &dir)
     }
 
@@ -120,6 +151,26 @@ impl Layout {
     pub(crate) fn read_meta(&self, id: SnapshotId) -> Option<Meta> {
         let bytes = stdfs::read(self.dir(id).join("meta")).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Lets two snapshots' directories change places; if there is none at `b`, that of `a` goes there.
+    pub(crate) fn exchange(&self, a: SnapshotId, b: SnapshotId) -> Result<()> {
+        let root = fs::open_dir(&self.root).at("open", &self.root)?;
+        let [from, to] = [a, b].map(|id| id.0.to_string());
+        let exchange = |flags| rustix::fs::renameat_with(&root, &*from, &root, &*to, flags);
+        match exchange(RenameFlags::EXCHANGE) {
+            Err(Errno::NOENT) => exchange(RenameFlags::NOREPLACE).at("rename", self.dir(a))?,
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                return Err(Error::Unsupported {
+                    what: "putting a fresh tree in the place of a damaged one",
+                    reason:
+                        "this file system cannot let two directories change places: remove the image and pull it again"
+                            .into(),
+                });
+            }
+            done => done.at("exchange", self.dir(b))?,
+        }
+        rustix::fs::fsync(&root).at("sync", &self.root)
     }
 
     /// Counts what the tree takes on disk.
@@ -154,6 +205,14 @@ impl Layout {
     }
 }
 
+/// Removes a file, if it is there.
+fn remove_file(path: &Path) -> Result<()> {
+    match stdfs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.at("remove", path),
+    }
+}
+
 fn sync(directory: &Path) -> Result<()> {
     let handle = fs::open_dir(directory).at("open", directory)?;
     rustix::fs::fsync(&handle).at("sync", directory)
@@ -176,24 +235,37 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 pub(crate) fn usage(tree: &Path) -> Result<Usage> {
     let root = fs::open_dir(tree).at("open", tree)?;
     let stat = rustix::fs::fstat(&root).at("stat", tree)?;
-    let mut usage = Usage::default();
-    let mut links = std::collections::HashSet::new();
-    let mut count = |stat: &rustix::fs::Stat, is_dir: bool| {
-        if is_dir || stat.st_nlink == 1 || links.insert((stat.st_dev, stat.st_ino)) {
-            usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-            usage.inodes += 1;
-        }
-    };
-    count(&stat, true);
+    let mut counter = Counter::default();
+    counter.count(&stat, true);
     let mut walk = Walk::new(root).at("read", tree)?;
     while let Some(step) = walk.next().at("read", tree)? {
         match step {
-            Step::Enter { stat, .. } => count(&stat, true),
-            Step::Other { stat, .. } => count(&stat, false),
+            Step::Enter { stat, .. } => counter.count(&stat, true),
+            Step::Other { stat, .. } => counter.count(&stat, false),
             Step::Leave { .. } => {}
         }
     }
-    Ok(usage)
+    Ok(counter.total())
+}
+
+/// Adds up what entries take on disk, hard links once.
+#[derive(Default)]
+pub(crate) struct Counter {
+    usage: Usage,
+    links: std::collections::HashSet<(u64, u64)>,
+}
+
+impl Counter {
+    pub(crate) fn count(&mut self, stat: &rustix::fs::Stat, is_dir: bool) {
+        if is_dir || stat.st_nlink == 1 || self.links.insert((stat.st_dev, stat.st_ino)) {
+            self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            self.usage.inodes += 1;
+        }
+    }
+
+    pub(crate) fn total(&self) -> Usage {
+        self.usage
+    }
 }
 
 /// Refuses a directory whose path cannot be written into mount options.

@@ -5,6 +5,8 @@
 //!   fs/      the tree: overlayfs' upper directory, or the whole tree of `native`
 //!   work/    overlayfs' scratch directory
 //!   deferred what a layer applied without its parents leaves to the commit; there only in between
+//!   applied  what the files of an applied layer hash to; there only until the commit
+//!   digests  every entry of a committed tree that a layer was applied to, with the digests of files
 //!   meta     JSON: key, kind, parent id, chain ID, labels; enough to rebuild the row in meta.db
 //! ```
 //!
@@ -33,6 +35,7 @@ mod merged;
 mod mount;
 mod native;
 mod overlay;
+mod record;
 mod settle;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +46,7 @@ pub use layout::remove_tree;
 pub use mount::{TempMount, mount_all, unmount};
 pub use native::NativeDriver;
 pub use overlay::OverlayDriver;
+pub use record::{Compared, Comparison, Difference};
 
 /// A snapshot's number within its driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,7 +104,8 @@ pub trait Driver: Send + Sync {
     /// How to mount it: read-only if `writable` is false.
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>>;
 
-    /// Resolves what was applied without parents against `parents`, makes the tree durable, and writes `meta`.
+    /// Resolves what was applied without parents against `parents`, records what the tree is if a layer was applied to it, makes it
+    /// durable, and writes `meta`.
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage>;
 
     /// Writes `meta` anew: the labels of a snapshot that is committed have changed.
@@ -111,6 +116,19 @@ pub trait Driver: Send + Sync {
     /// What it takes on disk now.
     fn usage(&self, id: SnapshotId) -> Result<Usage> {
         Layout::at(self.root()).usage(id)
+    }
+
+    /// Compares a committed tree with what was recorded of it; `None` if nothing was.
+    fn compare(&self, id: SnapshotId) -> Result<Option<Comparison>> {
+        Layout::at(self.root()).compare(id)
+    }
+
+    /// Lets two trees, with all that belongs to them, change places; if there is none at `b`, that of `a` goes there.
+    ///
+    /// # Durability
+    /// In one step, after a power cut too; when this returns `Ok`, the change survives one.
+    fn exchange(&self, a: SnapshotId, b: SnapshotId) -> Result<()> {
+        Layout::at(self.root()).exchange(a, b)
     }
 
     /// Removes the tree: by renaming it to `trash/<id>` if that directory is given (same file system), else for good.
@@ -162,6 +180,8 @@ pub struct ApplyTarget {
     pub whiteouts: Whiteouts,
     /// Where to note what must wait for the layers below, for [`Driver::commit`]; `None` where they are there already.
     pub deferred: Option<PathBuf>,
+    /// Where to note what files hash to, for [`Driver::commit`]; `None`: nowhere.
+    pub applied: Option<PathBuf>,
 }
 
 /// How a tree on disk says that something of a lower layer is gone.

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! ROOT/<id>/fs/       the whole tree
+//! ROOT/<id>/applied   what the files of an applied layer hash to, until the commit
+//! ROOT/<id>/digests   what is in fs, since the commit
 //! ROOT/<id>/meta
 //! ```
 
@@ -49,7 +51,7 @@ impl Driver for NativeDriver {
     }
 
     fn commit(&self, id: SnapshotId, _parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
-        let usage = self.layout.usage(id)?;
+        let usage = self.layout.record(id)?;
         self.layout.commit(id, meta)?;
         Ok(usage)
     }
@@ -63,6 +65,11 @@ impl Driver for NativeDriver {
     }
 
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
-        ApplyTarget { root: self.layout.tree(id), whiteouts: Whiteouts::Delete, deferred: None }
+        ApplyTarget {
+            root: self.layout.tree(id),
+            whiteouts: Whiteouts::Delete,
+            deferred: None,
+            applied: Some(self.layout.applied(id)),
+        }
     }
 }

@@ -5,6 +5,8 @@
 //!   fs        the upper directory: what this snapshot changes
 //!   work      overlayfs' scratch directory
 //!   deferred  open ends of a layer that was applied without its parents, until the commit
+//!   applied   what the files of an applied layer hash to, until the commit
+//!   digests   what is in fs, since the commit
 //!   meta
 //! ```
 
@@ -100,7 +102,7 @@ impl Driver for OverlayDriver {
         if let (true, Some(nearest)) = (was_parentless, lowers.first()) {
             crate::copy::root_attributes(nearest, &self.layout.tree(id))?;
         }
-        let usage = self.layout.usage(id)?;
+        let usage = self.layout.record(id)?;
         self.layout.commit(id, meta)?;
         Ok(usage)
     }
@@ -118,6 +120,7 @@ impl Driver for OverlayDriver {
             root: self.layout.tree(id),
             whiteouts: Whiteouts::Overlay { userxattr: self.userxattr },
             deferred: Some(self.layout.deferred(id)),
+            applied: Some(self.layout.applied(id)),
         }
     }
 }

@@ -71,6 +71,41 @@ fn overlayfs(case: &Case, dir: &Path) -> Result<Fingerprint> {
     Ok(tree(mounted.path()))
 }
 
+/// What comparing the trees of a case with what was recorded of them finds, on one driver.
+fn differences(case: &Case, driver: &dyn Driver) -> Vec<String> {
+    let mut found = Vec::new();
+    for index in 0..case.layers.len() {
+        let mut comparison = driver.compare(SnapshotId(index as u64 + 1)).unwrap().expect("it was recorded");
+        while comparison.step().unwrap().is_some() {}
+        let compared = comparison.compared();
+        found.extend(compared.fault().map(|_| format!("{} ({}): {}", case.name, driver.name(), compared.detail())));
+    }
+    found
+}
+
+/// Whatever a layer is like: what was recorded of its tree while it was unpacked is the tree.
+#[test]
+fn no_tree_differs_from_what_was_recorded_of_it() {
+    if !need_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hideout = Hideout::create(dir.path()).unwrap();
+    let (mut wrong, mut applied) = (Vec::new(), 0);
+    for case in all(&hideout) {
+        let work = tempfile::tempdir_in(dir.path()).unwrap();
+        if native(&case, work.path()).is_ok() {
+            applied += 1;
+            wrong.extend(differences(&case, &NativeDriver::open(work.path().join("native")).unwrap()));
+        }
+        if overlayfs(&case, work.path()).is_ok() {
+            wrong.extend(differences(&case, &OverlayDriver::open(work.path().join("overlayfs")).unwrap()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(applied > 50, "{applied} cases apply");
+}
+
 /// What is wrong with a case, in words.
 fn judge(case: &Case, result: &Result<Fingerprint>, driver: &str) -> Vec<String> {
     let say = |what: String| format!("{} ({driver}): {what}", case.name);

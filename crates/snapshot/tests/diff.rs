@@ -105,6 +105,7 @@ fn an_upper_directory_makes_a_layer_by_itself() {
         root: root.path().to_owned(),
         whiteouts: Whiteouts::Overlay { userxattr: false },
         deferred: None,
+        applied: None,
     };
     apply(&upper.end()[..], &overlay, &Options::default()).unwrap();
     let mut layer = Vec::new();

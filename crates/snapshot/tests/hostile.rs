@@ -32,7 +32,7 @@ impl Cage {
 
     fn outside(parent: &Path) -> BTreeMap<String, String> {
         let mut tree = describe(parent);
-        tree.retain(|path, _| path != "root" && !path.starts_with("root/") && path != "deferred");
+        tree.retain(|path, _| path != "root" && !path.starts_with("root/") && path != "deferred" && path != "applied");
         tree
     }
 
@@ -41,6 +41,7 @@ impl Cage {
             root: self.parent.path().join("root"),
             whiteouts,
             deferred: (whiteouts != Whiteouts::Delete).then(|| self.parent.path().join("deferred")),
+            applied: Some(self.parent.path().join("applied")),
         };
         // Small limits, so that no case takes long or much.
         let limits = Limits { layer_bytes: 64 << 20, zstd_window_bytes: 1 << 20, ..Limits::default() };

@@ -12,9 +12,9 @@ use crate::output::{self, Table, count, size};
 /// Options of `check`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code 5 if something is wrong. Without --deep, presence and sizes are checked; with it, every byte is hashed.")]
+Exit code 5 if something is wrong. Without --deep, presence and sizes are checked; with it, every byte of blobs and unpacked layers is hashed.")]
 pub(crate) struct Args {
-    /// Hash every blob again
+    /// Hash every blob again, and every file of an unpacked layer
     #[arg(long)]
     deep: bool,
 }

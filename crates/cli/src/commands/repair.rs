@@ -18,8 +18,9 @@ use pb::repair_request::Step;
 /// Options of `repair`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Reads what is wanted. What is damaged is set aside (ROOT/quarantine) and never given to anybody again; sound
-bytes are fetched by digest from the registries that its images are named after or came from, and their mirrors.
+Reads what is wanted. A blob that is damaged is set aside (ROOT/quarantine) and never given to anybody again; sound
+bytes are fetched by digest from the registries that its images are named after or came from, and their mirrors. An
+unpacked layer that is damaged is unpacked anew, and takes the place of the damaged one unless containers stand on it.
 Exit code 5 if something is damaged still; then the same command, a pull or an import mends it later.
 
 Examples:
@@ -62,9 +63,12 @@ struct Document {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Examined {
     blobs: u64,
     bytes: u64,
+    snapshots: u64,
+    snapshot_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -98,7 +102,8 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let (repairs, summary) = ask(context, args).await?;
     let left = repairs.iter().filter(|repair| repair.outcome != "mended").count();
     if output::is_document(context.global.output) {
-        let examined = Examined { blobs: summary.blobs, bytes: summary.blob_bytes };
+        let pb::RepairSummary { blobs, blob_bytes: bytes, trees: snapshots, tree_bytes: snapshot_bytes } = summary;
+        let examined = Examined { blobs, bytes, snapshots, snapshot_bytes };
         let document = Document { schema: "orlop.repair/v1", ok: left == 0, plan: args.plan, repairs, examined };
         output::document(context.global.output, &document)?;
     } else if context.global.output == Format::Name {
@@ -120,7 +125,11 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
 }
 
 fn said(repairs: &[Repair], summary: &pb::RepairSummary, plan: bool) -> String {
-    let read = format!("read {} ({})", count(summary.blobs, "blob"), size(summary.blob_bytes));
+    let blobs = format!("{} ({})", count(summary.blobs, "blob"), size(summary.blob_bytes));
+    let read = match summary.trees {
+        0 => format!("read {blobs}"),
+        trees => format!("read {blobs} and {} ({})", count(trees, "snapshot"), size(summary.tree_bytes)),
+    };
     if repairs.is_empty() {
         return format!("{read}: nothing is damaged");
     }
@@ -224,6 +233,10 @@ fn text(repair: &Repair) -> String {
     line("set aside", repair.quarantine.iter().map(|entry| format!("quarantine/{entry}")).collect());
     match repair.outcome {
         "mended" => line("mended", repair.from.iter().map(|from| format!("from {from}")).collect()),
+        "planned" if repair.kind == "snapshot" => match repair.sources.as_slice() {
+            [] => line("would unpack", vec!["nothing: no layer is here that it was unpacked from".to_owned()]),
+            layers => line("would unpack", layers.to_vec()),
+        },
         "planned" if repair.sources.is_empty() => {
             line("would ask", vec!["nobody: no registry is known that had it".to_owned()]);
         }

@@ -12,8 +12,8 @@ use crate::output::{self, Table, count, size};
 /// Options of `scrub`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Reads every blob and sets aside what is damaged; `orlop repair --known` mends it. A pass that was stopped, by Ctrl-C or a
-power cut, goes on where it was. A daemon does the same by itself ([scrub] in the configuration).
+Reads every blob and sets aside what is damaged, and compares the files of unpacked layers with the digests that were recorded when
+they were unpacked; `orlop repair --known` mends both. A pass that was stopped, by Ctrl-C or a power cut, goes on where it was. A daemon does the same by itself ([scrub] in the configuration).
 Exit code 5 if something is damaged.
 
 Examples:
@@ -45,12 +45,16 @@ struct Found {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Document {
     schema: &'static str,
     ok: bool,
     found: Vec<Found>,
     blobs: u64,
     bytes: u64,
+    snapshots: u64,
+    snapshot_bytes: u64,
+    unrecorded: u64,
     damaged: u64,
 }
 
@@ -79,10 +83,12 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
 }
 
 fn show(context: &Context, found: Vec<Found>, summary: pb::ScrubSummary) -> Result<ExitCode> {
-    let pb::ScrubSummary { blobs, blob_bytes, found: damaged } = summary;
+    let pb::ScrubSummary { blobs, blob_bytes: bytes, found: damaged, .. } = summary;
+    let pb::ScrubSummary { trees: snapshots, tree_bytes: snapshot_bytes, unrecorded, .. } = summary;
     let ok = damaged == 0;
     if output::is_document(context.global.output) {
-        let document = Document { schema: "orlop.scrub/v1", ok, found, blobs, bytes: blob_bytes, damaged };
+        let schema = "orlop.scrub/v1";
+        let document = Document { schema, ok, found, blobs, bytes, snapshots, snapshot_bytes, unrecorded, damaged };
         output::document(context.global.output, &document)?;
     } else {
         let mut table = Table::new(&["FAULT", "SUBJECT", "DETAIL"]);
@@ -93,11 +99,17 @@ fn show(context: &Context, found: Vec<Found>, summary: pb::ScrubSummary) -> Resu
         if !empty {
             table.print()?;
         }
-        context.say(format!("read {} ({}): {damaged} damaged", count(blobs, "blob"), size(blob_bytes)));
+        let unknown = match unrecorded {
+            0 => String::new(),
+            some => format!(", nothing was recorded of {some} more"),
+        };
+        let blobs = format!("{} ({})", count(blobs, "blob"), size(bytes));
+        let trees = format!("{} ({}{unknown})", count(snapshots, "snapshot"), size(snapshot_bytes));
+        context.say(format!("read {blobs} and {trees}: {damaged} damaged"));
     }
     if ok {
         return Ok(ExitCode::SUCCESS);
     }
-    let error = CliError::new(Class::Verification, format!("{} found", count(damaged, "damaged blob")));
+    let error = CliError::new(Class::Verification, format!("{damaged} damaged"));
     Ok(report(&error.hint("`orlop repair --known` mends what somebody has; `orlop check` lists what is left")))
 }

@@ -1,23 +1,26 @@
 //! Mending what is damaged: bytes that are not what they were are set aside, and sound ones take their place.
 //!
 //! ```text
-//! examine ──▶ set aside (ROOT/quarantine, with a row of what is wrong) ──▶ bring by digest ──▶ the row goes
-//!                                                                    registry, mirror, archive
+//! blob: examine ──▶ set aside (ROOT/quarantine, with a row of what is wrong) ──▶ bring by digest ──▶ the row goes
+//!                                                                          registry, mirror, archive
+//! tree: compare ──▶ a row of what is wrong ──▶ unpack its layer beside it, verified ──▶ they change places, the row goes
 //! ```
 //!
 //! # Invariants
 //! - What is brought has the digest of what is mended, and no record is written: nothing comes in that was not there.
 //! - Without sound bytes anywhere, what is damaged stays set aside, and everything else as it is: records, labels, snapshots,
 //!   containers. So it can be mended later, by this or by any pull or import that brings the digest.
+//! - A tree is changed beneath nobody: what stands on it is named, and it is left.
 //! - A plan changes nothing.
 
 mod bring;
 mod sources;
+mod trees;
 
 use std::collections::BTreeMap;
 
 use orlop_content as content;
-use orlop_metadata::{Affected, Damage, Damaged, Scope, Store};
+use orlop_metadata::{Affected, Damage, Damaged, Image, Scope, Store};
 use orlop_oci::Digest;
 use orlop_remote::Client;
 use tokio::io::AsyncRead;
@@ -30,7 +33,7 @@ use sources::Sources;
 pub struct RepairRequest {
     /// An image, or a blob by its digest; `None`: the whole store.
     pub name: Option<String>,
-    /// Only what was found before, by a scrub or a check; else everything that is wanted is read.
+    /// Only what was found before, by a scrub or a repair; else everything that is wanted is read.
     pub known: bool,
     /// Say what would be done; change nothing.
     pub plan: bool,
@@ -59,7 +62,7 @@ pub struct Mending {
     pub detail: String,
     /// Whom it concerns, by namespace.
     pub affected: Vec<Affected>,
-    /// Whom sound bytes are asked of, in this order.
+    /// Whom sound bytes are asked of, in this order; of a tree: the layers that it is unpacked from.
     pub sources: Vec<String>,
     /// The entry of the quarantine that the damaged bytes are in.
     pub quarantine: Option<String>,
@@ -95,6 +98,10 @@ pub struct Repaired {
     pub blobs: u64,
     /// Their bytes.
     pub blob_bytes: u64,
+    /// Trees that were compared.
+    pub trees: u64,
+    /// Bytes of their files.
+    pub tree_bytes: u64,
 }
 
 impl Images {
@@ -125,6 +132,8 @@ impl Images {
                 Bringer::Archive(archive) => self.bring_archive(scope, archive, &mut repaired.mendings, sink).await?,
             }
         }
+        // By now layers are as sound as they get.
+        self.repair_trees(scope, request, &mut repaired).await?;
         Ok(repaired)
     }
 
@@ -134,14 +143,7 @@ impl Images {
             let known = request.known;
             return self.blocking(move |store| if known { known_blobs(store) } else { check::all_blobs(store) }).await;
         };
-        let record = match self.named_record(scope, text).await? {
-            None if text.parse::<Digest>().is_err() => {
-                let found = self.resolve_name(scope, text).await?;
-                let first = found.names.first().cloned().ok_or_else(|| Error::NotFound(text.clone()))?;
-                self.named_record(scope, &first).await?
-            }
-            record => record,
-        };
+        let record = self.record_of(scope, text).await?;
         let (scope, text, known) = (scope.clone(), text.clone(), request.known);
         self.blocking(move |store| {
             let digests = match record {
@@ -156,6 +158,18 @@ impl Images {
             Ok(all.into_iter().filter(|(digest, _)| damaged.contains_key(digest)).collect())
         })
         .await
+    }
+
+    /// The record that a name means; `None`: it is the digest of a blob.
+    async fn record_of(&self, scope: &Scope, text: &str) -> Result<Option<Image>> {
+        match self.named_record(scope, text).await? {
+            None if text.parse::<Digest>().is_err() => {
+                let found = self.resolve_name(scope, text).await?;
+                let first = found.names.first().cloned().ok_or_else(|| Error::NotFound(text.to_owned()))?;
+                self.named_record(scope, &first).await
+            }
+            record => Ok(record),
+        }
     }
 
     /// Reads a blob; what is damaged is set aside, unless it is only planned.

@@ -72,6 +72,11 @@ impl ScopedSnapshots {
             }
         }
         let parents = chain(tx, self.committed(tx, parent)?.map(|p| p.id))?;
+        Ok(Ok(Reserved { id: self.take_number(tx)?, parents }))
+    }
+
+    /// Takes a number for a tree, with a mark so that it goes should nobody claim it.
+    pub(super) fn take_number(&self, tx: &Tx<'_>) -> Result<SnapshotId> {
         tx.execute("UPDATE sequence SET value = value + 1 WHERE name = 'snapshot'", [])?;
         let id = tx.query_row("SELECT value FROM sequence WHERE name = 'snapshot'", [], |row| id_column(row, 0))?;
         tx.prepare_cached("INSERT INTO doomed (kind, name, after) VALUES (?1, ?2, ?3)")?.execute(params![
@@ -79,7 +84,7 @@ impl ScopedSnapshots {
             id.0.to_string(),
             tx.now().saturating_add(MAKING_NANOS)
         ])?;
-        Ok(Ok(Reserved { id, parents }))
+        Ok(id)
     }
 
     /// Lets the snapshot's row take the place of the mark.
@@ -132,7 +137,7 @@ impl ScopedSnapshots {
     }
 
     /// Leaves a tree that nobody will claim to the next collection. If even that fails, the mark's time does it.
-    fn abandon(&self, id: SnapshotId) {
+    pub(super) fn abandon(&self, id: SnapshotId) {
         let marked = self.store.write_together("abandon snapshot", |tx| {
             tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?
                 .execute(params![self.kind(), id.0.to_string()])?;

@@ -6,15 +6,18 @@
 //! - **Making** one reserves a number, by a `doomed` row that lies in the future; makes the tree; lets the row of the
 //!   snapshot take the place of the doomed one. Killed in between, the collector removes the tree when the time is up.
 //! - **Committing** makes the tree durable first and changes the row then. Killed in between, it is still active.
+//! - **Healing** puts a fresh tree in the place of a damaged one, under the same number (`healing`).
 //! - **Removing** puts a doomed row in place of the snapshot's; the collector removes the tree.
 //!
-//! No driver is called within a transaction.
+//! No driver is called within a transaction, but for the one call that lets two trees change places.
 
+mod healing;
 mod making;
 mod totals;
 
 use std::collections::HashMap;
 
+pub use healing::Healing;
 use jiff::Timestamp;
 use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, Usage};
 use rusqlite::{Connection, OptionalExtension, Row, params};

@@ -201,6 +201,6 @@ impl Driver for PlainDriver {
     }
 
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
-        ApplyTarget { root: self.tree(id).join("fs"), whiteouts: Whiteouts::Delete, deferred: None }
+        ApplyTarget { root: self.tree(id).join("fs"), whiteouts: Whiteouts::Delete, deferred: None, applied: None }
     }
 }

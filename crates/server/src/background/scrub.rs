@@ -78,8 +78,8 @@ async fn pass(server: &Server, options: &mut watch::Receiver<ServeOptions>) -> b
     match done.map_err(|error| error.to_status()) {
         Ok(scrub) => {
             server.metrics().scrubs.inc();
-            let Scrub { blobs, bytes, found, .. } = scrub;
-            tracing::info!(blobs, bytes, found, "read the store again");
+            let Scrub { blobs, bytes, found, trees, tree_bytes, unrecorded, .. } = scrub;
+            tracing::info!(blobs, bytes, trees, tree_bytes, unrecorded, found, "read the store again");
             true
         }
         Err(status) => {

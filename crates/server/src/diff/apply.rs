@@ -25,7 +25,7 @@ pub(super) fn apply_to_mounts(
         None => {
             let mounted = TempMount::new(mounts, store.root()).map_err(|e| e.to_status())?;
             let root = mounted.path().to_owned();
-            (ApplyTarget { root, whiteouts: Whiteouts::Delete, deferred: None }, Some(mounted))
+            (ApplyTarget { root, whiteouts: Whiteouts::Delete, deferred: None, applied: None }, Some(mounted))
         }
     };
     let applied = apply(reader, &target, &options).map_err(|e| e.to_status())?;

@@ -46,7 +46,8 @@ pub(super) async fn repair(
 }
 
 fn events(repaired: Repaired) -> impl Iterator<Item = Event> {
-    let summary = pb::RepairSummary { blobs: repaired.blobs, blob_bytes: repaired.blob_bytes };
+    let Repaired { blobs, blob_bytes, trees, tree_bytes, .. } = repaired;
+    let summary = pb::RepairSummary { blobs, blob_bytes, trees, tree_bytes };
     repaired.mendings.into_iter().map(|m| Event::Mending(mending(m))).chain([Event::Summary(summary)])
 }
 

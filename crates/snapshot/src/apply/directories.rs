@@ -82,6 +82,8 @@ pub(super) struct Directories {
     own: Option<HashSet<u64>>,
     hasher: RandomState,
     limits: Limits,
+    /// Something was removed.
+    cleared: bool,
 }
 
 enum Resolved {
@@ -108,6 +110,7 @@ impl Directories {
             own,
             hasher: RandomState::new(),
             limits: limits.clone(),
+            cleared: false,
         })
     }
 
@@ -182,9 +185,20 @@ impl Directories {
         }
     }
 
-    /// Removes what is at `place`, whatever it is, and all notes about it. True if there was something of this layer.
+    /// Whether something was removed, so that its inode may become another file's.
+    pub(super) fn has_cleared(&self) -> bool {
+        self.cleared
+    }
+
+    /// Something is removed that [`Self::clear`] is not asked for.
+    pub(super) fn note_cleared(&mut self) {
+        self.cleared = true;
+    }
+
+    /// Removes what is at `place`, whatever it is, and all notes about it.
     pub(super) fn clear(&mut self, place: &Place) -> Result<()> {
         self.forget(&place.path);
+        self.cleared |= rustix::fs::statat(&place.dir.fd, &place.name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         fs::remove::remove(place.dir.fd.as_fd(), &place.name).at("remove", self.shown(&place.path))
     }
 

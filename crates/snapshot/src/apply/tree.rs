@@ -17,7 +17,9 @@ use super::entry::{Entry, Kind, Metadata, shorten};
 use super::source::Source;
 use crate::error::At as _;
 use crate::fs;
+use crate::record::NotesWriter;
 use crate::{ApplyTarget, Error, Result};
+use sha2::{Digest as _, Sha256};
 
 const TO_ITSELF: &str = "it is a hard link to itself, or to what it replaces";
 /// What needs privilege, for messages.
@@ -28,12 +30,16 @@ pub(super) struct Tree<'a> {
     target: &'a ApplyTarget,
     pub(super) dirs: Directories,
     links: u64,
+    /// What files hash to.
+    notes: Option<NotesWriter>,
 }
 
 impl<'a> Tree<'a> {
     pub(super) fn open(target: &'a ApplyTarget, options: &Options) -> Result<Self> {
         let owner = Owner::current(options.squash_owners);
-        Ok(Self { target, dirs: Directories::open(target, owner, &options.limits)?, links: 0 })
+        let dirs = Directories::open(target, owner, &options.limits)?;
+        let notes = target.applied.as_deref().map(NotesWriter::open).transpose()?;
+        Ok(Self { target, dirs, links: 0, notes })
     }
 
     /// Applies `entry`, reading content from `source`, and returns how much of it is left unread.
@@ -61,6 +67,9 @@ impl<'a> Tree<'a> {
     /// Sets what had to wait for the last entry.
     pub(super) fn finish(mut self) -> Result<()> {
         self.dirs.end()?;
+        if let Some(notes) = self.notes.take() {
+            notes.finish(&self.target.root, self.dirs.has_cleared())?;
+        }
         match &self.target.deferred {
             Some(path) if !self.dirs.deferred.is_empty() => self.dirs.deferred.save(path),
             _ => Ok(()),
@@ -93,8 +102,9 @@ impl<'a> Tree<'a> {
         let mode = Mode::from_raw_mode(entry.metadata.mode & 0o777);
         let fd = self.make(place, "create", |place| rustix::fs::openat(&place.dir.fd, &place.name, flags, mode))?;
         let file = File::from(fd);
+        let mut hasher = self.notes.as_ref().filter(|_| entry.sparse.is_none()).map(|_| Sha256::new());
         let left = match &entry.sparse {
-            None => copy(source, &file, entry.size).map(|()| 0),
+            None => copy(source, &file, entry.size, hasher.as_mut()).map(|()| 0),
             Some((size, regions)) => copy_sparse(source, &file, *size, regions)
                 .map(|()| entry.size - regions.iter().map(|region| region.length).sum::<u64>()),
         };
@@ -103,6 +113,10 @@ impl<'a> Tree<'a> {
         let has_mode = self.dirs.owner.created_mode(entry.metadata.mode);
         self.describe(made, entry, place, Some(has_mode))?;
         self.set_times(made, &entry.metadata, place)?;
+        if let (Some(notes), Some(hasher)) = (&mut self.notes, hasher) {
+            let stat = rustix::fs::fstat(&file).at("stat", self.dirs.shown(&place.path))?;
+            notes.hashed(&stat, &hasher.finalize().into())?;
+        }
         Ok(left)
     }
 
@@ -220,7 +234,15 @@ impl<'a> Tree<'a> {
         let metadata = self.owned(&entry.metadata);
         attributes::describe_link(place.dir.fd.as_fd(), &place.name, &metadata, is_link)
             .at("set the attributes of", self.dirs.shown(&place.path))
-            .map_err(|error| self.privileged(error, OWNERS, entry))
+            .map_err(|error| self.privileged(error, OWNERS, entry))?;
+        self.renew(place)
+    }
+
+    /// A file that has another name has another change time.
+    fn renew(&mut self, place: &Place) -> Result<()> {
+        let Some(notes) = &mut self.notes else { return Ok(()) };
+        let stat = rustix::fs::statat(&place.dir.fd, &place.name, AtFlags::SYMLINK_NOFOLLOW);
+        notes.renewed(&stat.at("stat", self.dirs.shown(&place.path))?)
     }
 
     fn defer(&mut self, entry: &Entry, place: Place, target: Vec<u8>) -> Result<()> {
@@ -307,10 +329,13 @@ fn is_within(path: &[u8], dir: &[u8]) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn copy(source: &mut Source, mut file: &File, mut left: u64) -> Result<()> {
+fn copy(source: &mut Source, mut file: &File, mut left: u64, mut hasher: Option<&mut Sha256>) -> Result<()> {
     while left > 0 {
         let bytes = source.next_slice(left)?;
         let count = bytes.len();
+        if let Some(hasher) = &mut hasher {
+            hasher.update(bytes);
+        }
         file.write_all(bytes).at("write", "")?;
         source.consume(count);
         left -= count as u64;

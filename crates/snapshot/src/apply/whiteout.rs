@@ -100,6 +100,7 @@ impl Tree<'_> {
             }
             walk.skip();
             self.dirs.forget(&path);
+            self.dirs.note_cleared();
             fs::remove::remove(walk.dir(), name.as_bytes()).at("remove", self.dirs.shown(&path))?;
         }
         Ok(())

@@ -89,7 +89,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub fn target(root: &Path) -> ApplyTarget {
-    ApplyTarget { root: root.to_owned(), whiteouts: Whiteouts::Delete, deferred: None }
+    ApplyTarget { root: root.to_owned(), whiteouts: Whiteouts::Delete, deferred: None, applied: None }
 }
 
 /// Applies layers one after the other onto one directory.
