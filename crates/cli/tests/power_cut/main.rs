@@ -9,6 +9,7 @@
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+mod repair;
 #[path = "../verdict/mod.rs"]
 mod verdict;
 mod workload;

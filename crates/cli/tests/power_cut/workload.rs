@@ -80,6 +80,18 @@ impl Workload {
         done.stdout
     }
 
+    /// Runs a command that ends with this exit code.
+    #[track_caller]
+    pub(crate) fn ends_with(&mut self, args: &[&str], code: i32) {
+        self.recorder.run(&command(&self.dir.path().join("top/root"), args)).code(code);
+        self.steps.push(Step { args: args.iter().map(|arg| (*arg).to_owned()).collect(), again: false });
+    }
+
+    /// What was recorded, and where states can be laid.
+    pub(crate) fn finish(self) -> (Timeline, Scratch) {
+        (self.recorder.finish(), Scratch::new())
+    }
+
     /// Starts a command that goes on until it is stopped.
     pub(crate) fn start(&self, args: &[&str]) -> Followed {
         self.recorder.start(&command(&self.dir.path().join("top/root"), args))

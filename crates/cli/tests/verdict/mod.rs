@@ -95,15 +95,15 @@ impl Seen {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-fn scope() -> Scope {
+pub(crate) fn scope() -> Scope {
     Scope::new("k8s.io", "judge")
 }
 
-fn open(root: &Path) -> Result<Images, String> {
+pub(crate) fn open(root: &Path) -> Result<Images, String> {
     Store::check_root(root).map_err(|e| format!("the root is refused: {e}"))?;
     let told = |e: &dyn std::error::Error| format!("the store does not open: {e}");
     let content = Arc::new(LocalStore::open(root.join("content")).map_err(|e| told(&e))?);

@@ -86,6 +86,12 @@ pub(super) enum Op {
         to: Name,
         node: Ino,
     },
+    /// Two names of which each gets what the other had.
+    Exchange {
+        a: Name,
+        b: Name,
+        nodes: (Ino, Ino),
+    },
     Write {
         node: Ino,
         offset: u64,
@@ -236,6 +242,12 @@ impl Disk {
             }
             Op::Rename { from, to, node } if self.unname(from, *node) => self.name(to.clone(), *node),
             Op::Link { .. } | Op::Rename { .. } => {}
+            Op::Exchange { a, b, nodes } => {
+                if (self.find(a), self.find(b)) == (Some(nodes.0), Some(nodes.1)) {
+                    self.name(a.clone(), nodes.1);
+                    self.name(b.clone(), nodes.0);
+                }
+            }
             Op::Write { node, offset, bytes } => self.write(*node, *offset, bytes, how),
             Op::Resize { node, length } => self.change(*node, |node| resize(node, *length)),
             Op::Change { node, attribute } => self.change(*node, |node| node.set(attribute)),

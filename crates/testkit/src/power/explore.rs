@@ -163,6 +163,7 @@ impl Explorer<'_> {
                 Op::Make { node, .. } | Op::Link { node, .. } | Op::Rename { node, .. } => {
                     named.insert(*node);
                 }
+                Op::Exchange { nodes, .. } => named.extend([nodes.0, nodes.1]),
                 _ => {}
             }
         }
@@ -193,6 +194,10 @@ fn touched(op: &Op) -> (Vec<What>, Vec<What>) {
         Op::Rename { from, to, node } => (
             vec![What::Name(from.clone()), What::Name(to.clone())],
             vec![What::Node(*node), What::Node(from.0), What::Node(to.0)],
+        ),
+        Op::Exchange { a, b, nodes } => (
+            vec![What::Name(a.clone()), What::Name(b.clone())],
+            vec![What::Node(nodes.0), What::Node(nodes.1), What::Node(a.0), What::Node(b.0)],
         ),
         Op::Write { node, .. } | Op::Resize { node, .. } => (vec![What::Bytes(*node)], vec![What::Node(*node)]),
         // Each may be lost by itself, but the last one is right.

@@ -516,8 +516,13 @@ impl Recorder {
     fn rename(&mut self, call: &Call) {
         let (from, to) = if call.name == "rename" { ((None, 0), (None, 1)) } else { ((Some(0), 1), (Some(2), 3)) };
         let (from, to) = (self.place(call, from.0, from.1), self.place(call, to.0, to.1));
-        assert!(!call.arg(4).contains("EXCHANGE") && !call.arg(4).contains("WHITEOUT"), "not followed: {}", call.text);
+        assert!(!call.arg(4).contains("WHITEOUT"), "not followed: {}", call.text);
         match (from, to) {
+            (Some(a), Some(b)) if call.arg(4).contains("EXCHANGE") => {
+                let nodes = self.disk.find(&a).zip(self.disk.find(&b));
+                let nodes = nodes.unwrap_or_else(|| panic!("what is exchanged was never made: {}", call.text));
+                self.op(Op::Exchange { a, b, nodes });
+            }
             (Some(from), Some(to)) => {
                 let node = self.disk.find(&from);
                 let node = node.unwrap_or_else(|| panic!("what is renamed was never made: {}", call.text));

@@ -95,6 +95,7 @@ fn covers(op: &Op, synced: Ino, attributes: bool) -> bool {
         Op::Make { at, .. } => at.as_ref().is_some_and(|(directory, _)| *directory == synced),
         Op::Link { at, .. } | Op::Unlink { at, .. } => at.0 == synced,
         Op::Rename { from, to, .. } => from.0 == synced || to.0 == synced,
+        Op::Exchange { a, b, .. } => a.0 == synced || b.0 == synced,
         Op::Write { node, .. } | Op::Resize { node, .. } => *node == synced,
         Op::Change { node, .. } => attributes && *node == synced,
     }
@@ -126,6 +127,7 @@ pub(super) fn words(op: &Op, path: impl Fn(Ino) -> String) -> String {
         Op::Link { at, node } => format!("link {} to {}", name(at), path(*node)),
         Op::Unlink { at, .. } => format!("unlink {}", name(at)),
         Op::Rename { from, to, .. } => format!("rename {} to {}", name(from), name(to)),
+        Op::Exchange { a, b, .. } => format!("exchange {} and {}", name(a), name(b)),
         Op::Write { node, offset, bytes } => format!("write {} bytes at {offset} of {}", bytes.len(), path(*node)),
         Op::Resize { node, length } => format!("resize {} to {length}", path(*node)),
         Op::Change { node, attribute } => {
