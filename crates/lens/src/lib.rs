@@ -3,7 +3,8 @@
 //!
 //! [`Reader::inventory`] reads the lists of every service once, all namespaces, nothing item by item but what leases hold.
 //! [`Reader::measure`] asks what snapshots take, [`Documents`] reads manifests and configs, each once, and only where a
-//! question needs it, [`Reader::hash`] every byte of a blob. [`offline`] fills the same rows from a root's
+//! question needs it, [`Reader::hash`] every byte of a blob. Of Orlop's own store [`Reader::surroundings`] reads instead what one
+//! thing has to do with. [`offline`] fills the same rows from a root's
 //! files, where no containerd answers or its store is large, and [`trees`] tells which snapshot a path belongs to.
 //!
 //! # Invariants
@@ -19,6 +20,7 @@ mod error;
 mod hash;
 pub mod offline;
 mod read;
+mod surroundings;
 pub mod trees;
 mod usage;
 

@@ -414,6 +414,6 @@ fn absorb(inventory: &mut Inventory, part: Inventory) {
     inventory.gaps.extend(part.gaps);
 }
 
-fn gap(what: &str, namespace: &str, error: &Error) -> Gap {
+pub(crate) fn gap(what: &str, namespace: &str, error: &Error) -> Gap {
     Gap { what: format!("{what} of namespace {namespace}"), why: error.to_string() }
 }

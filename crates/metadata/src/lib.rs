@@ -27,6 +27,7 @@
 //! timeout, and those of one process may share a transaction; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
 //! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
 
+mod around;
 mod changes;
 mod check;
 mod conditions;
@@ -63,6 +64,7 @@ mod trash;
 mod trees;
 mod watch;
 
+pub use around::Surroundings;
 pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
 pub use containers::{Container, ContainerBase, TypedBytes};

@@ -97,7 +97,7 @@ fn from_wire(container: pb::Container) -> Container {
     }
 }
 
-fn to_wire(container: Container) -> pb::Container {
+pub(crate) fn to_wire(container: Container) -> pb::Container {
     let runtime = pb::container::Runtime { name: container.runtime, options: container.runtime_options.map(any) };
     pb::Container {
         id: container.id,

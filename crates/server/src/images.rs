@@ -114,7 +114,7 @@ fn from_wire(image: pb::Image, old: Option<Image>) -> Result<Image, Status> {
     Ok(Image { name: image.name, target, labels: image.labels, created_at: now, updated_at: now })
 }
 
-fn to_wire(image: Image) -> pb::Image {
+pub(crate) fn to_wire(image: Image) -> pb::Image {
     let mut row = pb::Image::default();
     write_row(&image, &mut row);
     row

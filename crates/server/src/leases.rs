@@ -63,13 +63,17 @@ impl Leases for Server {
     async fn list_resources(&self, request: Request<pb::ListResourcesRequest>) -> Answer<pb::ListResourcesResponse> {
         let (scope, store) = (call::scope(&request)?, self.store().clone());
         let found = blocking(move || store.resources(&scope.namespace, &request.into_inner().id)).await?;
-        let resources = found.into_iter().map(|r| pb::Resource { id: r.name, r#type: kind_to_wire(&r.kind) }).collect();
+        let resources = found.into_iter().map(resource_to_wire).collect();
         Ok(Response::new(pb::ListResourcesResponse { resources }))
     }
 }
 
-fn to_wire(lease: Lease) -> pb::Lease {
+pub(crate) fn to_wire(lease: Lease) -> pb::Lease {
     pb::Lease { id: lease.id, created_at: Some(timestamp(lease.created_at)), labels: lease.labels }
+}
+
+pub(crate) fn resource_to_wire(resource: Resource) -> pb::Resource {
+    pb::Resource { id: resource.name, r#type: kind_to_wire(&resource.kind) }
 }
 
 fn kind_to_wire(kind: &ResourceKind) -> String {

@@ -97,7 +97,7 @@ impl Snapshots for Server {
     }
 }
 
-fn to_wire(info: SnapshotInfo) -> pb::Info {
+pub(crate) fn to_wire(info: SnapshotInfo) -> pb::Info {
     let kind = match info.kind {
         SnapshotKind::View => pb::Kind::View,
         SnapshotKind::Active => pb::Kind::Active,

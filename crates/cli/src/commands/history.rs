@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::Context;
 use crate::args::Format;
 use crate::error::{Class, CliError, Result};
+use crate::look::Look;
 use crate::look::groups::{concerned, groups, search};
 use crate::look::parts::{self, Layer, Part, Parts};
-use crate::look::{Look, Measured};
 use crate::output::{self, Table, size};
 
 /// Columns of a command that a table shows; `-o wide` shows all.
@@ -103,7 +103,7 @@ fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(des
 
 /// Runs `history`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
-    let look = Look::at(context, Measured::None).await?;
+    let look = Look::around(context, &args.name).await?;
     let groups = groups(&look.model);
     let nodes: Vec<NodeId> =
         search(&look.model, &args.name, &context.store.namespace)?.into_iter().map(|found| found.node).collect();

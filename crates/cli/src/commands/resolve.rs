@@ -72,7 +72,11 @@ struct Position {
 /// Runs `resolve`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let here = &*context.store.namespace;
-    let look = Look::at(context, Measured::None).await?;
+    let mut look = Look::around(context, &args.name).await?;
+    // What only documents tell is asked of all of them.
+    if look.is_part && look.model.find(&args.name).iter().any(|found| is_unpacked(&look.model, found, &args.name)) {
+        look = Look::at(context, Measured::None).await?;
+    }
     let model = &look.model;
     let groups = groups(model);
     let found = match paths::searched(context, &look, &args.name).await {

@@ -45,7 +45,10 @@ struct Image {
 /// Runs `tree`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let here = &*context.store.namespace;
-    let look = Look::at(context, Measured::None).await?;
+    let look = match &args.name {
+        Some(name) => Look::around(context, name).await?,
+        None => Look::at(context, Measured::None).await?,
+    };
     let groups = groups(&look.model);
     let wanted = match &args.name {
         Some(name) => {

@@ -7,7 +7,7 @@ use super::Context;
 use crate::error::Result;
 use crate::look::facts::{Bytes, Keeper, Named};
 use crate::look::words::{abbreviated, called, name, reason};
-use crate::look::{Look, Measured, paths};
+use crate::look::{Look, paths};
 use crate::output::{self, count, size};
 
 /// Options of `why`.
@@ -50,7 +50,7 @@ struct Thing {
 
 /// Runs `why`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
-    let look = Look::at(context, Measured::None).await?;
+    let look = Look::around(context, &args.name).await?;
     let meant = paths::meant(context, &look, &args.name).await?;
     let nodes = meant.nodes();
     let look = look

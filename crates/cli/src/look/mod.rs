@@ -26,10 +26,12 @@ use crate::error::{Class, CliError, Result};
 /// How many names are proposed to who has mistyped one.
 const PROPOSED: usize = 5;
 
-/// A store that was read whole.
+/// A store that was read: whole, unless [`Look::around`] made it.
 pub(crate) struct Look {
     pub(crate) reader: Source,
     pub(crate) model: Model,
+    /// Whether it has only what surrounds one thing.
+    pub(crate) is_part: bool,
 }
 
 impl Look {
@@ -47,14 +49,26 @@ impl Look {
             let failed = |e| CliError::new(Class::Failed, format!("ask snapshots what they take: {e}"));
             model.take_usage(asked.await.map_err(failed)??);
         }
-        Ok(Self { reader, model })
+        Ok(Self { reader, model, is_part: false })
+    }
+
+    /// Reads of Orlop's own store what concerns one thing, and of any other, or if there is no such thing, everything.
+    pub(crate) async fn around(context: &Context, text: &str) -> Result<Self> {
+        if let Some((reader, inventory)) = Source::around(context, text).await? {
+            say_gaps(context, &inventory);
+            let model = Model::new(inventory);
+            if !model.find(text).is_empty() {
+                return Ok(Self { reader, model, is_part: true });
+            }
+        }
+        Self::at(context, Measured::None).await
     }
 
     /// Reads what a list of images shows. With more snapshots than `most` there are none in it, and false is told.
     pub(crate) async fn listing(context: &Context, most: usize) -> Result<(Self, bool)> {
         let (reader, inventory, all_snapshots) = Source::listing(context, most).await?;
         say_gaps(context, &inventory);
-        Ok((Self { reader, model: Model::new(inventory) }, all_snapshots))
+        Ok((Self { reader, model: Model::new(inventory), is_part: false }, all_snapshots))
     }
 
     /// The same, of some snapshots only: those that `wanted` takes, once everything else is known.

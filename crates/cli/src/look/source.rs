@@ -9,6 +9,7 @@ use orlop_lens::offline::{Extent, Root, Stored};
 use orlop_lens::trees::Trees;
 use orlop_lens::{Documents, Listing, Reader};
 use orlop_oci::Digest;
+use tonic::Code;
 
 use super::{Measured, beside};
 use crate::commands::Context;
@@ -36,6 +37,23 @@ impl Source {
         };
         inventory.collector = context.store.collector();
         Ok((Self::Api(reader), inventory))
+    }
+
+    /// What a server that is Orlop's lists of what one thing has to do with, unless that is a good part of all.
+    pub(crate) async fn around(context: &Context, text: &str) -> Result<Option<(Self, Inventory)>> {
+        // What stands for a directory reads its files for want of a server.
+        if !context.store.is_own() || files(context).is_some() {
+            return Ok(None);
+        }
+        let reader = context.clients.reader();
+        let read = match reader.surroundings(&context.store.namespace, text).await {
+            // It is older than this.
+            Err(error) if error.code() == Some(Code::Unimplemented) => None,
+            read => read?,
+        };
+        let Some(mut inventory) = read else { return Ok(None) };
+        inventory.collector = context.store.collector();
+        Ok(Some((Self::Api(reader), inventory)))
     }
 
     /// What a list of images shows; snapshots, each with what it takes, if there are at most so many: whether there are is told.

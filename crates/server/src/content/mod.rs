@@ -90,7 +90,7 @@ impl Content for Server {
     }
 }
 
-fn info(info: ContentInfo) -> pb::Info {
+pub(crate) fn info(info: ContentInfo) -> pb::Info {
     pb::Info {
         digest: info.digest.to_string(),
         size: signed(info.size),
@@ -100,7 +100,7 @@ fn info(info: ContentInfo) -> pb::Info {
     }
 }
 
-fn ingest(status: IngestStatus) -> pb::Status {
+pub(crate) fn ingest(status: IngestStatus) -> pb::Status {
     pb::Status {
         started_at: Some(timestamp(status.started_at)),
         updated_at: Some(timestamp(status.updated_at)),

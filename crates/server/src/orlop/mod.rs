@@ -6,6 +6,7 @@ mod progress;
 mod repair;
 mod rows;
 mod scrub;
+mod surroundings;
 mod verify;
 
 use orlop_api::orlop::v1 as pb;
@@ -35,6 +36,7 @@ impl Orlop for Server {
     type CheckStream = AnswerStream<pb::CheckResponse>;
     type ScrubStream = AnswerStream<pb::ScrubResponse>;
     type RepairStream = AnswerStream<pb::RepairResponse>;
+    type SurroundingsStream = AnswerStream<pb::SurroundingsResponse>;
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Answer<Self::PullStream> {
         let scope = call::scope(&request)?;
@@ -202,6 +204,11 @@ impl Orlop for Server {
         let images = !request.into_inner().without_images;
         let usage = self.images().disk_usage(&scope, images).await.map_err(|e| e.to_status())?;
         Ok(Response::new(rows::usage(usage)))
+    }
+
+    async fn surroundings(&self, request: Request<pb::SurroundingsRequest>) -> Answer<Self::SurroundingsStream> {
+        let scope = call::scope(&request)?;
+        Ok(Response::new(surroundings::surroundings(self, &scope, request.into_inner()).await?))
     }
 }
 

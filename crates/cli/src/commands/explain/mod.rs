@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::Context;
 use crate::error::Result;
 use crate::look::paths::{self, InSnapshot};
-use crate::look::{Look, Measured, words};
+use crate::look::{Look, words};
 use crate::output;
 
 /// Options of `explain`.
@@ -49,7 +49,7 @@ struct Explained<'a> {
 
 /// Runs `explain`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
-    let look = Look::at(context, Measured::None).await?;
+    let look = Look::around(context, &args.name).await?;
     let meant = paths::meant(context, &look, &args.name).await?;
     let nodes = meant.nodes();
     // Only what these things keep is measured: each snapshot is a call.
