@@ -72,10 +72,12 @@ def containerd(binaries):
     def start(at, quick):
         socket = at / "daemon.sock"
         config = at / "containerd.toml"
+        # Watched by containerd: in a directory where its log grows, each line of it would be an error in the next.
+        (at / "cni").mkdir(exist_ok=True)
         config.write_text(f"version = 3\nroot = '{at}/root'\nstate = '{at}/state'\n"
                           f"[grpc]\naddress = '{socket}'\n[ttrpc]\naddress = '{socket}.ttrpc'\n"
                           f"[plugins.'io.containerd.metadata.v1.bolt']\nno_sync = {str(quick).lower()}\n"
-                          f"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '{at}'\nconf_dir = '{at}'\n")
+                          f"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '{at}/cni'\nconf_dir = '{at}/cni'\n")
         return Server(at, [binaries / "containerd", "-c", config], socket)
 
     return start
