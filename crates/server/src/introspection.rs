@@ -105,7 +105,10 @@ impl Server {
                     export(plugin, "path", &self.store().root().join("meta.db"));
                     plugin.exports.insert("policy".into(), "shared".into());
                 }
-                DIFFER => plugin.platforms.push(platform.clone()),
+                DIFFER => {
+                    plugin.platforms.push(platform.clone());
+                    plugin.exports.insert("confinement".into(), orlop_snapshot::confinement().to_string());
+                }
                 _ => {}
             }
         }

@@ -253,6 +253,8 @@ async fn plugins_are_those_that_are_served() {
     let root = node.store.root().join("content").display().to_string();
     assert_eq!(named("content.v1", "content").unwrap().exports, labels(&[("root", &root)]));
     assert_eq!(named("metadata.v1", "bolt").unwrap().exports["policy"], "shared");
+    let confinement = orlop_snapshot::confinement().to_string();
+    assert_eq!(named("differ.v1", "walking").unwrap().exports["confinement"], confinement);
     let overlay = named("snapshotter.v1", "overlayfs").unwrap();
     assert!(overlay.capabilities.contains(&"rebase".to_owned()) && overlay.exports.contains_key("root"));
     assert_eq!((overlay.platforms.len(), named("grpc.v1", "images").unwrap().platforms.len()), (1, 0));

@@ -26,6 +26,7 @@
 
 pub mod activate;
 pub mod apply;
+mod confine;
 mod copy;
 pub mod diff;
 mod error;
@@ -40,6 +41,7 @@ mod settle;
 
 use std::path::{Path, PathBuf};
 
+pub use confine::{Confinement, confinement};
 pub use error::{Error, Result};
 use layout::Layout;
 pub use layout::remove_tree;

@@ -111,6 +111,7 @@ async fn run_traced(
     traces: Option<&traces::Traces>,
 ) -> Result<ExitCode> {
     allow_many_files();
+    tell_confinement();
     let images = embed::images(&settings.root, &settings.config).await?;
     let store = images.store().clone();
     let traces = traces.map(traces::Traces::for_server);
@@ -219,6 +220,14 @@ async fn metrics_listener(
 fn for_runtime(listener: UnixListener) -> std::io::Result<tokio::net::UnixListener> {
     listener.set_nonblocking(true)?;
     tokio::net::UnixListener::from_std(listener)
+}
+
+/// What is missing is said by whoever finds out first.
+fn tell_confinement() {
+    let found = orlop_snapshot::confinement();
+    if found.is_whole() {
+        tracing::debug!(confinement = %found, "threads that unpack layers are confined");
+    }
 }
 
 /// Connections and writes are open files: as many as the system allows, not as many as a shell starts with.

@@ -1,8 +1,9 @@
-//! The writing half: parses the tar and lets every entry take effect on the tree.
+//! The writing third: parses the tar and lets every entry take effect on the tree.
 
 use tar_core::parse::{Limits as TarLimits, ParseError, ParseEvent, Parser};
 use tar_core::{PaxExtensions, SparseEntry};
 
+use super::attributes::Owner;
 use super::entry::{Entry, Kind};
 use super::source::Source;
 use super::tree::Tree;
@@ -15,8 +16,8 @@ const BLOCK: usize = 512;
 const HEADER_SLACK: usize = 512 << 10;
 
 /// Applies the tar that `source` gives to `target` and returns the number of entries.
-pub(super) fn run(mut source: Source, target: &ApplyTarget, options: &Options) -> Result<u64> {
-    let mut tree = Tree::open(target, options)?;
+pub(super) fn run(mut source: Source, target: &ApplyTarget, options: &Options, owner: Owner) -> Result<u64> {
+    let mut tree = Tree::open(target, options, owner)?;
     let mut parser = parser(&options.limits);
     let mut budget = Budget { limits: &options.limits, entries: 0, logical_bytes: 0 };
     while let Some(entry) = next_entry(&mut parser, &mut source, &options.limits)? {

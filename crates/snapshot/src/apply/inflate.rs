@@ -1,4 +1,4 @@
-//! The reading half: unpacks the stream, hashes what comes out, hands it over in buffers.
+//! The unpacking third: unpacks the stream, hashes what comes out, hands it over in buffers.
 
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -11,7 +11,7 @@ use super::frames::{self, Frames};
 use crate::{Error, Result};
 
 /// Bytes read from the source at a time.
-const INPUT_BYTES: usize = 128 * 1024;
+const INPUT_BYTES: usize = 64 * 1024;
 /// Bytes needed to tell how a stream is packed.
 const MAGIC_BYTES: usize = 6;
 

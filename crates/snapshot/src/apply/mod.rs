@@ -1,7 +1,8 @@
 //! Turns a layer's tar into files.
 //!
-//! Two threads share the work: one reads, unpacks and hashes (`inflate`), the other parses the tar and writes files
-//! (`extract`); between them go a fixed number of buffers, so memory is bounded whatever the layer's size.
+//! Three threads share the work: the caller's reads (`feed`), one unpacks and hashes (`inflate`), one parses the tar and
+//! writes files (`extract`); between them go a fixed number of buffers, so memory is bounded whatever the layer's size. The
+//! two that deal with what the bytes say are confined ([`crate::confinement`]), and end with the layer.
 //!
 //! What entries mean follows containerd's serial apply onto overlayfs: entries take effect in the tar's order, the
 //! last one of a name wins; a directory entry over a directory keeps its content; a parent that no entry made is
@@ -19,6 +20,7 @@ mod deferred;
 mod directories;
 mod entry;
 mod extract;
+mod feed;
 mod frames;
 mod inflate;
 mod limits;
@@ -27,11 +29,14 @@ mod tree;
 mod whiteout;
 
 use std::io::Read;
+use std::path::Path;
 use std::sync::mpsc;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use orlop_oci::DiffId;
 
-use crate::{ApplyTarget, Error, Result};
+use crate::error::At as _;
+use crate::{ApplyTarget, Error, Result, confine};
 pub(crate) use attributes::{describe_link, set_times_of as set_times};
 pub(crate) use deferred::{Deferred, DeferredLink};
 pub(crate) use directories::times;
@@ -77,7 +82,14 @@ const CHUNKS: usize = 8;
 /// [`Error::Hostile`], [`Error::Limit`], [`Error::Damaged`], [`Error::LinkTarget`] if the layer is at fault,
 /// [`Error::Source`] if `reader` failed, [`Error::Unsupported`] and [`Error::Io`] if the machine is.
 pub fn apply(reader: impl Read + Send, target: &ApplyTarget, options: &Options) -> Result<Applied> {
-    let (inflated, entries) = pumped(reader, &options.limits, |source| extract::run(source, target, options))?;
+    // Asked here: the confined thread cannot.
+    let owner = attributes::Owner::current(options.squash_owners);
+    let beside = [&target.deferred, &target.applied].into_iter().filter_map(|path| path.as_deref()?.parent());
+    let directories: Vec<&Path> = std::iter::once(target.root.as_path()).chain(beside).collect();
+    let (inflated, entries) = pumped(reader, &options.limits, |source| {
+        confine::to_directory(&directories)?;
+        extract::run(source, target, options, owner)
+    })?;
     Ok(Applied {
         diff_id: inflated.diff_id,
         tar_bytes: inflated.tar_bytes,
@@ -88,35 +100,75 @@ pub fn apply(reader: impl Read + Send, target: &ApplyTarget, options: &Options) 
 
 /// Reads a layer's tar, plain or packed, and writes nothing: `each` is told of every entry in the tar's order, its path
 /// relative to the root and, of a file with content of its own, the length of that. The last entry of a path is what counts.
+/// `each` runs in a thread that may compute and nothing else ([`crate::confinement`]).
 ///
 /// # Errors
 /// As [`apply`], where the layer or `reader` is at fault.
-pub fn list(reader: impl Read + Send, limits: &Limits, each: impl FnMut(&[u8], Option<u64>)) -> Result<()> {
-    pumped(reader, limits, |source| extract::list(source, limits, each)).map(drop)
+pub fn list(reader: impl Read + Send, limits: &Limits, each: impl FnMut(&[u8], Option<u64>) + Send) -> Result<()> {
+    let listed = pumped(reader, limits, |source| {
+        confine::to_memory()?;
+        extract::list(source, limits, each)
+    });
+    listed.map(drop)
 }
 
-/// Has one thread unpack and hash while `consume` works on what comes out.
-fn pumped<T>(
+/// Has one thread unpack and hash, and one `consume` what comes out, which confines itself first, while this one reads.
+fn pumped<T: Send>(
     reader: impl Read + Send,
     limits: &Limits,
-    consume: impl FnOnce(source::Source) -> Result<T>,
+    consume: impl FnOnce(source::Source) -> Result<T> + Send,
 ) -> Result<(inflate::Inflated, T)> {
     let (full, arriving) = mpsc::sync_channel(CHUNKS);
     let (recycle, empty) = mpsc::channel();
-    for _ in 0..CHUNKS {
-        // The receiver is alive: it is two lines up.
-        let _ = recycle.send(vec![0; CHUNK_BYTES]);
-    }
+    let (fed, feeding) = mpsc::sync_channel(feed::PIECES);
+    let (spent, unfed) = mpsc::channel();
+    // The receivers are alive: they are a few lines up.
+    (0..CHUNKS).for_each(|_| drop(recycle.send(vec![0; CHUNK_BYTES])));
+    (0..feed::PIECES).for_each(|_| drop(spent.send(Vec::new())));
+    // The first call looks what holds here and says what does not, which the threads cannot.
+    confine::confinement();
+    let told = Told::current();
     let (produced, consumed) = std::thread::scope(|scope| {
-        let producer = scope.spawn(move || inflate::run(reader, limits, &empty, &full));
-        let consumed = consume(source::Source::new(arriving, recycle));
-        (producer.join(), consumed)
-    });
+        let producer = spawn(scope, "orlop-unpack", move || {
+            confine::to_memory()?;
+            inflate::run(feed::Feed::new(feeding, spent), limits, &empty, &full)
+        })?;
+        let source = source::Source::new(arriving, recycle);
+        let consumer = spawn(scope, "orlop-write", move || told.within(|| consume(source)))?;
+        feed::pump(reader, &unfed, fed);
+        Ok((producer.join(), consumer.join()))
+    })?;
     let produced = produced.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let consumed = consumed.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     // A failed producer ends the stream early, which the consumer can only report as a cut: the cause comes first.
     match produced {
         Ok(Some(inflated)) => Ok((inflated, consumed?)),
         Err(error) => Err(error),
         Ok(None) => Err(consumed.err().unwrap_or(Error::Damaged { reason: "it stopped early".into() })),
+    }
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, run).at("start the thread", name)
+}
+
+/// Where a thread's log lines belong.
+struct Told {
+    span: tracing::Span,
+    dispatch: tracing::Dispatch,
+}
+
+impl Told {
+    fn current() -> Self {
+        Self { span: tracing::Span::current(), dispatch: tracing::dispatcher::get_default(Clone::clone) }
+    }
+
+    fn within<T>(self, run: impl FnOnce() -> T) -> T {
+        let Self { span, dispatch } = self;
+        tracing::dispatcher::with_default(&dispatch, || span.in_scope(run))
     }
 }

@@ -35,8 +35,7 @@ pub(super) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    pub(super) fn open(target: &'a ApplyTarget, options: &Options) -> Result<Self> {
-        let owner = Owner::current(options.squash_owners);
+    pub(super) fn open(target: &'a ApplyTarget, options: &Options, owner: Owner) -> Result<Self> {
         let dirs = Directories::open(target, owner, &options.limits)?;
         let notes = target.applied.as_deref().map(NotesWriter::open).transpose()?;
         Ok(Self { target, dirs, links: 0, notes })
