@@ -165,7 +165,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("inspecti", "orlop inspect NAME"),
     ("list", "orlop images"),
     ("load", "orlop import FILE (or -)"),
-    ("login", "docker login or a credential helper: orlop reads ~/.docker/config.json, and --user U:P"),
+    (
+        "login",
+        "docker login or a credential helper: orlop reads ~/.docker/config.json, and --user NAME --password-stdin",
+    ),
     ("rmi", "orlop rm NAME"),
     ("save", "orlop export NAME -O FILE (or -)"),
     ("system", "orlop df, orlop prune and orlop gc"),

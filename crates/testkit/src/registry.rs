@@ -20,7 +20,8 @@ const HTPASSWD: &str = "user:$2b$04$gNDzUKgmLVVjcvlL.ORTWeMlLwrvafm.dGXGQQ.yLZjf
 enum Auth {
     #[default]
     Anyone,
-    Basic,
+    /// By these lines of an htpasswd file.
+    Basic(String),
     Token {
         realm: String,
         certificate: PathBuf,
@@ -44,8 +45,14 @@ impl Options {
 
     /// Asks for [`USER`] and [`PASSWORD`] by Basic authentication.
     #[must_use]
-    pub fn basic(mut self) -> Self {
-        self.auth = Auth::Basic;
+    pub fn basic(self) -> Self {
+        self.htpasswd(HTPASSWD)
+    }
+
+    /// Asks for what an htpasswd file has, by Basic authentication.
+    #[must_use]
+    pub fn htpasswd(mut self, lines: &str) -> Self {
+        self.auth = Auth::Basic(lines.to_owned());
         self
     }
 
@@ -98,7 +105,7 @@ impl Options {
         });
         match &self.auth {
             Auth::Anyone => {}
-            Auth::Basic => {
+            Auth::Basic(_) => {
                 config["auth"]["htpasswd"] = serde_json::json!({"realm": "orlop", "path": dir.join("htpasswd")})
             }
             Auth::Token { realm, certificate } => {
@@ -146,7 +153,9 @@ impl Registry {
             std::fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             path
         };
-        write("htpasswd", HTPASSWD);
+        if let Auth::Basic(lines) = &options.auth {
+            write("htpasswd", lines);
+        }
         let config = write("config.yml", &options.config(dir.path()).to_string());
         let mut command = Command::new(program);
         command.arg("serve").arg(config).env_clear();

@@ -1,5 +1,7 @@
 //! `orlop pull`.
 
+use std::io::{IsTerminal as _, Read as _};
+
 use orlop_oci::{Kind, classify};
 use serde::Serialize;
 
@@ -16,9 +18,12 @@ pub(crate) struct RegistryArgs {
     /// Talk HTTP to the registry, not HTTPS (loopback registries need no flag)
     #[arg(long)]
     plain_http: bool,
-    /// User and password, instead of what ~/.docker/config.json has
+    /// User and password, instead of what ~/.docker/config.json has; only the user with --password-stdin
     #[arg(long, value_name = "U:P")]
     user: Option<String>,
+    /// Read the password from standard input: arguments can be listed by every user of the machine
+    #[arg(long, requires = "user")]
+    password_stdin: bool,
     /// containerd's certs.d directory, with a hosts.toml for each registry
     #[arg(long, value_name = "DIR")]
     hosts_dir: Option<String>,
@@ -27,21 +32,51 @@ pub(crate) struct RegistryArgs {
 impl RegistryArgs {
     /// The options as the API has them.
     pub(crate) fn to_api(&self, context: &Context) -> Result<pb::RegistryOptions> {
-        let credentials = match &self.user {
-            None => None,
-            Some(user) => {
-                let (username, password) = user
-                    .split_once(':')
-                    .ok_or_else(|| CliError::new(Class::Usage, "--user: expected USER:PASSWORD, found no colon"))?;
-                Some(pb::Credentials { username: username.to_owned(), password: password.to_owned() })
-            }
-        };
+        let credentials = self.user.as_deref().map(|user| self.credentials(user)).transpose()?;
         Ok(pb::RegistryOptions {
             plain_http: self.plain_http,
             credentials,
             hosts_dir: absolute(self.hosts_dir.as_deref().unwrap_or(&context.settings.config.hosts_dir)),
             docker_config: context.settings.docker_config.clone(),
         })
+    }
+
+    fn credentials(&self, user: &str) -> Result<pb::Credentials> {
+        let usage = |what: &str| CliError::new(Class::Usage, format!("--user: {what}"));
+        let of = |username: &str, password: String| pb::Credentials { username: username.to_owned(), password };
+        match (user.split_once(':'), self.password_stdin) {
+            (Some((username, password)), false) => Ok(of(username, password.to_owned())),
+            (None, true) => Ok(of(user, password_from_stdin()?)),
+            (Some(_), true) => Err(usage("expected USER alone with --password-stdin, found a colon")),
+            (None, false) => {
+                let hint = "or USER alone, with --password-stdin";
+                Err(usage("expected USER:PASSWORD, found no colon").hint(hint))
+            }
+        }
+    }
+}
+
+/// More than any password or token that registries give.
+const PASSWORD_BYTES: u64 = 64 << 10;
+
+/// The password on standard input, without the end of its line.
+fn password_from_stdin() -> Result<String> {
+    let usage = |what: &str| CliError::new(Class::Usage, format!("--password-stdin: {what}"));
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        return Err(usage("expected a password, found a terminal, which would show it").hint("feed it: … < FILE"));
+    }
+    let mut password = String::new();
+    let read = input.lock().take(PASSWORD_BYTES + 1).read_to_string(&mut password);
+    read.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => usage("expected a password in UTF-8, found other bytes"),
+        _ => CliError::io("read the password from standard input", None, error),
+    })?;
+    let password = password.strip_suffix('\n').map_or(&*password, |line| line.strip_suffix('\r').unwrap_or(line));
+    match password.len() {
+        0 => Err(usage("expected a password on standard input, found nothing")),
+        length if length as u64 > PASSWORD_BYTES => Err(usage("expected at most 64 KiB, found more")),
+        _ => Ok(password.to_owned()),
     }
 }
 
@@ -59,6 +94,7 @@ Examples:
   orlop pull alpine                          docker.io/library/alpine:latest
   orlop pull --platform linux/arm64 nginx:1.27
   orlop pull ghcr.io/org/app@sha256:…        exactly this version
+  orlop pull --user me --password-stdin registry.example/app < password
 
 An interrupted pull resumes where it stopped. Nothing is visible before it is complete and verified.")]
 pub(crate) struct Args {
@@ -162,10 +198,12 @@ pub(crate) async fn follow(context: &Context, mut stream: tonic::Streaming<pb::P
 
 /// Runs `pull`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
+    // Once: standard input has the password once.
+    let registry = args.registry.to_api(context)?;
     for reference in &args.references {
         let request = pb::PullRequest {
             reference: reference.clone(),
-            registry: Some(args.registry.to_api(context)?),
+            registry: Some(registry.clone()),
             platforms: args.platform.clone(),
             all_platforms: args.all_platforms,
             no_unpack: args.no_unpack,
