@@ -1,0 +1,121 @@
+//! deny.toml as a test, as far as it needs no list of others: licences, origins and banned crates of everything that is built on the
+//! targets it names. Advisories and duplicates are cargo-deny's matter (`cargo deny check`).
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+struct Rules {
+    targets: Vec<String>,
+    licences: Vec<String>,
+    banned: Vec<String>,
+}
+
+fn rules() -> Rules {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deny.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let deny: toml::Value = toml::from_str(&text).unwrap();
+    let strings = |list: &toml::Value, key: Option<&str>| -> Vec<String> {
+        let items = list.as_array().expect("a list").iter();
+        items.map(|item| key.map_or(item, |key| &item[key]).as_str().expect("a text").to_owned()).collect()
+    };
+    assert_eq!(deny["sources"]["unknown-registry"].as_str(), Some("deny"));
+    assert_eq!(deny["sources"]["unknown-git"].as_str(), Some("deny"));
+    Rules {
+        targets: strings(&deny["graph"]["targets"], None),
+        licences: strings(&deny["licenses"]["allow"], None),
+        banned: strings(&deny["bans"]["deny"], Some("crate")),
+    }
+}
+
+fn packages(target: &str) -> Vec<Value> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--format-version", "1", "--locked", "--filter-platform", target]);
+    let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// Whether an SPDX expression can be kept to with these licences; `/` is an old way to write `OR`.
+fn is_allowed(expression: &str, allowed: &[String]) -> bool {
+    let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    let mut rest = words.as_slice();
+    let is_kept_to = either(&mut rest, allowed);
+    assert!(rest.is_empty(), "{expression:?} is no SPDX expression");
+    is_kept_to
+}
+
+fn either(rest: &mut &[&str], allowed: &[String]) -> bool {
+    let mut found = both(rest, allowed);
+    while let ["OR", after @ ..] = *rest {
+        *rest = after;
+        found |= both(rest, allowed);
+    }
+    found
+}
+
+fn both(rest: &mut &[&str], allowed: &[String]) -> bool {
+    let mut found = one(rest, allowed);
+    while let ["AND", after @ ..] = *rest {
+        *rest = after;
+        found &= one(rest, allowed);
+    }
+    found
+}
+
+fn one(rest: &mut &[&str], allowed: &[String]) -> bool {
+    match *rest {
+        ["(", after @ ..] => {
+            *rest = after;
+            let found = either(rest, allowed);
+            assert_eq!(rest.first(), Some(&")"), "a bracket is open");
+            *rest = &rest[1..];
+            found
+        }
+        [licence, "WITH", exception, after @ ..] => {
+            *rest = after;
+            allowed.contains(&format!("{licence} WITH {exception}"))
+        }
+        [licence, after @ ..] => {
+            *rest = after;
+            allowed.iter().any(|allowed| allowed == licence)
+        }
+        [] => panic!("a licence is missing"),
+    }
+}
+
+#[test]
+fn expressions_are_understood() {
+    let allowed = ["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned);
+    for yes in ["MIT", "GPL-3.0 OR MIT", "MIT/GPL-3.0", "ISC AND (GPL-3.0 OR MIT)", "Apache-2.0 WITH LLVM-exception"] {
+        assert!(is_allowed(yes, &allowed), "{yes}");
+    }
+    for no in
+        ["GPL-3.0", "MIT AND GPL-3.0", "ISC AND (GPL-3.0 OR Apache-2.0)", "Apache-2.0", "GPL-3.0 AND (MIT) AND ISC"]
+    {
+        assert!(!is_allowed(no, &allowed), "{no}");
+    }
+}
+
+#[test]
+fn every_dependency_has_a_licence_and_an_origin_that_are_allowed() {
+    let rules = rules();
+    assert!(!rules.targets.is_empty() && !rules.licences.is_empty() && !rules.banned.is_empty());
+    for target in &rules.targets {
+        let packages = packages(target);
+        assert!(packages.len() > 100, "{target}: {}", packages.len());
+        for package in &packages {
+            let name = package["name"].as_str().unwrap();
+            // None of its own: a crate of this workspace.
+            if let Some(source) = package["source"].as_str() {
+                assert_eq!(source, "registry+https://github.com/rust-lang/crates.io-index", "{name}");
+            }
+            let licence = package["license"].as_str().unwrap_or_default();
+            assert!(is_allowed(licence, &rules.licences), "{name}: {licence:?} is not in deny.toml");
+            assert!(!rules.banned.iter().any(|banned| banned == name), "{name} is banned by deny.toml");
+        }
+    }
+}
