@@ -2,23 +2,23 @@
 //!
 //! The model is written from containerd's rules alone: it knows objects and labels, but neither suspects nor edges. After
 //! every collection the root must have exactly what the model keeps, by either way of marking; the disk exactly what the
-//! rows name; and a second collection nothing to do.
+//! rows name; and a second collection nothing to do. Processes die in the middle of operations, and disks change blobs, which
+//! a scrub sets aside: what is kept goes on to be there, and what is damaged is given to nobody until somebody writes it again.
 //!
 //! `ORLOP_TEST_SCHEDULES` sets the number of histories.
 
 #![allow(unreachable_pub, reason = "the modules of one test program")]
 
+mod fuse;
+mod mishaps;
 mod model;
 mod ops;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod world;
 
-use std::collections::BTreeMap;
-
 use ops::*;
 use proptest::prelude::*;
-use rig::Rig;
 use world::World;
 
 /// At most two labels; `expires` weighs how often one of them is an expiry.
@@ -39,6 +39,30 @@ fn some_labels(expires: u32) -> impl Strategy<Value = Vec<Label>> {
         3 => (any::<bool>(), 0..120i64).prop_map(|(more, minutes)| Label::Used { more, minutes }),
     ];
     prop::collection::vec(label, 0..3)
+}
+
+/// What does something to bytes and rows, so that a process can die in between.
+fn interrupted() -> impl Strategy<Value = Op> {
+    let parent = || prop::option::of(0..NAMES);
+    let op = prop_oneof![
+        4 => Just(Op::Collect),
+        2 => Just(Op::CollectFull),
+        4 => (0..NAMES, prop::option::of(0..NAMES)).prop_map(|(name, other)| Op::Remove { name, other }),
+        3 => Just(Op::Undo),
+        2 => any::<bool>().prop_map(|all| Op::EmptyTrash { all }),
+        4 => (0..BLOBS, prop::option::of(0..LEASES), any::<bool>())
+            .prop_map(|(blob, lease, expected)| Op::Commit { blob, lease, expected }),
+        2 => (0..NAMES).prop_map(|reference| Op::Abort { reference }),
+        3 => (0..NAMES, parent(), prop::option::of(0..LEASES), some_labels(0))
+            .prop_map(|(key, parent, lease, labels)| Op::Prepare { key, parent, lease, view: false, labels }),
+        3 => (0..NAMES, 0..NAMES, parent(), prop::option::of(0..LEASES)).prop_map(|(key, name, parent, lease)| {
+            Op::CommitSnapshot { key, name, parent, labels: Vec::new(), lease }
+        }),
+        2 => (0..NAMES).prop_map(|name| Op::RemoveSnapshot { name }),
+        2 => (0..BLOBS, 0..3u8).prop_map(|(blob, way)| Op::Rot { blob, way }),
+    ];
+    // Most operations have few steps; collections and removals have two for each thing that they take.
+    (prop_oneof![0..4u8, 0..16u8], op).prop_map(|(steps, op)| Op::Crash { steps, op: Box::new(op) })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -100,6 +124,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Undo),
         1 => any::<bool>().prop_map(|all| Op::EmptyTrash { all }),
         1 => Just(Op::Reopen),
+        3 => interrupted(),
+        2 => (0..BLOBS, 0..3u8).prop_map(|(blob, way)| Op::Rot { blob, way }),
     ]
 }
 
@@ -115,7 +141,7 @@ proptest! {
         // Mostly one namespace, so that things meet; the other shows that it is another.
         history in prop::collection::vec((prop::bool::weighted(0.1).prop_map(usize::from), op()), 1..120),
     ) {
-        let mut world = World { rig: Rig::new(), spaces: Default::default(), pulls: BTreeMap::new() };
+        let mut world = World::new();
         for (space, op) in &history {
             world.apply(*space, op);
         }

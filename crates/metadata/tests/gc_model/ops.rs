@@ -132,6 +132,16 @@ pub enum Op {
     Collect,
     CollectFull,
     Reopen,
+    /// The process dies at this step of an operation.
+    Crash {
+        steps: u8,
+        op: Box<Op>,
+    },
+    /// The disk changes the bytes of a blob, cuts them short or loses them, and a scrub finds it.
+    Rot {
+        blob: u8,
+        way: u8,
+    },
 }
 
 /// A label that matters to collection, or almost.

@@ -6,15 +6,25 @@ use orlop_content::{IngestManager, IngestOptions, Ingester};
 use orlop_metadata::gc::{Disposal, Report};
 use orlop_metadata::{ImageChange, Labels};
 
+use crate::fuse::Fuse;
 use crate::model::{Object, Space, object};
 use crate::ops::*;
 use crate::rig::{self, DRIVER, Rig, at, digest, image};
+
+/// Refs of writes that are committed at once: with the digest known from the first, and only at the end.
+pub const COMMITS: [&str; 2] = ["commit", "blind"];
 
 pub struct World {
     pub rig: Rig,
     pub spaces: [Space; 2],
     /// How far each pull is.
     pub pulls: BTreeMap<(usize, u8), u8>,
+    /// Makes the process die.
+    pub fuse: Fuse,
+    /// Blobs whose bytes were damaged and set aside, until somebody writes them again.
+    pub aside: BTreeSet<String>,
+    /// Until when trees that nobody made to the end may stay.
+    pub unmade: Vec<i64>,
 }
 
 impl World {
@@ -23,7 +33,9 @@ impl World {
             Op::Advance { minutes } => self.rig.advance(i64::from(*minutes) * 60),
             Op::Collect => self.collect(),
             Op::CollectFull => self.collect_full(),
-            Op::Reopen => self.rig.reopen(),
+            Op::Reopen => self.reopen(),
+            Op::Crash { steps, op } => self.crash(space, *steps, op),
+            Op::Rot { blob, way } => self.rot(*blob, *way),
             Op::Remove { name, other } => self.remove(space, *name, *other),
             Op::PlanWithout { names } => self.plan_without(space, *names),
             Op::Undo => self.undo(space),
@@ -95,6 +107,8 @@ impl World {
                 rig.runtime.block_on(commit(rig, &scope, *blob, *expected)).expect("committed");
                 model.hold(*lease, Object::Blob(name_of(*blob)));
                 model.blobs.entry(name_of(*blob)).or_default();
+                // Whoever writes it mends it.
+                self.aside.remove(&name_of(*blob));
             }
             Op::LabelBlob { blob, labels: list } => {
                 let new = labels(list);
@@ -365,6 +379,9 @@ impl World {
         let before = self.spaces.clone();
         let undone = self.rig.store.undo(&self.rig.scope(NAMESPACES[space], None), None).expect("undone");
         assert_eq!(undone.images.len() + undone.kept.len(), entry.images.len());
+        // The trash may have sound bytes of what was damaged since.
+        let mended = |digest: &String| self.rig.reads(&digest.parse().expect("a digest"));
+        self.aside.retain(|digest| !mended(digest));
         for (space, namespace) in self.spaces.iter_mut().zip(NAMESPACES) {
             let scope = self.rig.scope(namespace, None);
             let images = self.rig.store.images(namespace, &[]).expect("a list").into_iter();
@@ -442,13 +459,23 @@ impl World {
             needed.extend(digests);
             maybe.extend(space.writes.values().filter_map(|(expected, _)| expected.clone()));
         }
+        needed.retain(|digest| !self.aside.contains(digest));
         let on_disk = self.rig.blobs_on_disk();
         assert!(on_disk.is_superset(&needed), "lost: {:?}", needed.difference(&on_disk));
         let extra: BTreeSet<_> = on_disk.difference(&needed).cloned().collect();
         assert!(extra.is_subset(&maybe), "left on disk: {extra:?}");
         let trees: usize = self.spaces.iter().map(|s| s.snapshots.len()).sum();
-        assert_eq!(self.rig.trees_on_disk(), trees, "trees");
+        let unmade = self.unmade.iter().filter(|end| **end >= self.rig.seconds()).count();
+        let on_disk = self.rig.trees_on_disk();
+        assert!(
+            (trees..=trees + unmade).contains(&on_disk),
+            "{on_disk} trees, expected {trees} and at most {unmade} more"
+        );
         assert!(needed.iter().all(|digest| self.rig.reads(&digest.parse().expect("a digest"))));
+        assert!(
+            self.aside.iter().all(|digest| !self.rig.reads(&digest.parse().expect("a digest"))),
+            "damaged, given out"
+        );
         let writes: usize = self.spaces.iter().map(|s| s.writes.len()).sum();
         assert!(self.rig.writes_on_disk() <= writes, "writes left on disk");
     }
@@ -456,10 +483,11 @@ impl World {
 
 async fn commit(rig: &Rig, scope: &orlop_metadata::Scope, blob: u8, expected: bool) -> orlop_content::Result<()> {
     if expected {
-        return rig::put(&rig.store, scope, "commit", &bytes(blob)).await;
+        return rig::put(&rig.store, scope, COMMITS[0], &bytes(blob)).await;
     }
     let content = rig.store.content(scope);
-    let mut writer = content.writer(IngestOptions { reference: "blind".to_owned(), total: 0, expected: None }).await?;
+    let mut writer =
+        content.writer(IngestOptions { reference: COMMITS[1].to_owned(), total: 0, expected: None }).await?;
     writer.truncate(0).await?;
     writer.write(bytes(blob).into()).await?;
     match writer.commit(0, None).await {

@@ -21,7 +21,8 @@ pub const START: i64 = 2_000_000_000;
 
 /// Snapshots that are directories without anything to mount.
 pub struct PlainDriver {
-    root: PathBuf,
+    /// Where they are.
+    pub root: PathBuf,
 }
 
 impl PlainDriver {
