@@ -36,15 +36,13 @@ impl ScopedSnapshots {
     pub fn begin_healing(&self, key: &str) -> Result<Healing> {
         let (found, parents, fresh) = self.store.write_together("heal snapshot", |tx| {
             let found = self.require(tx, key)?;
+            if found.info.kind != SnapshotKind::Committed {
+                let kind = found.info.kind.as_str();
+                return Err(failed(key, &format!("it is {kind}; only a committed snapshot can be healed")));
+            }
             let parents = chain(tx, found.parent_id)?;
             Ok((found, parents, self.take_number(tx)?))
         })?;
-        if found.info.kind != SnapshotKind::Committed {
-            return Err(failed(
-                key,
-                &format!("it is {}; only a committed snapshot can be healed", found.info.kind.as_str()),
-            ));
-        }
         let (parent, labels) = (parents.first().copied(), found.info.labels);
         let meta = self.meta(key, SnapshotKind::Committed, parent, labels);
         let healing = Healing { id: found.id, fresh, parents, meta };
