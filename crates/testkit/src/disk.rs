@@ -5,8 +5,13 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::process::{need_root, output};
+
+/// How long a file system may be in use before that is an error.
+const PATIENCE: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_millis(20);
 
 /// A file system as it is made and mounted.
 #[derive(Debug)]
@@ -122,12 +127,18 @@ impl Disk {
         Switch(File::open(self.path()).expect("the disk opens"))
     }
 
-    /// Unmounts and mounts it again, so that the journal is replayed; nobody may have a file open there.
+    /// Unmounts and mounts it again, so that the journal is replayed; nobody may have a file open there for long: what another
+    /// thread of this process has just started has copies of all its files until it runs its own program.
     ///
     /// # Panics
     /// If somebody has, or the file system does not survive.
     pub fn power_cycle(&mut self) {
-        run("umount", &[&self.path().display().to_string()]).expect("nobody has a file open");
+        let unmount = || run("umount", &[&self.path().display().to_string()]);
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = unmount() {
+            assert!(Instant::now() < deadline, "somebody has a file open: {error}");
+            std::thread::sleep(STEP);
+        }
         self.mount().expect("a file system that survives a power cut");
     }
 
