@@ -17,18 +17,7 @@ impl Store {
     /// there is.
     pub fn images_leading_to(&self, namespace: &str, blobs: &BTreeSet<Digest>) -> Result<Vec<Image>> {
         self.read(|conn| {
-            let mut names = BTreeSet::new();
-            let mut seen: BTreeSet<String> = blobs.iter().map(ToString::to_string).collect();
-            let mut open: Vec<String> = seen.iter().cloned().collect();
-            while let Some(blob) = open.pop() {
-                for (kind, name) in sources(conn, namespace, &blob)? {
-                    if kind == IMAGES {
-                        names.insert(name);
-                    } else if seen.insert(name.clone()) {
-                        open.push(name);
-                    }
-                }
-            }
+            let names = names_leading_to(conn, namespace, blobs.iter().map(ToString::to_string).collect())?;
             names.iter().filter_map(|name| images::get(conn, namespace, name).transpose()).collect()
         })
     }
@@ -66,6 +55,27 @@ impl Store {
             Ok(query.exists([namespace])?)
         })
     }
+}
+
+/// The names of the records that point at any of these blobs, or at something that has it.
+pub(crate) fn names_leading_to(
+    conn: &Connection,
+    namespace: &str,
+    blobs: BTreeSet<String>,
+) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let mut open: Vec<String> = blobs.iter().cloned().collect();
+    let mut seen = blobs;
+    while let Some(blob) = open.pop() {
+        for (kind, name) in sources(conn, namespace, &blob)? {
+            if kind == IMAGES {
+                names.insert(name);
+            } else if seen.insert(name.clone()) {
+                open.push(name);
+            }
+        }
+    }
+    Ok(names)
 }
 
 /// The records and documents with an edge to a blob: kind and name.

@@ -19,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::edges::{CONTAINERS, CONTENT, IMAGES, INGESTS};
 use crate::gc::{Node, driver_of};
+use crate::kin::names_leading_to;
 use crate::{Result, Store, labels};
 
 /// The kind of leases, of which no edge tells.
@@ -53,7 +54,8 @@ impl Store {
         self.read(|conn| {
             let mut meant = seeds::meant(conn, text)?;
             meant.extend(images_of(conn, &meant)?);
-            meant.extend(family(conn, &meant)?);
+            let Some(family) = family(conn, &meant, most)? else { return Ok(None) };
+            meant.extend(family);
             let Some(of) = below_with_copies(conn, meant, most)? else { return Ok(None) };
             let Some(with) = closure(of, most, |node| above(conn, node))? else { return Ok(None) };
             Ok(closure(with, most, |node| below(conn, node))?.map(by_namespace))
@@ -156,18 +158,18 @@ fn images_of(conn: &Connection, nodes: &HashSet<Node>) -> Result<Vec<Node>> {
 }
 
 /// The records that name the same images as the records among some nodes, in all namespaces, and containers that were made
-/// by one of their names.
-fn family(conn: &Connection, nodes: &HashSet<Node>) -> Result<HashSet<Node>> {
+/// by one of their names; `None` if one of the images has too many parts.
+fn family(conn: &Connection, nodes: &HashSet<Node>, most: usize) -> Result<Option<HashSet<Node>>> {
     let mut digests: BTreeSet<String> = BTreeSet::new();
     for record in nodes.iter().filter(|node| node.kind == IMAGES) {
-        identities(conn, record, &mut digests)?;
+        let Some(found) = identities(conn, record, most)? else { return Ok(None) };
+        digests.extend(found);
     }
     let mut family: HashSet<Node> = nodes.iter().filter(|node| node.kind == IMAGES).cloned().collect();
     for namespace in seeds::texts(conn, NAMESPACES, &[])? {
-        let of: HashSet<Node> = digests.iter().map(|digest| Node::new(&namespace, CONTENT, digest)).collect();
-        let keepers = closure(of, usize::MAX, |node| above(conn, node))?.unwrap_or_default();
-        family.extend(keepers.into_iter().filter(|node| node.kind == IMAGES));
-        family.extend(digests.iter().map(|digest| Node::new(&namespace, IMAGES, digest)));
+        let names = names_leading_to(conn, &namespace, digests.clone())?;
+        // An ID record may point at an image that says nothing of its config.
+        family.extend(names.iter().chain(&digests).map(|name| Node::new(&namespace, IMAGES, name)));
     }
     let mut made = HashSet::new();
     for record in &family {
@@ -179,37 +181,36 @@ fn family(conn: &Connection, nodes: &HashSet<Node>) -> Result<HashSet<Node>> {
         made.extend(ids.into_iter().map(|id| Node::new(&record.namespace, CONTAINERS, &id)));
     }
     family.extend(made);
-    Ok(family)
+    Ok(Some(family))
 }
 
 /// What makes two records names of one image: the target, and the configs that the name, other names of the target and the
-/// labels of what it leads to tell of.
-fn identities(conn: &Connection, record: &Node, digests: &mut BTreeSet<String>) -> Result<()> {
+/// labels of what it leads to tell of; `None` if that is too much.
+fn identities(conn: &Connection, record: &Node, most: usize) -> Result<Option<BTreeSet<String>>> {
     let id = |name: &str| match name.parse() {
         Ok(Reference::Id(id)) => Some(ImageId::digest(&id).to_string()),
         _ => None,
     };
-    digests.extend(id(&record.name));
+    let mut digests: BTreeSet<String> = id(&record.name).into_iter().collect();
     let mut query = conn.prepare_cached("SELECT digest FROM image WHERE namespace = ?1 AND name = ?2")?;
     let target: Option<String> = query.query_row([&record.namespace, &record.name], |row| row.get(0)).optional()?;
-    let Some(target) = target else { return Ok(()) };
+    let Some(target) = target else { return Ok(Some(digests)) };
     let beside = seeds::texts(
         conn,
         "SELECT name FROM image INDEXED BY image_target WHERE namespace = ?1 AND digest = ?2",
         &[&record.namespace, &target],
     )?;
     digests.extend(beside.iter().filter_map(|name| id(name)));
-    let documents = HashSet::from([Node::new(&record.namespace, CONTENT, &target)]);
-    let documents = closure(documents, usize::MAX, |node| {
-        let next = if node.kind == CONTENT { below(conn, node)? } else { Vec::new() };
-        Ok(next.into_iter().filter(|next| next.kind == CONTENT))
+    let documents = closure(HashSet::from([Node::new(&record.namespace, CONTENT, &target)]), most, |node| {
+        Ok(below(conn, node)?.into_iter().filter(|next| next.kind == CONTENT))
     })?;
+    let Some(documents) = documents else { return Ok(None) };
     let mut query = conn.prepare_cached("SELECT labels FROM blob WHERE namespace = ?1 AND digest = ?2")?;
-    for document in documents.into_iter().flatten() {
+    for document in documents {
         let labels =
             query.query_row(params![document.namespace, document.name], |row| labels::column(row, 0)).optional()?;
         digests.extend(labels.and_then(|mut labels| labels.remove(CONFIG)));
     }
     digests.insert(target);
-    Ok(())
+    Ok(Some(digests))
 }

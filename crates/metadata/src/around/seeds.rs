@@ -16,15 +16,14 @@ const SHORTEST: usize = 4;
 /// What sorts behind every text that begins with the one before it.
 const END: char = char::MAX;
 
+/// Namespace and name of the records from ?1 to before ?2.
+const RECORDS: &str = "SELECT namespace, name FROM image
+    WHERE namespace IN (SELECT name FROM namespace) AND name >= ?1 AND name < ?2";
+
 /// Of a kind of things: the query for namespace and name of those from ?1 to before ?2, and whether the beginning of any name
 /// means the thing; else only that of a digest does.
 const RANGES: [(&str, &str, bool); 5] = [
-    (
-        IMAGES,
-        "SELECT namespace, name FROM image
-         WHERE namespace IN (SELECT name FROM namespace) AND name >= ?1 AND name < ?2",
-        false,
-    ),
+    (IMAGES, RECORDS, false),
     (CONTENT, "SELECT namespace, digest FROM blob INDEXED BY blob_digest WHERE digest >= ?1 AND digest < ?2", false),
     (
         LEASES,
@@ -65,12 +64,11 @@ pub(super) fn meant(conn: &Connection, text: &str) -> Result<HashSet<Node>> {
         named(conn, kind, sql, text, any && long, &mut found)?;
         named(conn, kind, sql, &digest, is_digits, &mut found)?;
     }
-    let (images, records, _) = RANGES[0];
     if let Ok(reference) = text.parse::<Reference>() {
-        named(conn, images, records, &reference.to_string(), false, &mut found)?;
+        named(conn, IMAGES, RECORDS, &reference.to_string(), false, &mut found)?;
     }
     for name in by_digest(text) {
-        named(conn, images, records, &name, true, &mut found)?;
+        named(conn, IMAGES, RECORDS, &name, true, &mut found)?;
     }
     let drivers = "SELECT DISTINCT namespace, driver FROM snapshot";
     for (namespace, driver) in pairs(conn, drivers, &[])? {
