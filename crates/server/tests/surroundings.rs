@@ -335,3 +335,21 @@ async fn too_many_things_are_none() {
     assert_eq!(asked(3).await, (0, true));
     assert_eq!(asked(10_000).await, (things, false));
 }
+
+/// Whoever reads is told to read the lists then.
+#[tokio::test]
+async fn what_too_many_things_hang_on_is_read_from_the_lists() {
+    let node = Node::new();
+    let content = node.store.content(&World::scope("k8s.io"));
+    let bytes = "it refers to many";
+    let options = IngestOptions { reference: "many".into(), total: 0, expected: None };
+    let mut writer = content.writer(options).await.unwrap();
+    writer.write(bytes.into()).await.unwrap();
+    let digest = Digest::of(bytes.as_bytes());
+    writer.commit(0, Some(&digest)).await.unwrap();
+    let reader = Reader::new(node.channel.clone());
+    assert!(reader.surroundings("k8s.io", digest.as_str()).await.unwrap().is_some());
+    let label = |at: u32| (format!("containerd.io/gc.ref.content.{at}"), Digest::of(&at.to_ne_bytes()).to_string());
+    content.update(&digest, (0..5_001).map(label).collect(), &[]).unwrap();
+    assert!(reader.surroundings("k8s.io", digest.as_str()).await.unwrap().is_none());
+}

@@ -9,7 +9,6 @@ use orlop_lens::offline::{Extent, Root, Stored};
 use orlop_lens::trees::Trees;
 use orlop_lens::{Documents, Listing, Reader};
 use orlop_oci::Digest;
-use tonic::Code;
 
 use super::{Measured, beside};
 use crate::commands::Context;
@@ -46,12 +45,7 @@ impl Source {
             return Ok(None);
         }
         let reader = context.clients.reader();
-        let read = match reader.surroundings(&context.store.namespace, text).await {
-            // It is older than this.
-            Err(error) if error.code() == Some(Code::Unimplemented) => None,
-            read => read?,
-        };
-        let Some(mut inventory) = read else { return Ok(None) };
+        let Some(mut inventory) = reader.surroundings(&context.store.namespace, text).await? else { return Ok(None) };
         inventory.collector = context.store.collector();
         Ok(Some((Self::Api(reader), inventory)))
     }

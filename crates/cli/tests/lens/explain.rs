@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 
 use orlop_api::containerd::services::snapshots::v1::{PrepareSnapshotRequest, snapshots_client::SnapshotsClient};
+use orlop_oci::Digest;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use crate::common::Orlop;
 use crate::node::{Node, generations, image};
 use crate::tree::several;
+use crate::ward::write;
 
 /// The only thing of a kind that is explained.
 fn only(document: &Value, kind: &str) -> Value {
@@ -211,4 +214,27 @@ fn a_layer_is_kept_by_every_name_of_both_images_and_a_chain_shows_the_way() {
         let text = node.ok(&["why", &lowest]);
         assert!(text.contains("is kept by 6 roots"), "{text}");
     }
+}
+
+/// The daemon does not tell what surrounds a thing with so many; the command reads everything then.
+#[test]
+fn what_very_many_things_hang_on_is_explained_too() {
+    let store = Orlop::new();
+    let served = store.serve(&[]);
+    let (part, whole) = (Digest::of(b"part"), Digest::of(b"whole"));
+    let mut labels: Vec<(String, String)> = (0..5_001_u32)
+        .map(|at| (format!("containerd.io/gc.ref.content.{at}"), Digest::of(&at.to_ne_bytes()).to_string()))
+        .collect();
+    labels.push(("containerd.io/gc.ref.content.here".into(), part.to_string()));
+    labels.push(("containerd.io/gc.root".into(), "yes".into()));
+    let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (&**key, &**value)).collect();
+    Runtime::new().unwrap().block_on(async {
+        let channel = orlop_api::channel::unix(&served.socket()).await.unwrap();
+        write(channel.clone(), "part", b"part", Some(&part), &[("containerd.io/gc.root", "yes")]).await;
+        write(channel, "whole", b"whole", Some(&whole), &labels).await;
+    });
+    let document = store.json(["explain", whole.as_str()]);
+    assert_eq!(texts(&only(&document, "blob")["pointsTo"], "name"), [part.to_string()]);
+    let document = store.json(["explain", part.as_str()]);
+    assert_eq!(texts(&only(&document, "blob")["keptBy"], "name"), [part.to_string(), whole.to_string()]);
 }
