@@ -26,7 +26,7 @@ type Damage = fn(&Path);
 
 /// What is done, and what is told of it.
 const DAMAGES: [(Damage, &str); 5] = [
-    (flip, "file-1: its bytes hash to sha256:"),
+    (flip, "file-1: its bytes hash to blake3:"),
     (|tree| fs::write(tree.join("file-1"), "").unwrap(), "file-1: expected 30000 bytes, found 0"),
     (|tree| fs::remove_file(tree.join("file-1")).unwrap(), "file-1: it is gone"),
     (

@@ -1,7 +1,7 @@
 //! What the threads that unpack a layer may do, kept by the kernel: so that a fault in a decompressor or in the reading of a
 //! tar leads nowhere.
 //!
-//! - A thread that only computes ([`to_memory`]: it unpacks and hashes, or lists a tar) opens nothing: it may take memory, wait,
+//! - A thread that only computes ([`to_memory`]: it unpacks, or hashes, or lists a tar) opens nothing: it may take memory, wait,
 //!   and write to what is open, which is the log.
 //! - The thread that writes a tree ([`to_directory`]) may open and change what is below the snapshot's directory and nothing
 //!   else.

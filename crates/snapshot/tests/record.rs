@@ -54,10 +54,10 @@ fn compared(driver: &dyn Driver, id: u64) -> Compared {
 type Damage = (fn(&Path), &'static str, &'static str, &'static str);
 
 const DAMAGES: [Damage; 17] = [
-    (|t| flip(&t.join("etc/passwd"), 3), "damaged", "etc/passwd", "its bytes hash to sha256:"),
-    (|t| flip(&t.join("bin/tool"), 2_399_999), "damaged", "bin/other", "its bytes hash to sha256:"),
+    (|t| flip(&t.join("etc/passwd"), 3), "damaged", "etc/passwd", "its bytes hash to blake3:"),
+    (|t| flip(&t.join("bin/tool"), 2_399_999), "damaged", "bin/other", "its bytes hash to blake3:"),
     (|t| fs::write(t.join("etc/passwd"), "").unwrap(), "damaged", "etc/passwd", "expected 10 bytes, found 0"),
-    (|t| fs::write(t.join("etc/twice"), "first").unwrap(), "damaged", "etc/twice", "its bytes hash to sha256:"),
+    (|t| fs::write(t.join("etc/twice"), "first").unwrap(), "damaged", "etc/twice", "its bytes hash to blake3:"),
     (|t| fs::write(t.join("etc/empty"), "x").unwrap(), "damaged", "etc/empty", "expected 0 bytes, found 1"),
     (|t| fs::remove_file(t.join("etc/passwd")).unwrap(), "damaged", "etc/passwd", "it is gone"),
     (|t| fs::remove_file(t.join("bin.d")).unwrap(), "damaged", "bin.d", "it is gone"),

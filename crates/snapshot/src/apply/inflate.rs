@@ -1,10 +1,9 @@
-//! The unpacking third: unpacks the stream, hashes what comes out, hands it over in buffers.
+//! The unpacking stage: unpacks the stream and hands over what comes out in buffers.
 
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use flate2::bufread::MultiGzDecoder;
-use orlop_oci::{Algorithm, DiffId, Digester};
 
 use super::Limits;
 use super::frames::{self, Frames};
@@ -17,12 +16,11 @@ const MAGIC_BYTES: usize = 6;
 
 /// What came out of the stream.
 pub(super) struct Inflated {
-    pub(super) diff_id: DiffId,
     pub(super) tar_bytes: u64,
     pub(super) source_bytes: u64,
 }
 
-/// Unpacks `reader` into buffers from `empty`, hashed and sent by `full`; `None` if the other side hung up.
+/// Unpacks `reader` into buffers from `empty`, sent by `full`; `None` if the other side hung up.
 pub(super) fn run(
     reader: impl Read,
     limits: &Limits,
@@ -30,17 +28,14 @@ pub(super) fn run(
     full: &SyncSender<Vec<u8>>,
 ) -> Result<Option<Inflated>> {
     let mut stream = Stream::open(Counted { inner: reader, bytes: 0, failed: None }, limits)?;
-    let mut digester = Digester::new(Algorithm::Sha256);
     let mut tar_bytes = 0;
     loop {
         let Ok(mut chunk) = empty.recv() else { return Ok(None) };
         let filled = stream.fill(&mut chunk)?;
-        digester.update(&chunk[..filled]);
         tar_bytes += filled as u64;
         check_expansion(tar_bytes, stream.source().bytes, limits)?;
         if filled == 0 {
-            let diff_id = DiffId::new(digester.finish());
-            return Ok(Some(Inflated { diff_id, tar_bytes, source_bytes: stream.source().bytes }));
+            return Ok(Some(Inflated { tar_bytes, source_bytes: stream.source().bytes }));
         }
         chunk.truncate(filled);
         if full.send(chunk).is_err() {

@@ -1,8 +1,8 @@
 //! Turns a layer's tar into files.
 //!
-//! Three threads share the work: the caller's reads (`feed`), one unpacks and hashes (`inflate`), one parses the tar and
-//! writes files (`extract`); between them go a fixed number of buffers, so memory is bounded whatever the layer's size. The
-//! two that deal with what the bytes say are confined ([`crate::confinement`]), and end with the layer.
+//! Four threads share the work: the caller's reads (`feed`), one unpacks (`inflate`), one hashes (`hash`), one parses the tar
+//! and writes files (`extract`); between them go a fixed number of buffers, so memory is bounded whatever the layer's size. All
+//! but the caller's are confined ([`crate::confinement`]), and end with the layer.
 //!
 //! What entries mean follows containerd's serial apply onto overlayfs: entries take effect in the tar's order, the
 //! last one of a name wins; a directory entry over a directory keeps its content; a parent that no entry made is
@@ -22,6 +22,7 @@ mod entry;
 mod extract;
 mod feed;
 mod frames;
+mod hash;
 mod inflate;
 mod limits;
 mod source;
@@ -65,7 +66,7 @@ pub struct Applied {
     pub entries: u64,
 }
 
-/// Bytes per buffer between the two threads: small enough to stay in a core's cache from inflating to hashing.
+/// Bytes per buffer between the threads: small enough to stay in a core's cache from one to the next.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// Buffers in flight: enough to ride out one slow directory or one slow read; 2 MiB a layer.
 const CHUNKS: usize = 8;
@@ -86,16 +87,11 @@ pub fn apply(reader: impl Read + Send, target: &ApplyTarget, options: &Options) 
     let owner = attributes::Owner::current(options.squash_owners);
     let beside = [&target.deferred, &target.applied].into_iter().filter_map(|path| path.as_deref()?.parent());
     let directories: Vec<&Path> = std::iter::once(target.root.as_path()).chain(beside).collect();
-    let (inflated, entries) = pumped(reader, &options.limits, |source| {
+    let (inflated, diff_id, entries) = pumped(reader, &options.limits, |source| {
         confine::to_directory(&directories)?;
         extract::run(source, target, options, owner)
     })?;
-    Ok(Applied {
-        diff_id: inflated.diff_id,
-        tar_bytes: inflated.tar_bytes,
-        source_bytes: inflated.source_bytes,
-        entries,
-    })
+    Ok(Applied { diff_id, tar_bytes: inflated.tar_bytes, source_bytes: inflated.source_bytes, entries })
 }
 
 /// Reads a layer's tar, plain or packed, and writes nothing: `each` is told of every entry in the tar's order, its path
@@ -112,13 +108,14 @@ pub fn list(reader: impl Read + Send, limits: &Limits, each: impl FnMut(&[u8], O
     listed.map(drop)
 }
 
-/// Has one thread unpack and hash, and one `consume` what comes out, which confines itself first, while this one reads.
+/// Has one thread unpack, one hash, and one `consume` what comes out, which confines itself first, while this one reads.
 fn pumped<T: Send>(
     reader: impl Read + Send,
     limits: &Limits,
     consume: impl FnOnce(source::Source) -> Result<T> + Send,
-) -> Result<(inflate::Inflated, T)> {
-    let (full, arriving) = mpsc::sync_channel(CHUNKS);
+) -> Result<(inflate::Inflated, DiffId, T)> {
+    let (full, unhashed) = mpsc::sync_channel(CHUNKS);
+    let (hashed, arriving) = mpsc::sync_channel(CHUNKS);
     let (recycle, empty) = mpsc::channel();
     let (fed, feeding) = mpsc::sync_channel(feed::PIECES);
     let (spent, unfed) = mpsc::channel();
@@ -128,24 +125,29 @@ fn pumped<T: Send>(
     // The first call looks what holds here and says what does not, which the threads cannot.
     confine::confinement();
     let told = Told::current();
-    let (produced, consumed) = std::thread::scope(|scope| {
+    let (produced, diff_id, consumed) = std::thread::scope(|scope| {
         let producer = spawn(scope, "orlop-unpack", move || {
             confine::to_memory()?;
             inflate::run(feed::Feed::new(feeding, spent), limits, &empty, &full)
         })?;
+        let hasher = spawn(scope, "orlop-hash", move || {
+            confine::to_memory()?;
+            Ok(hash::run(unhashed, hashed))
+        })?;
         let source = source::Source::new(arriving, recycle);
         let consumer = spawn(scope, "orlop-write", move || told.within(|| consume(source)))?;
         feed::pump(reader, &unfed, fed);
-        Ok((producer.join(), consumer.join()))
+        Ok((joined(producer), joined(hasher), joined(consumer)))
     })?;
-    let produced = produced.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let consumed = consumed.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     // A failed producer ends the stream early, which the consumer can only report as a cut: the cause comes first.
-    match produced {
-        Ok(Some(inflated)) => Ok((inflated, consumed?)),
-        Err(error) => Err(error),
-        Ok(None) => Err(consumed.err().unwrap_or(Error::Damaged { reason: "it stopped early".into() })),
+    match (produced?, diff_id?) {
+        (Some(inflated), Some(diff_id)) => Ok((inflated, diff_id, consumed?)),
+        _ => Err(consumed.err().unwrap_or(Error::Damaged { reason: "it stopped early".into() })),
     }
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn spawn<'scope, T: Send + 'scope>(

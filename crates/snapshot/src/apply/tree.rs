@@ -19,7 +19,6 @@ use crate::error::At as _;
 use crate::fs;
 use crate::record::NotesWriter;
 use crate::{ApplyTarget, Error, Result};
-use sha2::{Digest as _, Sha256};
 
 const TO_ITSELF: &str = "it is a hard link to itself, or to what it replaces";
 /// What needs privilege, for messages.
@@ -101,7 +100,7 @@ impl<'a> Tree<'a> {
         let mode = Mode::from_raw_mode(entry.metadata.mode & 0o777);
         let fd = self.make(place, "create", |place| rustix::fs::openat(&place.dir.fd, &place.name, flags, mode))?;
         let file = File::from(fd);
-        let mut hasher = self.notes.as_ref().filter(|_| entry.sparse.is_none()).map(|_| Sha256::new());
+        let mut hasher = self.notes.as_ref().filter(|_| entry.sparse.is_none()).map(|_| blake3::Hasher::new());
         let left = match &entry.sparse {
             None => copy(source, &file, entry.size, hasher.as_mut()).map(|()| 0),
             Some((size, regions)) => copy_sparse(source, &file, *size, regions)
@@ -328,7 +327,7 @@ fn is_within(path: &[u8], dir: &[u8]) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn copy(source: &mut Source, mut file: &File, mut left: u64, mut hasher: Option<&mut Sha256>) -> Result<()> {
+fn copy(source: &mut Source, mut file: &File, mut left: u64, mut hasher: Option<&mut blake3::Hasher>) -> Result<()> {
     while left > 0 {
         let bytes = source.next_slice(left)?;
         let count = bytes.len();

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 
 use super::format::{Entry, Kind, RecordReader, UNKNOWN_ID};
 use super::{Hash, READ_BYTES, open, read, sees_owners};
@@ -128,13 +127,13 @@ struct Reading {
     file: File,
     path: Vec<u8>,
     expected: Hash,
-    hasher: Sha256,
+    hasher: blake3::Hasher,
     /// Device and inode, if it has other names.
     links: Option<(u64, u64)>,
 }
 
 impl Comparison {
-    /// Compares `tree` with the record at `path`; `None` if there is no such record.
+    /// Compares `tree` with the record at `path`; `None` if there is no such record, or one of another version.
     pub(crate) fn open(tree: &Path, path: &Path) -> Result<Option<Self>> {
         let bytes = match std::fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -154,7 +153,8 @@ impl Comparison {
             Err(error) => return Err(error).at("read", path),
         };
         let record = match record {
-            Ok(record) => record,
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(None),
             Err(detail) => {
                 new.compared.differs(b"", format!("{detail}, so that nobody can say what the tree should be"));
                 return Ok(Some(new));
@@ -281,7 +281,7 @@ impl Comparison {
             return Ok(());
         }
         match open(sides.walk.dir(), &seen.name) {
-            Ok(file) => self.reading = Some(Reading { file, path, expected, hasher: Sha256::new(), links }),
+            Ok(file) => self.reading = Some(Reading { file, path, expected, hasher: blake3::Hasher::new(), links }),
             Err(errno) => self.unreadable(&path, errno)?,
         }
         Ok(())
@@ -310,7 +310,7 @@ impl Comparison {
     fn judge(&mut self, path: &[u8], expected: Hash, found: Hash) {
         if expected != found {
             let (expected, found) = (hex::encode(expected), hex::encode(found));
-            self.compared.differs(path, format!("its bytes hash to sha256:{found}, expected sha256:{expected}"));
+            self.compared.differs(path, format!("its bytes hash to blake3:{found}, expected blake3:{expected}"));
         }
     }
 

@@ -4,10 +4,11 @@
 //! file   = magic entry* sha256            of all before it
 //! entry  = shared length bytes            the path: so many bytes of the one before, then so many of its own
 //!          kind mode uid gid              kind is one byte
-//!          size (0 | 1 sha256)            of a file
+//!          size (0 | 1 blake3)            of a file
 //!          length bytes                   of a symbolic link: its target
 //!          device                         of a device
 //! ```
+//! The magic ends with the version's number; what another version wrote has the same checksum, and is left alone.
 //! Numbers are LEB128; an owner of 2^32-1 is not known.
 //! Entries are in the order of a walk: the root, then depth first, names by their bytes.
 
@@ -22,7 +23,9 @@ use super::Hash;
 use crate::Result;
 use crate::error::At as _;
 
-const MAGIC: &[u8] = b"orlop tree 1\n";
+const MAGIC: &[u8] = b"orlop tree 2\n";
+/// What a record of any version begins with.
+const ANY_MAGIC: &[u8] = b"orlop tree ";
 
 /// An owner that is not known; no file can have it.
 pub(super) const UNKNOWN_ID: u32 = u32::MAX;
@@ -153,14 +156,15 @@ pub(super) struct RecordReader {
 pub(super) struct Broken;
 
 impl RecordReader {
-    pub(super) fn new(mut bytes: Vec<u8>) -> Result<Self, Broken> {
+    /// Begins to read; `None` if it is another version's.
+    pub(super) fn new(mut bytes: Vec<u8>) -> Result<Option<Self>, Broken> {
         let end = bytes.len().checked_sub(size_of::<Hash>()).ok_or(Broken)?;
         let hash: Hash = Sha256::digest(&bytes[..end]).into();
-        if hash != bytes[end..] || !bytes.starts_with(MAGIC) {
+        if hash != bytes[end..] || !bytes.starts_with(ANY_MAGIC) {
             return Err(Broken);
         }
         bytes.truncate(end);
-        Ok(Self { bytes, at: MAGIC.len(), last: Vec::new() })
+        Ok(bytes.starts_with(MAGIC).then(|| Self { bytes, at: MAGIC.len(), last: Vec::new() }))
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Entry>, Broken> {
@@ -252,7 +256,7 @@ mod tests {
     }
 
     fn all(bytes: Vec<u8>) -> Result<Vec<Entry>, Broken> {
-        let mut reader = RecordReader::new(bytes)?;
+        let mut reader = RecordReader::new(bytes)?.expect("this version's");
         std::iter::from_fn(|| reader.next().transpose()).collect()
     }
 
@@ -271,5 +275,13 @@ mod tests {
             assert_eq!(all(changed), Err(Broken), "byte {at}");
             assert_eq!(all(bytes[..at].to_vec()), Err(Broken), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn what_another_version_wrote_is_told_from_what_is_damaged() {
+        let summed = |text: &[u8]| [text, &Sha256::digest(text)[..]].concat();
+        assert!(RecordReader::new(summed(b"orlop tree 1\nsomething")).unwrap().is_none());
+        assert!(RecordReader::new(summed(b"another thing")).is_err());
+        assert!(RecordReader::new(b"orlop tree 1\nsomething, and no checksum of it that is right".to_vec()).is_err());
     }
 }
