@@ -14,6 +14,7 @@ mod embed;
 mod error;
 mod events;
 mod find;
+mod formats;
 mod fresh;
 mod holder;
 mod images_made;

@@ -191,6 +191,48 @@ pub(crate) fn document(format: Format, document: &impl Serialize) -> Result<()> 
     }
 }
 
+/// What a command made, changed or removed, by name: each one a line as soon as it is done, or all together as a document,
+/// whose schema is of the command.
+pub(crate) struct Names {
+    format: Format,
+    document: NamesDocument,
+}
+
+#[derive(Serialize)]
+struct NamesDocument {
+    schema: &'static str,
+    names: Vec<String>,
+}
+
+impl Names {
+    pub(crate) fn new(format: Format, schema: &'static str) -> Self {
+        Self { format, document: NamesDocument { schema, names: Vec::new() } }
+    }
+
+    /// Tells of one.
+    pub(crate) fn add(&mut self, name: impl Into<String>) -> Result<()> {
+        let name = name.into();
+        if !is_document(self.format) {
+            return line(name);
+        }
+        self.document.names.push(name);
+        Ok(())
+    }
+
+    /// The same of a command that says nothing to people when all went well.
+    pub(crate) fn add_quietly(&mut self, name: impl Into<String>) -> Result<()> {
+        if matches!(self.format, Format::Table | Format::Wide) { Ok(()) } else { self.add(name) }
+    }
+
+    /// Prints the document, if it is one. What ended the work comes after what was done before.
+    pub(crate) fn end(self, worked: Result<()>) -> Result<()> {
+        if is_document(self.format) && (worked.is_ok() || !self.document.names.is_empty()) {
+            document(self.format, &self.document)?;
+        }
+        worked
+    }
+}
+
 /// Whether a format is a document.
 pub(crate) const fn is_document(format: Format) -> bool {
     matches!(format, Format::Json | Format::Yaml)

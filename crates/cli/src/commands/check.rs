@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result, report};
 use crate::output::{self, Table, count, size};
@@ -41,6 +42,8 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let ok = problems.is_empty();
     if output::is_document(context.global.output) {
         output::document(context.global.output, &Report { schema: "orlop.check/v1", ok, problems })?;
+    } else if context.global.output == Format::Name {
+        output::names(problems.iter().map(|problem| problem.subject.as_str()))?;
     } else {
         show(context, problems, &summary, args.deep)?;
     }

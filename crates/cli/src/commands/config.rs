@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::args::Global;
+use serde::Serialize;
+
+use crate::args::{Format, Global};
 use crate::config::{self, Config};
 use crate::error::{Class, CliError, Result};
 use crate::settings::Settings;
@@ -32,18 +34,37 @@ pub(crate) enum Command {
 pub(crate) fn run(global: &Global, command: &Command) -> Result<ExitCode> {
     match command {
         Command::Default => output::print_text(config::DEFAULT)?,
-        Command::Check { file } => check(file.clone().or_else(|| global.config.clone()))?,
+        Command::Check { file } => check(file.clone().or_else(|| global.config.clone()), global.output)?,
         Command::Dump => dump(global)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(file: Option<PathBuf>) -> Result<()> {
+/// A file without a mistake; one with a mistake is an error.
+#[derive(Serialize)]
+struct Right {
+    schema: &'static str,
+    ok: bool,
+    file: PathBuf,
+}
+
+/// What is in effect.
+#[derive(Serialize)]
+struct Effective {
+    schema: &'static str,
+    config: Config,
+}
+
+fn check(file: Option<PathBuf>, format: Format) -> Result<()> {
     let file = file.unwrap_or_else(|| config::DEFAULT_FILE.into());
     let config = config::read(&file)?;
     policy::gate(&config.verify)?;
     check_hosts(&config.hosts_dir)?;
-    output::line(format!("{}: right", file.display()))
+    match format {
+        Format::Name => output::line(file.display().to_string()),
+        Format::Table | Format::Wide => output::line(format!("{}: right", file.display())),
+        format => output::document(format, &Right { schema: "orlop.config.check/v1", ok: true, file }),
+    }
 }
 
 /// Reads every `hosts.toml` below the directories: a mistake in one would otherwise show at the first pull from its host.
@@ -71,6 +92,9 @@ fn check_hosts(directories: &str) -> Result<()> {
 fn dump(global: &Global) -> Result<()> {
     let settings = Settings::load(global)?;
     let effective = Config { root: Some(settings.root), address: settings.address, ..settings.config };
+    if output::is_document(global.output) {
+        return output::document(global.output, &Effective { schema: "orlop.config.dump/v1", config: effective });
+    }
     let text = toml::to_string_pretty(&effective).map_err(|e| CliError::new(Class::Failed, e.to_string()))?;
     output::print_text(&text)
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::Context;
 use crate::args::Format;
 use crate::error::{Class, CliError, Result};
-use crate::output::{self, Table, size, time, time_short};
+use crate::output::{self, Names, Table, size, time, time_short};
 
 /// Bytes a write message; well under the 16 MiB bound.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -125,8 +125,10 @@ pub(crate) async fn run(context: &Context, command: Content) -> Result<()> {
         Content::Label { digest, labels } => set_labels(context, digest, &labels).await,
         Content::Active => active(context).await,
         Content::Abort { reference } => {
-            context.clients.content().abort(api::AbortRequest { r#ref: reference }).await?;
-            Ok(())
+            context.clients.content().abort(api::AbortRequest { r#ref: reference.clone() }).await?;
+            let mut aborted = Names::new(context.global.output, "orlop.content.abort/v1");
+            let told = aborted.add_quietly(reference);
+            aborted.end(told)
         }
     }
 }
@@ -151,6 +153,27 @@ async fn list(context: &Context, filters: Vec<String>) -> Result<()> {
             }
             table.print()
         }
+    }
+}
+
+#[derive(Serialize)]
+struct Labelled {
+    schema: &'static str,
+    name: String,
+    labels: std::collections::BTreeMap<String, String>,
+}
+
+/// The labels that a thing has now.
+pub(crate) fn print_labels(
+    context: &Context,
+    schema: &'static str,
+    name: String,
+    labels: std::collections::BTreeMap<String, String>,
+) -> Result<()> {
+    match context.global.output {
+        Format::Name => output::line(name),
+        Format::Table | Format::Wide => output::line(join_labels(&labels)),
+        format => output::document(format, &Labelled { schema, name, labels }),
     }
 }
 
@@ -219,15 +242,22 @@ async fn ingest(
     while let Some(answer) = stream.message().await? {
         digest = answer.digest;
     }
-    output::line(digest)
+    let mut written = Names::new(context.global.output, "orlop.content.ingest/v1");
+    let told = written.add(digest);
+    written.end(told)
 }
 
 async fn remove(context: &Context, digests: Vec<String>) -> Result<()> {
-    for digest in digests {
-        context.clients.content().delete(api::DeleteContentRequest { digest: digest.clone() }).await?;
-        output::line(digest)?;
+    let mut removed = Names::new(context.global.output, "orlop.content.rm/v1");
+    let worked = async {
+        for digest in digests {
+            context.clients.content().delete(api::DeleteContentRequest { digest: digest.clone() }).await?;
+            removed.add(digest)?;
+        }
+        Ok(())
     }
-    Ok(())
+    .await;
+    removed.end(worked)
 }
 
 async fn set_labels(context: &Context, digest: String, labels: &[String]) -> Result<()> {
@@ -236,7 +266,8 @@ async fn set_labels(context: &Context, digest: String, labels: &[String]) -> Res
     let info = api::Info { digest, labels, ..Default::default() };
     let answer =
         context.clients.content().update(api::UpdateRequest { info: Some(info), update_mask }).await?.into_inner();
-    output::line(join_labels(&answer.info.unwrap_or_default().labels))
+    let api::Info { digest, labels, .. } = answer.info.unwrap_or_default();
+    print_labels(context, "orlop.content.label/v1", digest, labels)
 }
 
 async fn active(context: &Context) -> Result<()> {

@@ -4,12 +4,14 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result};
-use crate::output::size;
+use crate::output::{self, size};
 
 /// Options of `export`.
 #[derive(Debug, clap::Args)]
@@ -35,6 +37,21 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
+impl Args {
+    /// Whether the archive goes where results are printed.
+    pub(crate) fn is_to_standard_output(&self) -> bool {
+        self.out.as_os_str() == "-"
+    }
+}
+
+#[derive(Serialize)]
+struct Exported {
+    schema: &'static str,
+    names: Vec<String>,
+    file: PathBuf,
+    bytes: u64,
+}
+
 /// Archive formats.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ArchiveFormat {
@@ -46,7 +63,7 @@ enum ArchiveFormat {
 
 /// Runs `export`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
-    let to_stdout = args.out.as_os_str() == "-";
+    let to_stdout = args.is_to_standard_output();
     if to_stdout && std::io::stdout().is_terminal() {
         return Err(CliError::new(Class::Usage, "an archive is not for a terminal").hint("give -O FILE, or pipe it"));
     }
@@ -66,7 +83,12 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         to_file(stream, &args.out).await?
     };
     context.say(format!("wrote {}", size(written)));
-    Ok(())
+    let (names, file) = (args.names.clone(), args.out.clone());
+    match context.global.output {
+        Format::Table | Format::Wide => Ok(()),
+        Format::Name => output::names(names.iter().map(String::as_str)),
+        format => output::document(format, &Exported { schema: "orlop.export/v1", names, file, bytes: written }),
+    }
 }
 
 /// The archive appears under its name only when it is whole.

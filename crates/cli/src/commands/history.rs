@@ -128,6 +128,10 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     if output::is_document(context.global.output) {
         return output::document(context.global.output, &document);
     }
+    if context.global.output == Format::Name {
+        let layers = document.steps.iter().filter_map(|step| step.layer.as_ref());
+        return output::names(layers.map(|layer| layer.digest.as_str()));
+    }
     table(&document, context.global.output).print()
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::images::Image;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result};
 use crate::output::{self, size};
@@ -68,6 +69,10 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     };
     if output::is_document(context.global.output) {
         return output::document(context.global.output, &inspect);
+    }
+    if context.global.output == Format::Name {
+        let row = answer.row.unwrap_or_default();
+        return output::names(row.names.iter().chain(&row.hash_references).map(String::as_str));
     }
     output::print_text(&text(&answer))
 }

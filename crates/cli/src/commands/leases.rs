@@ -10,7 +10,7 @@ use super::Context;
 use super::content::{join_labels, parse_labels};
 use crate::args::Format;
 use crate::error::{Class, CliError, Result};
-use crate::output::{self, Table, time, time_short};
+use crate::output::{self, Names, Table, time, time_short};
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -59,17 +59,35 @@ struct List {
     leases: Vec<Lease>,
 }
 
+#[derive(Serialize)]
+struct Resources {
+    schema: &'static str,
+    resources: Vec<Held>,
+}
+
+/// What a lease holds.
+#[derive(Serialize)]
+struct Held {
+    kind: String,
+    name: String,
+}
+
 /// Runs `leases`.
 pub(crate) async fn run(context: &Context, command: Leases) -> Result<()> {
     match command {
         Leases::Ls { filter } => list(context, filter).await,
         Leases::Create { id, expires, labels } => create(context, id, expires, &labels).await,
         Leases::Rm { ids } => {
-            for id in ids {
-                context.clients.leases().delete(api::DeleteRequest { id: id.clone(), sync: false }).await?;
-                output::line(id)?;
+            let mut removed = Names::new(context.global.output, "orlop.leases.rm/v1");
+            let worked = async {
+                for id in ids {
+                    context.clients.leases().delete(api::DeleteRequest { id: id.clone(), sync: false }).await?;
+                    removed.add(id)?;
+                }
+                Ok(())
             }
-            Ok(())
+            .await;
+            removed.end(worked)
         }
         Leases::Resources { id } => resources(context, id).await,
     }
@@ -110,15 +128,26 @@ async fn create(context: &Context, id: Option<String>, expires: Option<String>, 
     }
     let request = api::CreateRequest { id: id.unwrap_or_default(), labels };
     let lease = context.clients.leases().create(request).await?.into_inner().lease.unwrap_or_default();
-    output::line(lease.id)
+    let mut made = Names::new(context.global.output, "orlop.leases.create/v1");
+    let told = made.add(lease.id);
+    made.end(told)
 }
 
 async fn resources(context: &Context, id: String) -> Result<()> {
     let resources =
         context.clients.leases().list_resources(api::ListResourcesRequest { id }).await?.into_inner().resources;
-    let mut table = Table::new(&["KIND", "NAME"]);
-    for r in resources {
-        table.row([r.r#type, r.id]);
+    match context.global.output {
+        Format::Name => output::names(resources.iter().map(|r| r.id.as_str())),
+        Format::Table | Format::Wide => {
+            let mut table = Table::new(&["KIND", "NAME"]);
+            for r in resources {
+                table.row([r.r#type, r.id]);
+            }
+            table.print()
+        }
+        format => {
+            let resources = resources.into_iter().map(|r| Held { kind: r.r#type, name: r.id }).collect();
+            output::document(format, &Resources { schema: "orlop.leases.resources/v1", resources })
+        }
     }
-    table.print()
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result};
 use crate::output::{self, Table, short, time, time_short};
@@ -64,6 +65,9 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     if output::is_document(context.global.output) {
         let changes = rows.into_iter().map(change).collect();
         return output::document(context.global.output, &Log { schema: "orlop.log/v1", changes });
+    }
+    if context.global.output == Format::Name {
+        return output::names(rows.iter().map(|row| row.name.as_str()));
     }
     let mut table = Table::new(&["WHEN", "WHO", "WHAT", "NAME", "FROM", "TO", "HOST", "VERIFIED BY"]);
     for row in &rows {

@@ -43,6 +43,7 @@ use crate::embed;
 use crate::error::Result;
 use crate::find::places::KUBERNETES;
 use crate::find::{At, Reach, Store};
+use crate::formats;
 use crate::fresh::Fresh;
 use crate::settings::Settings;
 
@@ -77,6 +78,7 @@ impl Context {
 
 /// Runs one command; `actor` is what the history says of who ran it.
 pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
+    formats::admit(&cli.command, cli.global.output)?;
     match cli.command {
         Command::Completions(args) => return generate::completions(&args),
         Command::Man(args) => return generate::man(&args),

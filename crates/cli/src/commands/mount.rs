@@ -12,6 +12,7 @@ use orlop_snapshot::Mount;
 use super::Context;
 use crate::client::{Clients, pb};
 use crate::error::{Class, CliError, Result};
+use crate::output::Names;
 
 /// Options of `mount`.
 #[derive(Debug, clap::Args)]
@@ -63,7 +64,15 @@ pub(crate) async fn mount(context: &Context, args: &MountArgs) -> Result<()> {
     if result.is_err() {
         clean(context, &key, &snapshotter).await;
     }
-    result
+    result?;
+    tell(context, "orlop.mount/v1", &dir)
+}
+
+/// Tells where, to who asked for a name or a document.
+fn tell(context: &Context, schema: &'static str, dir: &Path) -> Result<()> {
+    let mut done = Names::new(context.global.output, schema);
+    let told = done.add_quietly(dir.display().to_string());
+    done.end(told)
 }
 
 async fn top_snapshot(context: &Context, args: &MountArgs) -> Result<(String, String)> {
@@ -143,5 +152,5 @@ pub(crate) async fn umount(context: &Context, args: &UmountArgs) -> Result<()> {
         }
     }
     context.clients.leases().delete(leases::DeleteRequest { id: key, sync: true }).await?;
-    Ok(())
+    tell(context, "orlop.umount/v1", &dir)
 }

@@ -10,7 +10,7 @@ use super::Context;
 use super::content::{join_labels, label_mask, parse_labels};
 use crate::args::Format;
 use crate::error::Result;
-use crate::output::{self, Table};
+use crate::output::{self, Names, Table};
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -57,25 +57,36 @@ struct List {
 pub(crate) async fn run(context: &Context, command: Namespaces) -> Result<()> {
     let mut client = context.clients.namespaces();
     match command {
-        Namespaces::Ls => return list(context).await,
+        Namespaces::Ls => list(context).await,
         Namespaces::Create { name, labels } => {
-            let namespace = api::Namespace { name, labels: parse_labels(&labels)? };
+            let namespace = api::Namespace { name: name.clone(), labels: parse_labels(&labels)? };
             client.create(api::CreateNamespaceRequest { namespace: Some(namespace) }).await?;
+            let mut made = Names::new(context.global.output, "orlop.namespaces.create/v1");
+            let told = made.add_quietly(name);
+            made.end(told)
         }
         Namespaces::Label { name, labels } => {
             let labels = parse_labels(&labels)?;
             let update_mask = Some(label_mask(&labels));
-            let namespace = Some(api::Namespace { name, labels });
+            let namespace = Some(api::Namespace { name: name.clone(), labels });
             client.update(api::UpdateNamespaceRequest { namespace, update_mask }).await?;
+            let mut labelled = Names::new(context.global.output, "orlop.namespaces.label/v1");
+            let told = labelled.add_quietly(name);
+            labelled.end(told)
         }
         Namespaces::Rm { names } => {
-            for name in names {
-                client.delete(api::DeleteNamespaceRequest { name: name.clone() }).await?;
-                output::line(name)?;
+            let mut removed = Names::new(context.global.output, "orlop.namespaces.rm/v1");
+            let worked = async {
+                for name in names {
+                    client.delete(api::DeleteNamespaceRequest { name: name.clone() }).await?;
+                    removed.add(name)?;
+                }
+                Ok(())
             }
+            .await;
+            removed.end(worked)
         }
     }
-    Ok(())
 }
 
 async fn list(context: &Context) -> Result<()> {

@@ -15,10 +15,16 @@ pub(crate) struct Args {
 
 /// Runs `pin` or `unpin`.
 pub(crate) async fn run(context: &Context, args: &Args, pinned: bool) -> Result<()> {
-    for name in &args.names {
-        let request = pb::PinRequest { name: name.clone(), pinned };
-        let answer = context.clients.orlop().pin(request).await?.into_inner();
-        output::names(answer.names.iter().map(String::as_str))?;
+    let schema = if pinned { "orlop.pin/v1" } else { "orlop.unpin/v1" };
+    let mut changed = output::Names::new(context.global.output, schema);
+    let worked = async {
+        for name in &args.names {
+            let request = pb::PinRequest { name: name.clone(), pinned };
+            let answer = context.clients.orlop().pin(request).await?.into_inner();
+            answer.names.into_iter().try_for_each(|name| changed.add(name))?;
+        }
+        Ok(())
     }
-    Ok(())
+    .await;
+    changed.end(worked)
 }

@@ -6,7 +6,7 @@ use orlop_metadata::{Condition, Rebuilt};
 use serde::Serialize;
 
 use super::repair::Args;
-use crate::args::{Format, Global};
+use crate::args::Global;
 use crate::embed;
 use crate::error::{Class, CliError, Result};
 use crate::find::places::KUBERNETES;
@@ -84,9 +84,7 @@ fn show(global: &Global, rebuilt: &Rebuilt, plan: bool) -> Result<()> {
     if output::is_document(global.output) {
         return output::document(global.output, &document(rebuilt, plan));
     }
-    if global.output != Format::Name {
-        output::print_text(&text(rebuilt, plan))?;
-    }
+    output::print_text(&text(rebuilt, plan))?;
     if !global.quiet {
         let next = match (plan, rebuilt.held.is_empty()) {
             (true, _) => "nothing was changed; `orlop repair --rebuild-metadata` does as said above",

@@ -109,6 +109,10 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         let document = Document { schema: "orlop.resolve/v1", query: args.name.clone(), is, images };
         return output::document(context.global.output, &document);
     }
+    if context.global.output == Format::Name {
+        let names = images.iter().flat_map(|image| image.names.iter().chain(&image.hash_references));
+        return output::names(names.map(|name| name.name.as_str()));
+    }
     files.into_iter().try_for_each(output::line)?;
     for node in &nodes {
         output::line(Name { name: called(model, *node), ..Name::of(model, *node) }.seen_from(here))?;

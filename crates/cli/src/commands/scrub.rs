@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result, report};
 use crate::output::{self, Table, count, size};
@@ -90,6 +91,8 @@ fn show(context: &Context, found: Vec<Found>, summary: pb::ScrubSummary) -> Resu
         let schema = "orlop.scrub/v1";
         let document = Document { schema, ok, found, blobs, bytes, snapshots, snapshot_bytes, unrecorded, damaged };
         output::document(context.global.output, &document)?;
+    } else if context.global.output == Format::Name {
+        output::names(found.iter().map(|row| row.subject.as_str()))?;
     } else {
         let mut table = Table::new(&["FAULT", "SUBJECT", "DETAIL"]);
         let empty = found.is_empty();

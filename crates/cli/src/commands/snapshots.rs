@@ -8,10 +8,10 @@ use orlop_api::containerd::types::Mount;
 use serde::Serialize;
 
 use super::Context;
-use super::content::{join_labels, label_mask, parse_labels};
+use super::content::{label_mask, parse_labels, print_labels};
 use crate::args::Format;
 use crate::error::Result;
-use crate::output::{self, Table, size, time};
+use crate::output::{self, Names, Table, size, time};
 
 /// Which driver.
 #[derive(Debug, clap::Args)]
@@ -122,6 +122,33 @@ struct List {
     snapshots: Vec<Snapshot>,
 }
 
+#[derive(Serialize)]
+struct Usage {
+    schema: &'static str,
+    snapshots: Vec<Used>,
+}
+
+#[derive(Serialize)]
+struct Used {
+    name: String,
+    size: u64,
+    inodes: u64,
+}
+
+#[derive(Serialize)]
+struct Mountable {
+    schema: &'static str,
+    name: String,
+    mounts: Vec<Mounting>,
+}
+
+#[derive(Serialize)]
+struct Mounting {
+    r#type: String,
+    source: String,
+    options: Vec<String>,
+}
+
 const fn kind_word(kind: api::Kind) -> &'static str {
     match kind {
         api::Kind::Unknown => "unknown",
@@ -150,17 +177,20 @@ pub(crate) async fn run(context: &Context, command: Snapshots) -> Result<()> {
         Snapshots::Usage { keys, driver } => usage(context, &driver, keys).await,
         Snapshots::Info { key, driver } => info(context, driver, key).await,
         Snapshots::Mounts { key, driver } => {
-            let request = api::MountsRequest { snapshotter: driver.snapshotter, key };
-            print_mounts(&context.clients.snapshots().mounts(request).await?.into_inner().mounts)
+            let request = api::MountsRequest { snapshotter: driver.snapshotter, key: key.clone() };
+            let mounts = context.clients.snapshots().mounts(request).await?.into_inner().mounts;
+            print_mounts(context, "orlop.snapshots.mounts/v1", key, mounts)
         }
         Snapshots::Prepare { key, parent, driver } => prepare(context, driver, key, parent).await,
         Snapshots::View { key, parent, driver } => view(context, driver, key, parent).await,
         Snapshots::Commit { name, key, driver } => {
-            let labels = gc_root();
+            let (snapshotter, labels) = (driver.snapshotter, gc_root());
+            let mut committed = Names::new(context.global.output, "orlop.snapshots.commit/v1");
             let request =
-                api::CommitSnapshotRequest { snapshotter: driver.snapshotter, name, key, labels, ..Default::default() };
+                api::CommitSnapshotRequest { snapshotter, name: name.clone(), key, labels, ..Default::default() };
             context.clients.snapshots().commit(request).await?;
-            Ok(())
+            let told = committed.add_quietly(name);
+            committed.end(told)
         }
         Snapshots::Rm { keys, driver } => remove(context, &driver, keys).await,
         Snapshots::Label { key, labels, driver } => set_labels(context, driver, key, &labels).await,
@@ -179,6 +209,10 @@ async fn fetch(context: &Context, snapshotter: &str, filters: Vec<String>) -> Re
 
 async fn list(context: &Context, driver: Driver, filters: Vec<String>) -> Result<()> {
     let infos = fetch(context, &driver.snapshotter, filters).await?;
+    print_list(context, infos)
+}
+
+fn print_list(context: &Context, infos: Vec<api::Info>) -> Result<()> {
     match context.global.output {
         Format::Name => output::names(infos.iter().map(|i| i.name.as_str())),
         Format::Json | Format::Yaml => {
@@ -198,6 +232,10 @@ async fn list(context: &Context, driver: Driver, filters: Vec<String>) -> Result
 
 async fn tree(context: &Context, driver: Driver) -> Result<()> {
     let infos = fetch(context, &driver.snapshotter, Vec::new()).await?;
+    let format = context.global.output;
+    if output::is_document(format) {
+        return print_list(context, infos);
+    }
     let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
     for info in &infos {
         children.entry(&info.parent).or_default().push(&info.name);
@@ -205,7 +243,9 @@ async fn tree(context: &Context, driver: Driver) -> Result<()> {
     let mut text = String::new();
     let mut stack: Vec<(usize, &str)> = children.get("").into_iter().flatten().rev().map(|n| (0, *n)).collect();
     while let Some((depth, name)) = stack.pop() {
-        text.push_str(&"  ".repeat(depth));
+        if format != Format::Name {
+            text.push_str(&"  ".repeat(depth));
+        }
         text.push_str(name);
         text.push('\n');
         stack.extend(children.get(name).into_iter().flatten().rev().map(|n| (depth + 1, *n)));
@@ -219,40 +259,57 @@ async fn usage(context: &Context, driver: &Driver, keys: Vec<String>) -> Result<
     } else {
         keys
     };
-    let mut table = Table::new(&["KEY", "SIZE", "INODES"]);
-    for key in keys {
-        let request = api::UsageRequest { snapshotter: driver.snapshotter.clone(), key: key.clone() };
-        let u = context.clients.snapshots().usage(request).await?.into_inner();
-        table.row([key, size(u.size.max(0) as u64), u.inodes.to_string()]);
+    let mut snapshots = Vec::new();
+    for name in keys {
+        let request = api::UsageRequest { snapshotter: driver.snapshotter.clone(), key: name.clone() };
+        let api::UsageResponse { size, inodes } = context.clients.snapshots().usage(request).await?.into_inner();
+        let [size, inodes] = [size, inodes].map(|number| number.max(0) as u64);
+        snapshots.push(Used { name, size, inodes });
     }
-    table.print()
+    match context.global.output {
+        Format::Name => output::names(snapshots.iter().map(|used| used.name.as_str())),
+        Format::Table | Format::Wide => {
+            let mut table = Table::new(&["KEY", "SIZE", "INODES"]);
+            for used in snapshots {
+                table.row([used.name, size(used.size), used.inodes.to_string()]);
+            }
+            table.print()
+        }
+        format => output::document(format, &Usage { schema: "orlop.snapshots.usage/v1", snapshots }),
+    }
 }
 
 async fn info(context: &Context, driver: Driver, key: String) -> Result<()> {
     let request = api::StatSnapshotRequest { snapshotter: driver.snapshotter, key };
     let info = context.clients.snapshots().stat(request).await?.into_inner().info.unwrap_or_default();
-    let format = if context.global.output == Format::Yaml { Format::Yaml } else { Format::Json };
+    let format = match context.global.output {
+        Format::Name => return output::line(info.name),
+        Format::Yaml => Format::Yaml,
+        _ => Format::Json,
+    };
     output::document(format, &List { schema: "orlop.snapshots/v1", snapshots: vec![snapshot(info)] })
 }
 
 async fn prepare(context: &Context, driver: Driver, key: String, parent: Option<String>) -> Result<()> {
     let request = api::PrepareSnapshotRequest {
         snapshotter: driver.snapshotter,
-        key,
+        key: key.clone(),
         parent: parent.unwrap_or_default(),
         labels: gc_root(),
     };
-    print_mounts(&context.clients.snapshots().prepare(request).await?.into_inner().mounts)
+    let mounts = context.clients.snapshots().prepare(request).await?.into_inner().mounts;
+    print_mounts(context, "orlop.snapshots.prepare/v1", key, mounts)
 }
 
 async fn view(context: &Context, driver: Driver, key: String, parent: Option<String>) -> Result<()> {
     let request = api::ViewSnapshotRequest {
         snapshotter: driver.snapshotter,
-        key,
+        key: key.clone(),
         parent: parent.unwrap_or_default(),
         labels: gc_root(),
     };
-    print_mounts(&context.clients.snapshots().view(request).await?.into_inner().mounts)
+    let mounts = context.clients.snapshots().view(request).await?.into_inner().mounts;
+    print_mounts(context, "orlop.snapshots.view/v1", key, mounts)
 }
 
 /// What a person makes by hand stays until it is removed by hand; `ctr` does the same.
@@ -261,12 +318,17 @@ fn gc_root() -> BTreeMap<String, String> {
 }
 
 async fn remove(context: &Context, driver: &Driver, keys: Vec<String>) -> Result<()> {
-    for key in keys {
-        let request = api::RemoveSnapshotRequest { snapshotter: driver.snapshotter.clone(), key: key.clone() };
-        context.clients.snapshots().remove(request).await?;
-        output::line(key)?;
+    let mut removed = Names::new(context.global.output, "orlop.snapshots.rm/v1");
+    let worked = async {
+        for key in keys {
+            let request = api::RemoveSnapshotRequest { snapshotter: driver.snapshotter.clone(), key: key.clone() };
+            context.clients.snapshots().remove(request).await?;
+            removed.add(key)?;
+        }
+        Ok(())
     }
-    Ok(())
+    .await;
+    removed.end(worked)
 }
 
 async fn set_labels(context: &Context, driver: Driver, key: String, labels: &[String]) -> Result<()> {
@@ -275,13 +337,20 @@ async fn set_labels(context: &Context, driver: Driver, key: String, labels: &[St
     let info = api::Info { name: key, labels, ..Default::default() };
     let request = api::UpdateSnapshotRequest { snapshotter: driver.snapshotter, info: Some(info), update_mask };
     let answer = context.clients.snapshots().update(request).await?.into_inner();
-    output::line(join_labels(&answer.info.unwrap_or_default().labels))
+    let api::Info { name, labels, .. } = answer.info.unwrap_or_default();
+    print_labels(context, "orlop.snapshots.label/v1", name, labels)
 }
 
 /// As mount(8) takes it, so that it can be pasted after `mount`.
-fn print_mounts(mounts: &[Mount]) -> Result<()> {
-    for mount in mounts {
-        output::line(format!("-t {} {} -o {}", mount.r#type, mount.source, mount.options.join(",")))?;
+fn print_mounts(context: &Context, schema: &'static str, name: String, mounts: Vec<Mount>) -> Result<()> {
+    let text = |mount: &Mount| format!("-t {} {} -o {}\n", mount.r#type, mount.source, mount.options.join(","));
+    let mounting = |mount: Mount| Mounting { r#type: mount.r#type, source: mount.source, options: mount.options };
+    match context.global.output {
+        Format::Name => output::line(name),
+        Format::Table | Format::Wide => output::print_text(&mounts.iter().map(text).collect::<String>()),
+        format => {
+            let mounts = mounts.into_iter().map(mounting).collect();
+            output::document(format, &Mountable { schema, name, mounts })
+        }
     }
-    Ok(())
 }

@@ -29,6 +29,9 @@ pub(crate) struct Args {
 /// Runs `tag`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let request = pb::TagRequest { source: args.source.clone(), names: args.names.clone(), force: args.force };
-    let answer = context.clients.orlop().tag(request).await?.into_inner();
-    output::names(answer.names.iter().map(String::as_str))
+    let mut answer = context.clients.orlop().tag(request).await?.into_inner();
+    answer.names.sort();
+    let mut names = output::Names::new(context.global.output, "orlop.tag/v1");
+    let told = answer.names.into_iter().try_for_each(|name| names.add(name));
+    names.end(told)
 }

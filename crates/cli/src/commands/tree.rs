@@ -6,6 +6,7 @@ use orlop_graph::model::NodeId;
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::error::Result;
 use crate::look::groups::{Group, Name, concerned, groups};
 use crate::look::parts::{self, Blob, Layer, Part, Parts, Snapshot};
@@ -40,6 +41,13 @@ struct Image {
     names: Vec<Name>,
     hash_references: Vec<Name>,
     targets: Vec<Part>,
+}
+
+impl Image {
+    /// Its names; of an image that has none, what refers to it.
+    fn shown(&self) -> &[Name] {
+        if self.names.is_empty() { &self.hash_references } else { &self.names }
+    }
 }
 
 /// Runs `tree`.
@@ -79,6 +87,9 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     if let (Some(name), true) = (&args.name, images.is_empty()) {
         context.say(format!("no image has a part in {name}; `orlop explain` says what it is"));
     }
+    if context.global.output == Format::Name {
+        return output::names(images.iter().flat_map(Image::shown).map(|name| name.name.as_str()));
+    }
     let texts: Vec<String> = images.iter().map(|image| text(image, here)).collect();
     output::print_text(&texts.join("\n"))
 }
@@ -104,7 +115,7 @@ impl Line {
 
 fn text(image: &Image, here: &str) -> String {
     let mut text = String::new();
-    for name in if image.names.is_empty() { &image.hash_references } else { &image.names } {
+    for name in image.shown() {
         text.push_str(&format!("{}\n", Tone::Title.paint(abbreviated(&name.seen_from(here)))));
     }
     for (at, part) in image.targets.iter().enumerate() {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::Result;
 use crate::output::{self, Table, count, size, time, time_short};
@@ -81,6 +82,9 @@ async fn list(context: &Context) -> Result<()> {
             })
             .collect();
         return output::document(context.global.output, &Trash { schema: "orlop.undo/v1", entries });
+    }
+    if context.global.output == Format::Name {
+        return output::names(entries.iter().map(|entry| entry.id.as_str()));
     }
     let mut table = Table::new(&["ID", "WHEN", "COMMAND", "SIZE", "NAMES"]);
     for entry in &entries {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Context;
 use super::check::{self, Problem};
 use super::pull::RegistryArgs;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::{Class, CliError, Result, report};
 use crate::output::{self, Table, short};
@@ -78,8 +79,11 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     };
     let registry = if args.offline { None } else { Some(args.registry.to_api(context)?) };
     let (mut problems, mut total, mut images) = (Vec::new(), pb::CheckSummary::default(), Vec::new());
+    // What is sound and would be let in: all that may go on, where names alone are printed.
+    let mut good: Vec<String> = Vec::new();
     for name in &args.names {
         let (found, summary) = check::ask(context, true, name).await?;
+        let is_sound = found.is_empty();
         problems.extend(found);
         total.records += summary.records;
         total.blobs += summary.blobs;
@@ -88,12 +92,16 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
         let policy = policy.as_ref().map(policy::to_api);
         let request = pb::VerifyRequest { name: name.clone(), registry: registry.clone(), policy };
         let answer = context.clients.orlop().verify(request).await?.into_inner();
-        images.extend(answer.verdicts.into_iter().map(image));
+        let verdicts: Vec<Image> = answer.verdicts.into_iter().map(image).collect();
+        good.extend(verdicts.iter().filter(|image| is_sound && image.accepted).map(|image| image.name.clone()));
+        images.extend(verdicts);
     }
     let refused = images.iter().any(|image: &Image| !image.accepted);
     let ok = problems.is_empty() && !refused;
     if output::is_document(context.global.output) {
         output::document(context.global.output, &Report { schema: "orlop.verify/v1", ok, problems, images })?;
+    } else if context.global.output == Format::Name {
+        output::names(good.iter().map(String::as_str))?;
     } else {
         verdicts(context, &images)?;
         check::show(context, problems, &total, true)?;

@@ -4,6 +4,7 @@ use orlop_graph::model::{Chain, Model, Node, NodeId, NodeKind};
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::error::Result;
 use crate::look::facts::{Bytes, Keeper, Named};
 use crate::look::words::{abbreviated, called, name, reason};
@@ -63,6 +64,13 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     if output::is_document(context.global.output) {
         let things = nodes.iter().map(|node| thing(&look.model, *node)).collect();
         return output::document(context.global.output, &Document { schema: "orlop.why/v1", things });
+    }
+    if context.global.output == Format::Name {
+        let mut roots: Vec<NodeId> = nodes.iter().flat_map(|node| removals(&look.model, *node)).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        let names: Vec<String> = roots.into_iter().map(|root| name(&look.model, root)).collect();
+        return output::names(names.iter().map(String::as_str));
     }
     meant.lines(&look.model).into_iter().try_for_each(output::line)?;
     // An image ID is the name of a record and the digest of a config: the same has to go for both.

@@ -33,6 +33,13 @@ pub(crate) struct Args {
     by: Option<By>,
 }
 
+impl Args {
+    /// Whether sums are shown, of no single thing.
+    pub(crate) const fn is_sums(&self) -> bool {
+        self.by.is_none()
+    }
+}
+
 /// By what parts are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum By {
@@ -107,6 +114,9 @@ async fn layers(context: &Context) -> Result<()> {
     if output::is_document(context.global.output) {
         return output::document(context.global.output, &Layers { schema: "orlop.df.layers/v1", layers });
     }
+    if context.global.output == Format::Name {
+        return output::names(layers.iter().map(|layer| layer.digest.as_str()));
+    }
     let mut table = Table::new(&["LAYER", "COMPRESSED", "IMAGES", "OF"]);
     for layer in &layers {
         let images = layer.images.join("\n");
@@ -135,6 +145,9 @@ async fn images(context: &Context) -> Result<()> {
         let images = rows.into_iter().map(|row| Image::of(row, true)).collect();
         return output::document(context.global.output, &Images { schema: "orlop.df.images/v1", images });
     }
+    if context.global.output == Format::Name {
+        return output::names(rows.iter().map(called));
+    }
     let wide = context.global.output == Format::Wide;
     let mut table = Table::new(&["IMAGE", "NAMESPACE", "COMPRESSED", "UNPACKED", "SHARED", "UNIQUE"]);
     for row in &rows {
@@ -161,6 +174,9 @@ async fn parts(context: &Context, by: By) -> Result<()> {
     };
     if output::is_document(context.global.output) {
         return output::document(context.global.output, &Parts { schema: "orlop.df.parts/v1", parts });
+    }
+    if context.global.output == Format::Name {
+        return output::names(parts.iter().map(|part| part.name.as_str()));
     }
     let mut table = Table::new(&[title, "IMAGES", "SIZE", "UNIQUE"]);
     for part in parts {

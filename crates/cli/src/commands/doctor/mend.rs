@@ -15,6 +15,7 @@ use orlop_oci::Digest;
 use serde::Serialize;
 
 use super::{Args, Examined, words};
+use crate::args::Format;
 use crate::client::Clients;
 use crate::commands::{Context, rm};
 use crate::error::{Class as Failure, CliError, Result};
@@ -36,6 +37,13 @@ pub(super) struct Plan {
     /// What came out differently; absent until it was done.
     #[serde(skip_serializing_if = "Option::is_none")]
     differences: Option<Vec<String>>,
+}
+
+impl Plan {
+    /// Prints what its steps are about; a collection is about nothing with a name.
+    fn print_names(&self) -> Result<()> {
+        output::names(self.steps.iter().map(|step| step.name.as_str()).filter(|name| !name.is_empty()))
+    }
 }
 
 /// Problems that a plan leaves, and why.
@@ -107,6 +115,8 @@ pub(super) async fn run(context: &Context, args: &Args, examined: Examined) -> R
     let Some(hash) = &args.execute else {
         if output::is_document(context.global.output) {
             output::document(context.global.output, &super::document(context, &examined, Some(plan)))?;
+        } else if context.global.output == Format::Name {
+            plan.print_names()?;
         } else {
             output::print_text(&shown(args, &plan))?;
         }
@@ -125,7 +135,11 @@ pub(super) async fn run(context: &Context, args: &Args, examined: Examined) -> R
         output::document(context.global.output, &super::document(context, &examined, Some(plan)))?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::print_text(&plan.steps.iter().map(line).collect::<String>())?;
+    if context.global.output == Format::Name {
+        plan.print_names()?;
+    } else {
+        output::print_text(&plan.steps.iter().map(line).collect::<String>())?;
+    }
     plan.differences.iter().flatten().for_each(|difference| context.say(difference));
     context.say(match freed {
         Some(freed) => format!("planned were {}, the file system has got back {}", size(plan.frees), size(freed)),

@@ -104,6 +104,16 @@ struct Problem {
     things: Vec<Named>,
 }
 
+impl Problem {
+    /// What it is about; garbage is all of a namespace's at once, which has no name.
+    fn names(self) -> Vec<String> {
+        match self.class == Class::Garbage.as_str() {
+            true => self.things.into_iter().map(|thing| thing.name).collect(),
+            false => vec![self.subject],
+        }
+    }
+}
+
 /// `orlop.doctor/v1` (docs/lens.md).
 #[derive(Serialize)]
 struct Document {
@@ -124,8 +134,8 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
     let ok = examined.found.is_empty() && examined.checked.is_empty();
     match context.global.output {
         Format::Name => {
-            let subjects: Vec<String> = problems(context, &examined).into_iter().map(|p| p.subject).collect();
-            output::names(subjects.iter().map(String::as_str))?;
+            let names: Vec<String> = problems(context, &examined).into_iter().flat_map(Problem::names).collect();
+            output::names(names.iter().map(String::as_str))?;
         }
         format if output::is_document(format) => {
             output::document(format, &document(context, &examined, None))?;

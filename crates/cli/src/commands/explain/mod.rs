@@ -13,6 +13,7 @@ use orlop_oci::{Descriptor, Document, ImageId, PlatformMatcher};
 use serde::Serialize;
 
 use super::Context;
+use crate::args::Format;
 use crate::error::Result;
 use crate::look::paths::{self, InSnapshot};
 use crate::look::{Look, words};
@@ -69,6 +70,9 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
             context.global.output,
             &Explained { schema: "orlop.explain/v1", store, files: &meant.files, things: &things },
         );
+    }
+    if context.global.output == Format::Name {
+        return output::names(folded(things).iter().map(|thing| thing.thing.name.as_str()));
     }
     meant.lines(&look.model).into_iter().try_for_each(output::line)?;
     if meant.files.len() > 1 {

@@ -10,6 +10,7 @@ use plan::Outcome;
 pub(super) use plan::Plan;
 
 use super::Context;
+use crate::args::Format;
 use crate::client::pb;
 use crate::error::Result;
 use crate::output;
@@ -77,6 +78,9 @@ fn show(context: &Context, plan: &Plan, done: bool) -> Result<()> {
         output::names(plan.records.iter().map(String::as_str))?;
         plan.say_outcome(context);
         return Ok(());
+    }
+    if context.global.output == Format::Name {
+        return output::names(plan.records.iter().map(String::as_str));
     }
     let command = format!("orlop rm --execute {} …", plan.plan);
     let text = plan.text(context.store.is_own(), false, &command);
