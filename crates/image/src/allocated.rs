@@ -1,4 +1,4 @@
-//! What files take on disk, by walking over them: allocated blocks, each inode once.
+//! What files take on disk, by walking over them: allocated blocks, each inode and each shared extent once.
 //!
 //! Every file is looked at, for only the file system knows what it has allocated (sparse and compressed files, tails, hard
 //! links). So it is made cheap: names are looked up from their directory, and two threads share the work, a directory or
@@ -10,11 +10,12 @@
 use std::collections::HashSet;
 use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use orlop_snapshot::extents::{self, Counted};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -26,17 +27,22 @@ const PIECE: usize = 512;
 /// More of them would wait for the same locks of the file system.
 const THREADS: usize = 2;
 
-/// A walk over the parts of a root. Hard links count in the part that is walked over first.
+/// A walk over the parts of a root. Hard links, and extents that several files share, count in the part that is walked over first.
 pub(crate) struct Walk<'r> {
     root: &'r Path,
     /// Device and inode of files that have several names.
     seen: Mutex<HashSet<(u64, u64)>>,
+    /// Extents that files share, of the root's device if that is one whose files may.
+    shared: Option<(u64, Mutex<Counted>)>,
     parts: Vec<PathBuf>,
 }
 
 impl<'r> Walk<'r> {
     pub(crate) fn new(root: &'r Path) -> Self {
-        Self { root, seen: Mutex::default(), parts: Vec::new() }
+        let sharing = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|directory| Ok((extents::may_be_shared(&directory), rustix::fs::fstat(&directory)?.st_dev)));
+        let shared = sharing.ok().filter(|(may, _)| *may).map(|(_, device)| (device, Mutex::default()));
+        Self { root, seen: Mutex::default(), shared, parts: Vec::new() }
     }
 
     /// Bytes allocated to a directory and everything below it; none if it is not there.
@@ -81,6 +87,18 @@ impl<'r> Walk<'r> {
             !seen.insert((stat.st_dev, stat.st_ino))
         };
         if again { 0 } else { stat.st_blocks.unsigned_abs() * 512 }
+    }
+
+    /// The same of a file in a directory, less what other files share with it and was counted with them.
+    fn count_in(&self, opened: &Opened, name: &CStr, stat: &Stat) -> Result<u64> {
+        let bytes = self.count(stat);
+        match &self.shared {
+            Some((device, counted)) if bytes > 0 && *device == stat.st_dev => {
+                let count = |extent| counted.lock().unwrap_or_else(PoisonError::into_inner).count(extent);
+                extents::allocated(opened.directory.as_fd(), name, stat, count).map_err(failed("read", &opened.path))
+            }
+            _ => Ok(bytes),
+        }
     }
 }
 
@@ -201,7 +219,7 @@ impl Pool<'_> {
             if is_directory(&stat) {
                 below.extend(self.directory(opened, name));
             } else {
-                bytes += self.walk.count(&stat);
+                bytes += self.walk.count_in(opened, name, &stat)?;
             }
         }
         Ok((bytes, below))

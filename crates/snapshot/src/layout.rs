@@ -1,17 +1,18 @@
 //! The directories that both drivers keep: `<root>/<id>/` with `fs/`, `meta` and what a driver adds.
 
-use std::os::fd::AsFd as _;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::{fs as stdfs, io};
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::record::{self, Comparison, Notes};
-use crate::{Error, Meta, Result, SnapshotId, Usage, fs};
+use crate::{Error, Meta, Result, SnapshotId, Usage, extents, fs};
 
 /// A driver's directory.
 #[derive(Debug)]
@@ -231,36 +232,53 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// What a tree takes on disk: the root too, hard links once.
+/// What a tree alone takes on disk: the root too, hard links once, nothing that it shares with other files.
 pub(crate) fn usage(tree: &Path) -> Result<Usage> {
     let root = fs::open_dir(tree).at("open", tree)?;
     let stat = rustix::fs::fstat(&root).at("stat", tree)?;
-    let mut counter = Counter::default();
-    counter.count(&stat, true);
+    let mut counter = Counter::on(&root);
+    counter.directory(&stat);
     let mut walk = Walk::new(root).at("read", tree)?;
     while let Some(step) = walk.next().at("read", tree)? {
         match step {
-            Step::Enter { stat, .. } => counter.count(&stat, true),
-            Step::Other { stat, .. } => counter.count(&stat, false),
+            Step::Enter { stat, .. } => counter.directory(&stat),
+            Step::Other { name, stat } => counter.file(walk.dir(), &name, &stat).at("read", tree)?,
             Step::Leave { .. } => {}
         }
     }
     Ok(counter.total())
 }
 
-/// Adds up what entries take on disk, hard links once.
+/// Adds up what entries alone take on disk: hard links once, extents of other files not at all. Those are of the snapshot below,
+/// from which `native` and overlayfs take files over without copying a byte where the file system can.
 #[derive(Default)]
 pub(crate) struct Counter {
     usage: Usage,
     links: std::collections::HashSet<(u64, u64)>,
+    may_share: bool,
 }
 
 impl Counter {
-    pub(crate) fn count(&mut self, stat: &rustix::fs::Stat, is_dir: bool) {
-        if is_dir || stat.st_nlink == 1 || self.links.insert((stat.st_dev, stat.st_ino)) {
-            self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+    /// For what is on the file system of a directory.
+    pub(crate) fn on(directory: impl AsFd) -> Self {
+        Self { may_share: extents::may_be_shared(directory), ..Self::default() }
+    }
+
+    pub(crate) fn directory(&mut self, stat: &Stat) {
+        self.usage.bytes += stat.st_blocks.unsigned_abs() * 512;
+        self.usage.inodes += 1;
+    }
+
+    /// Counts what is no directory.
+    pub(crate) fn file(&mut self, directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> rustix::io::Result<()> {
+        if stat.st_nlink == 1 || self.links.insert((stat.st_dev, stat.st_ino)) {
+            self.usage.bytes += match self.may_share {
+                true => extents::allocated(directory, name, stat, |shared| shared.end - shared.start)?,
+                false => stat.st_blocks.unsigned_abs() * 512,
+            };
             self.usage.inodes += 1;
         }
+        Ok(())
     }
 
     pub(crate) fn total(&self) -> Usage {

@@ -30,6 +30,7 @@ mod confine;
 mod copy;
 pub mod diff;
 mod error;
+pub mod extents;
 mod fs;
 mod layout;
 mod merged;

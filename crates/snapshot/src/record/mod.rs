@@ -51,23 +51,23 @@ const READ_BYTES: usize = 128 << 10;
 pub(crate) fn write(tree: &Path, notes: &Notes, to: &Path) -> Result<Usage> {
     let root = fs::open_dir(tree).at("open", tree)?;
     let stat = rustix::fs::fstat(&root).at("stat", tree)?;
-    let mut usage = Counter::default();
+    let mut usage = Counter::on(&root);
     let (mut record, owners) = (RecordWriter::create(to)?, sees_owners());
-    usage.count(&stat, true);
+    usage.directory(&stat);
     record.put(Entry::new(Vec::new(), &stat, Kind::Directory, owners)).at("write", to)?;
     let mut walk = Walk::new(root).at("read", tree)?;
     let mut dir = Vec::new();
     while let Some(step) = walk.next().at("read", fs::shown(tree, &dir))? {
         match step {
             Step::Enter { name, stat } => {
-                usage.count(&stat, true);
+                usage.directory(&stat);
                 dir = fs::join(&dir, name.as_bytes());
                 record.put(Entry::new(dir.clone(), &stat, Kind::Directory, owners)).at("write", to)?;
             }
             Step::Leave { .. } => dir = fs::split(&dir).0.to_vec(),
             Step::Other { name, stat } => {
-                usage.count(&stat, false);
                 let path = fs::join(&dir, name.as_bytes());
+                usage.file(walk.dir(), &name, &stat).at("read", fs::shown(tree, &path))?;
                 let kind = kind(walk.dir(), name.as_bytes(), &stat, notes).at("read", fs::shown(tree, &path))?;
                 record.put(Entry::new(path, &stat, kind, owners)).at("write", to)?;
             }
