@@ -25,7 +25,13 @@ impl Documents {
         self.0.get(digest)?.as_ref()
     }
 
-    pub(crate) fn was_asked_for(&self, digest: &Digest) -> bool {
+    /// Takes in what another has.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Whether a document was asked for, and was there or not.
+    pub fn was_asked_for(&self, digest: &Digest) -> bool {
         self.0.contains_key(digest)
     }
 

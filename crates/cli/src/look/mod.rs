@@ -40,7 +40,7 @@ impl Look {
         let (reader, inventory) = Source::read(context, measured).await?;
         say_gaps(context, &inventory);
         let asked = match &reader {
-            Source::Api(api) if measured == Measured::All => Some(tokio::spawn(api.usage(&inventory, |_| true))),
+            Source::Api(api, _) if measured == Measured::All => Some(tokio::spawn(api.usage(&inventory, |_| true))),
             _ => None,
         };
         // While the store answers.

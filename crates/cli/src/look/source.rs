@@ -17,8 +17,8 @@ use crate::find::At;
 
 /// What is read.
 pub(crate) enum Source {
-    /// A server.
-    Api(Reader),
+    /// A server; and its files, if the lists were read there: documents are too.
+    Api(Reader, Option<Root>),
     /// A directory, and what was read there; its rows are elsewhere.
     Files(Root, Box<Stored>),
 }
@@ -30,12 +30,12 @@ impl Source {
             return Self::of_files(directory, measured).await;
         }
         let reader = context.clients.reader();
-        let mut inventory = match beside::listing(context, Extent::Everything).await {
-            Some(listing) => listing.inventory,
-            None => reader.inventory(None).await?,
+        let (mut inventory, beside) = match beside::listing(context, Extent::Everything).await {
+            Some((listing, root)) => (listing.inventory, Some(root)),
+            None => (reader.inventory(None).await?, None),
         };
         inventory.collector = context.store.collector();
-        Ok((Self::Api(reader), inventory))
+        Ok((Self::Api(reader, beside), inventory))
     }
 
     /// What a server that is Orlop's lists of what one thing has to do with, unless that is a good part of all.
@@ -47,7 +47,7 @@ impl Source {
         let reader = context.clients.reader();
         let Some(mut inventory) = reader.surroundings(&context.store.namespace, text).await? else { return Ok(None) };
         inventory.collector = context.store.collector();
-        Ok(Some((Self::Api(reader), inventory)))
+        Ok(Some((Self::Api(reader, None), inventory)))
     }
 
     /// What a list of images shows; snapshots, each with what it takes, if there are at most so many: whether there are is told.
@@ -57,14 +57,14 @@ impl Source {
             return Ok((source, inventory, true));
         }
         let reader = context.clients.reader();
-        let Listing { mut inventory, all_snapshots } =
+        let (Listing { mut inventory, all_snapshots }, beside) =
             match beside::listing(context, Extent::Listing { snapshots }).await {
-                Some(listing) => listing,
-                None => reader.listing(snapshots).await?,
+                Some((listing, root)) => (listing, Some(root)),
+                None => (reader.listing(snapshots).await?, None),
             };
         inventory.collector = context.store.collector();
         reader.measure(&mut inventory, |_| true).await?;
-        Ok((Self::Api(reader), inventory, all_snapshots))
+        Ok((Self::Api(reader, beside), inventory, all_snapshots))
     }
 
     async fn of_files(directory: &Path, measured: Measured) -> Result<(Self, Inventory)> {
@@ -91,7 +91,7 @@ impl Source {
         wanted: impl Fn(&SnapshotRow) -> bool,
     ) -> Result<Vec<(usize, Usage)>> {
         match self {
-            Self::Api(reader) => Ok(reader.usage(inventory, wanted).await?),
+            Self::Api(reader, _) => Ok(reader.usage(inventory, wanted).await?),
             Self::Files(root, stored) => Ok(root.usage(stored, inventory, wanted).0),
         }
     }
@@ -103,7 +103,12 @@ impl Source {
         wanted: impl IntoIterator<Item = (Arc<str>, Digest, u64)>,
     ) -> Result<()> {
         match self {
-            Self::Api(reader) => Ok(reader.documents(documents, wanted).await?),
+            Self::Api(reader, None) => Ok(reader.documents(documents, wanted).await?),
+            Self::Api(reader, Some(root)) => {
+                let wanted: Vec<_> = wanted.into_iter().collect();
+                beside::documents(root, documents, &wanted).await?;
+                Ok(reader.documents(documents, wanted).await?)
+            }
             Self::Files(root, _) => {
                 let digests = wanted.into_iter().map(|(_, digest, _)| digest);
                 root.documents(documents, digests).map_err(|error| unreadable(&error))
@@ -114,7 +119,7 @@ impl Source {
     /// Looks at the trees of snapshots, as far as this process can reach them.
     pub(crate) async fn trees<T: Send + 'static>(&self, look: impl FnOnce(Trees) -> T + Send + 'static) -> Result<T> {
         let reading: Box<dyn FnOnce() -> std::result::Result<Trees, orlop_lens::offline::Error> + Send> = match self {
-            Self::Api(reader) => {
+            Self::Api(reader, _) => {
                 let directories = reader.snapshotter_directories().await?;
                 Box::new(move || Ok(Trees::read(&directories)))
             }
@@ -131,7 +136,7 @@ impl Source {
     /// Names of the records in a namespace that pass containerd's filters, which only a server evaluates.
     pub(crate) async fn matching(&self, namespace: &str, filters: &[String]) -> Result<Vec<String>> {
         match self {
-            Self::Api(reader) => Ok(reader.matching(namespace, filters).await?),
+            Self::Api(reader, _) => Ok(reader.matching(namespace, filters).await?),
             Self::Files(..) => {
                 Err(CliError::new(Class::Usage, "--filter needs a server: these are only a store's files"))
             }

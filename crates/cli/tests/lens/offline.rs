@@ -1,8 +1,10 @@
 //! A containerd that has stopped: its files say what its API said. One that runs and is large: the same.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::node::{Node, generations, image};
 
@@ -43,6 +45,11 @@ fn grown(root: &Path) {
     std::fs::File::options().write(true).open(database).unwrap().set_len(32 << 20).unwrap();
 }
 
+/// The file of a blob.
+fn blob(root: &Path, digest: &orlop_oci::Digest) -> PathBuf {
+    root.join("io.containerd.content.v1.content/blobs/sha256").join(digest.hex())
+}
+
 /// Another process, as far as the socket tells, in front of a server.
 fn in_front_of(server: &Path, socket: &Path) {
     let (listener, server) = (UnixListener::bind(socket).unwrap(), server.to_owned());
@@ -65,6 +72,7 @@ fn in_front_of(server: &Path, socket: &Path) {
 fn of_a_large_containerd_that_runs_the_files_are_read_if_they_are_its_own_and_say_the_same() {
     const FILES: &str = "read from the store's files beside its server";
     const API: &str = "read over the API";
+    const DOCUMENTS: &str = "documents are read from files";
     for programs in
         generations("of_a_large_containerd_that_runs_the_files_are_read_if_they_are_its_own_and_say_the_same")
     {
@@ -72,13 +80,25 @@ fn of_a_large_containerd_that_runs_the_files_are_read_if_they_are_its_own_and_sa
         let tag = node.pull("calico/cni:v3.25.1", &image("cni", 200_000));
         node.pull("web:2", &image("web", 90_000));
         let id = node.records().into_iter().find(|name| name.starts_with("sha256:")).unwrap();
-        let looks: [&[&str]; 8] = [
+        // One manifest whose bytes are not those of its digest: nothing is said of what it has, whoever reads it.
+        let torn = node.pull("torn:3", &image("torn", 70_000));
+        node.containerd.changed(|root| {
+            let file = blob(root, &image("torn", 70_000).root.digest);
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, text.replace("layers", "layerz")).unwrap();
+        });
+        let looks: [&[&str]; 12] = [
             &["images", "-o", "wide"],
             &["images", "-A", "-o", "json"],
+            &["images", "--all"],
+            &["images", "--all", "-o", "json"],
             &["explain", &id],
             &["why", &tag],
             &["resolve", &id],
-            &["tree", &tag],
+            &["tree"],
+            &["tree", &torn],
+            &["history", &tag],
             &["df", "--by", "image"],
             &["rm", "--plan", &tag],
         ];
@@ -96,6 +116,8 @@ fn of_a_large_containerd_that_runs_the_files_are_read_if_they_are_its_own_and_sa
             let done = run(&node, look);
             assert_eq!(done.out, before.out, "{look:?}");
             assert!(done.err.contains(FILES) && !done.err.contains(API), "{}", done.err);
+            let reads_documents = matches!(look[0], "images" | "resolve" | "tree" | "history" | "df");
+            assert!(done.err.contains(DOCUMENTS) || !reads_documents, "{look:?}: {}", done.err);
         }
         // The files may be another server's.
         let dir = tempfile::tempdir().unwrap();

@@ -33,7 +33,7 @@ pub(super) async fn examine(context: &Context, args: &Args, look: &Look, facts: 
 /// Blobs whose bytes are not those of their digest; each digest is read once.
 async fn damaged(context: &Context, look: &Look) -> Result<Vec<Found>> {
     let model = &look.model;
-    let Source::Api(reader) = &look.reader else {
+    let Source::Api(reader, _) = &look.reader else {
         context.say(
             "unknown: whether blobs have the bytes of their digests: that needs a server, and these are only files",
         );

@@ -47,7 +47,7 @@ pub(super) async fn of(context: &Context, look: &Look) -> Result<Facts> {
 /// Whether somebody writes hash references; of files it is concluded from what it left there.
 async fn has_cri(look: &Look) -> Result<bool> {
     match &look.reader {
-        Source::Api(reader) => Ok(reader.has_cri().await?),
+        Source::Api(reader, _) => Ok(reader.has_cri().await?),
         Source::Files(..) => {
             let rows = look.model.inventory();
             Ok(rows.records.iter().any(|record| record.labels.get(MANAGED).is_some()))
