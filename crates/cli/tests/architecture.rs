@@ -8,9 +8,10 @@ use std::process::Command;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("orlop-oci", &[]),
     ("orlop-bolt", &[]),
+    ("orlop-inflate", &[]),
     ("orlop-graph", &["orlop-oci"]),
     ("orlop-content", &["orlop-oci"]),
-    ("orlop-snapshot", &["orlop-oci"]),
+    ("orlop-snapshot", &["orlop-oci", "orlop-inflate"]),
     ("orlop-metadata", &["orlop-oci", "orlop-content", "orlop-snapshot"]),
     ("orlop-remote", &["orlop-oci"]),
     ("orlop-image", &["orlop-oci", "orlop-content", "orlop-snapshot", "orlop-metadata", "orlop-remote", "orlop-graph"]),
@@ -36,6 +37,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "orlop-oci",
             "orlop-bolt",
+            "orlop-inflate",
             "orlop-content",
             "orlop-snapshot",
             "orlop-metadata",
@@ -91,7 +93,7 @@ const RESERVED_WORDS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that do no I/O.
-const PURE: &[&str] = &["orlop-oci", "orlop-bolt", "orlop-graph"];
+const PURE: &[&str] = &["orlop-oci", "orlop-bolt", "orlop-inflate", "orlop-graph"];
 
 #[derive(serde::Deserialize)]
 struct Metadata {

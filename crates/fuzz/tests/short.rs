@@ -120,4 +120,6 @@ macro_rules! each {
     };
 }
 
-each!(references, documents, graphs, tar_apply, compressed, archives, hosts_toml, filters, bolt, headers, calls);
+each!(
+    references, documents, graphs, tar_apply, compressed, deflate, archives, hosts_toml, filters, bolt, headers, calls
+);

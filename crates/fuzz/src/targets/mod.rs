@@ -4,6 +4,7 @@ pub mod archives;
 pub mod bolt;
 pub mod calls;
 pub mod compressed;
+pub mod deflate;
 pub mod documents;
 pub mod filters;
 pub mod graphs;
@@ -30,12 +31,13 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     references::TARGET,
     documents::TARGET,
     graphs::TARGET,
     tar_apply::TARGET,
     compressed::TARGET,
+    deflate::TARGET,
     archives::TARGET,
     hosts_toml::TARGET,
     filters::TARGET,

@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use flate2::bufread::MultiGzDecoder;
+use orlop_inflate::Gunzip;
 
 use super::Limits;
 use super::frames::{self, Frames};
@@ -78,13 +78,13 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-type Input<R> = BufReader<Chain<Cursor<Vec<u8>>, Counted<R>>>;
+type Whole<R> = Chain<Cursor<Vec<u8>>, Counted<R>>;
+type Input<R> = BufReader<Whole<R>>;
 
 /// A stream in one of the packings that layers have.
 enum Stream<R: Read> {
     Plain(Input<R>),
-    // Boxed: the inflate state is large, and there is one per layer.
-    Gzip(Box<MultiGzDecoder<Input<R>>>),
+    Gzip(Gunzip<Whole<R>>),
     Zstd(Frames<Input<R>>),
 }
 
@@ -95,22 +95,23 @@ impl<R: Read> Stream<R> {
         if let Err(error) = read {
             return Err(Error::Source { source: source.failed.take().unwrap_or(error) });
         }
-        let input = |magic| BufReader::with_capacity(INPUT_BYTES, Cursor::new(magic).chain(source));
+        let whole = |magic| Cursor::new(magic).chain(source);
+        let input = |whole| BufReader::with_capacity(INPUT_BYTES, whole);
         match magic.as_slice() {
-            [0x1f, 0x8b, ..] => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(input(magic))))),
+            [0x1f, 0x8b, ..] => Ok(Self::Gzip(Gunzip::new(whole(magic)))),
             start if frames::is_zstd(start) => {
-                Ok(Self::Zstd(Frames::new(input(magic), limits.zstd_window_bytes).map_err(damaged)?))
+                Ok(Self::Zstd(Frames::new(input(whole(magic)), limits.zstd_window_bytes).map_err(damaged)?))
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Err(unknown_packing("xz")),
             [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A'] => Err(unknown_packing("bzip2")),
-            _ => Ok(Self::Plain(input(magic))),
+            _ => Ok(Self::Plain(input(whole(magic)))),
         }
     }
 
     fn source(&self) -> &Counted<R> {
         match self {
             Self::Plain(reader) => reader.get_ref().get_ref().1,
-            Self::Gzip(reader) => reader.get_ref().get_ref().get_ref().1,
+            Self::Gzip(reader) => reader.get_ref().get_ref().1,
             Self::Zstd(reader) => reader.get_ref().get_ref().get_ref().1,
         }
     }
@@ -118,7 +119,7 @@ impl<R: Read> Stream<R> {
     fn take_failure(&mut self) -> Option<io::Error> {
         let chain = match self {
             Self::Plain(reader) => reader.get_mut(),
-            Self::Gzip(reader) => reader.get_mut().get_mut(),
+            Self::Gzip(reader) => reader.get_mut(),
             Self::Zstd(reader) => reader.get_mut().get_mut(),
         };
         chain.get_mut().1.failed.take()
