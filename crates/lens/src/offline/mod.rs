@@ -38,6 +38,7 @@ use orlop_graph::model::{Gap, Inventory, NamespaceId, SnapshotKind, SnapshotRow,
 use orlop_oci::Digest;
 
 use metadata::{Ingest, Named};
+use snapshotters::Ahead;
 
 pub use error::Error;
 pub use running::{Extent, Unsuited};
@@ -195,17 +196,24 @@ impl Root {
         });
         let inventory = Inventory { taken, ..metadata.inventory };
         let mut stored = Stored { inventory, ..Stored::default() };
-        self.fill(metadata.snapshots, metadata.ingests, true, &mut stored)?;
+        self.fill(metadata.snapshots, metadata.ingests, true, Ahead::default(), &mut stored)?;
         Ok((stored, metadata.version))
     }
 
     /// Fills in what the snapshotters and the files of content say, at the same time; what no namespace has, and which blobs are
     /// there, only if `others` says so.
-    fn fill(&self, named: Vec<Named>, ingests: Vec<Ingest>, others: bool, stored: &mut Stored) -> Result<(), Error> {
+    fn fill(
+        &self,
+        named: Vec<Named>,
+        ingests: Vec<Ingest>,
+        others: bool,
+        ahead: Ahead,
+        stored: &mut Stored,
+    ) -> Result<(), Error> {
         let blobs = std::mem::take(&mut stored.inventory.blobs);
         let found = std::thread::scope(|scope| {
             let content = scope.spawn(|| content::look(&self.path, ingests, others.then_some(&blobs[..])));
-            let filled = snapshotters::fill(&self.path, named, others, stored);
+            let filled = snapshotters::fill(&self.path, named, others, ahead, stored);
             let found = content.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             filled.map(|()| found)
         })?;

@@ -10,13 +10,15 @@
 //! - Nothing is written, locked or left behind. Whose files they are is proved before by [`Root::is_held_by`].
 //!
 //! # Concurrency
-//! Two threads, each with one half of `meta.db`. Blobs are not looked for among the files: the API does not do so either.
+//! Two threads, each with one half of `meta.db`; beside them a third reads the snapshotters' databases. What is made meanwhile is then
+//! in `meta.db` alone, so that another attempt reads one after the other. Blobs are not looked for among the files: the API does not do so either.
 
 use jiff::Timestamp;
 use orlop_bolt::Db;
 use orlop_graph::model::{Gap, Inventory};
 
 use super::metadata::{self, Wanted};
+use super::snapshotters::Ahead;
 use super::{PAUSE, Root, Stored, file};
 use crate::Listing;
 
@@ -66,7 +68,7 @@ impl Root {
     pub fn running(&self, extent: Extent) -> Result<Listing, Unsuited> {
         let mut last = None;
         for attempt in 1.. {
-            let (found, all_snapshots, version) = self.running_once(extent)?;
+            let (found, all_snapshots, version) = self.running_once(extent, attempt == 1)?;
             let Some(gap) = found.inventory.gaps.first() else {
                 return Ok(Listing { inventory: found.inventory, all_snapshots });
             };
@@ -81,7 +83,7 @@ impl Root {
         unreachable!("the last attempt returns")
     }
 
-    fn running_once(&self, extent: Extent) -> Result<(Stored, bool, Option<u64>), Unsuited> {
+    fn running_once(&self, extent: Extent, at_once: bool) -> Result<(Stored, bool, Option<u64>), Unsuited> {
         let taken = Timestamp::now();
         let (first, most) = match extent {
             Extent::Everything => (Wanted { blobs: false, ingests: false, ..Wanted::ALL }, usize::MAX),
@@ -90,10 +92,16 @@ impl Root {
             }
         };
         let second = Wanted { blobs: true, ingests: extent == Extent::Everything, ..Wanted::NOTHING };
-        let halves = file::in_parts(
-            &self.metadata_file(),
-            [&|db: &Db<'_>| metadata::read(db, first), &|db: &Db<'_>| metadata::read(db, second)],
-        );
+        let (halves, ahead) = std::thread::scope(|scope| {
+            // A list of images may turn out to need none of them.
+            let ahead = (at_once && extent == Extent::Everything).then(|| scope.spawn(|| Ahead::read(&self.path)));
+            let halves = file::in_parts(
+                &self.metadata_file(),
+                [&|db: &Db<'_>| metadata::read(db, first), &|db: &Db<'_>| metadata::read(db, second)],
+            );
+            let ahead = ahead.map(|read| read.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (halves, ahead.unwrap_or_default())
+        });
         let [mut named, content] =
             halves.map_err(|why| Unsuited::Gap(Gap { what: "all that meta.db records".into(), why }))?;
         let all_snapshots = named.snapshots.len() <= most;
@@ -103,7 +111,7 @@ impl Root {
         named.inventory.gaps.extend(content.inventory.gaps);
         let inventory = Inventory { taken, blobs: content.inventory.blobs, ..named.inventory };
         let mut stored = Stored { inventory, ..Stored::default() };
-        self.fill(named.snapshots, content.ingests, false, &mut stored)?;
+        self.fill(named.snapshots, content.ingests, false, ahead, &mut stored)?;
         Ok((stored, all_snapshots, named.version))
     }
 }

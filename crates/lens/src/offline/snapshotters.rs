@@ -35,13 +35,40 @@ struct Backend {
 
 /// What a snapshotter's database says.
 #[derive(Default)]
-struct Snapshotter {
+pub(super) struct Snapshotter {
     snapshots: HashMap<String, Backend>,
     gaps: Vec<(String, String)>,
 }
 
-/// Fills in what snapshots are; what no namespace has is looked for if `others` says so.
-pub(super) fn fill(root: &Path, named: Vec<Named>, others: bool, stored: &mut Stored) -> Result<(), Error> {
+/// Databases of snapshotters that were read before it was known whose snapshots are listed.
+#[derive(Default)]
+pub(super) struct Ahead(HashMap<String, Result<Snapshotter, String>>);
+
+impl Ahead {
+    /// Reads those of every snapshotter that was ever used.
+    pub(super) fn read(root: &Path) -> Self {
+        let databases = directories(root).unwrap_or_default().into_iter();
+        let used = databases.map(|(name, at)| (name, at.join(DATABASE))).filter(|(_, path)| path.exists());
+        let found = used.map(|(name, path)| {
+            let known = file::database(&path, |db| read(db, &name));
+            (name, known)
+        });
+        Self(found.collect())
+    }
+
+    fn take(&mut self, name: &str, path: &Path) -> Result<Snapshotter, String> {
+        self.0.remove(name).unwrap_or_else(|| file::database(path, |db| read(db, name)))
+    }
+}
+
+/// Fills in what snapshots are, as far as `ahead` has it not read already; what no namespace has is looked for if `others` says so.
+pub(super) fn fill(
+    root: &Path,
+    named: Vec<Named>,
+    others: bool,
+    mut ahead: Ahead,
+    stored: &mut Stored,
+) -> Result<(), Error> {
     let mut by_snapshotter: HashMap<Arc<str>, Vec<Named>> = HashMap::new();
     for one in named {
         by_snapshotter.entry(one.row.snapshotter.clone()).or_default().push(one);
@@ -54,7 +81,8 @@ pub(super) fn fill(root: &Path, named: Vec<Named>, others: bool, stored: &mut St
         // Whether a snapshotter was ever used, its database says: made when it first is.
         let directory = root.join(format!("{SNAPSHOTTER}{name}"));
         if !of_it.is_empty() || (others && directory.join(DATABASE).exists()) {
-            one(name, &directory, of_it, others, stored);
+            let known = ahead.take(name, &directory.join(DATABASE));
+            one(name, &directory, known, of_it, others, stored);
         }
     }
     let mut elsewhere: Vec<_> = by_snapshotter.into_iter().collect();
@@ -72,9 +100,16 @@ pub(super) fn fill(root: &Path, named: Vec<Named>, others: bool, stored: &mut St
     Ok(())
 }
 
-fn one(name: &str, directory: &Path, named: Vec<Named>, others: bool, stored: &mut Stored) {
+fn one(
+    name: &str,
+    directory: &Path,
+    known: Result<Snapshotter, String>,
+    named: Vec<Named>,
+    others: bool,
+    stored: &mut Stored,
+) {
     let path = directory.join(DATABASE);
-    let mut known = match file::database(&path, |db| read(db, name)) {
+    let mut known = match known {
         Ok(known) => known,
         Err(why) => {
             let what = format!("what the {} snapshots of {name} are and take", named.len());
