@@ -83,7 +83,7 @@ impl Store {
     /// Takes back what of an activation was mounted. What fails is logged: the first error is the one to tell, and the
     /// collector tries again.
     fn take_back(&self, id: i64) {
-        let undone = activate::deactivate(&self.mount_directory(id));
+        let undone = activate::abandon(&self.mount_directory(id));
         if let Err(error) = &undone {
             tracing::warn!(%error, "cannot undo an activation that failed; it is tried again");
         }

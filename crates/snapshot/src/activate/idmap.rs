@@ -5,6 +5,7 @@
 //!
 //! # Invariants
 //! - No child outlasts the call that made it, or the thread that called.
+//! - No child has open what this process has: whatever other threads hold and let go meanwhile, mounts among it, is let go.
 //! - What cannot be mapped is not mounted instead: whoever asked for other owners does not get the ones on disk.
 
 use std::fs::File;
@@ -101,9 +102,10 @@ struct Child {
 impl Child {
     fn new() -> Result<Self> {
         let us = rustix::process::getpid();
-        let flags = i64::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+        // With descriptors of its own it would keep busy what other threads are about to unmount, and locked what they unlock.
+        let flags = i64::from(libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD);
         // SAFETY: without a stack or memory that is shared the call is what fork(2) is: the child has a copy of this process with
-        // this thread alone. Other threads may have held any lock, so it must not allocate or call what may; it makes a few
+        // this thread alone, and its table of descriptors, which it does not touch. Other threads may have held any lock, so it must not allocate or call what may; it makes a few
         // bare system calls and never returns.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
         if pid == 0 {
@@ -284,6 +286,25 @@ mod tests {
         let mut asked = Asked::default();
         assert!(options.iter().all(|option| asked.take(option)));
         asked
+    }
+
+    /// A child that another thread needs kept a copy of every descriptor, and with that a mount busy that was just made.
+    #[test]
+    fn a_child_keeps_no_mount_busy() {
+        if !orlop_testkit::process::need_root() {
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let point = scratch.path().canonicalize().unwrap().join("point");
+        std::fs::create_dir(&point).unwrap();
+        let _cleaned = orlop_testkit::mounts::Cleaned(point.clone());
+        let mapping = asked(&["uidmap=0:1000:1", "gidmap=0:1000:1"]).mapping().unwrap().unwrap();
+        let tree = mapping.clone_of(scratch.path(), OpenTreeFlags::empty()).unwrap();
+        let child = Child::new().unwrap();
+        attach(&tree, &point).unwrap();
+        drop(tree);
+        rustix::mount::unmount(&point, UnmountFlags::NOFOLLOW).unwrap();
+        drop(child);
     }
 
     #[test]

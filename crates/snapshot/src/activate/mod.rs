@@ -148,6 +148,19 @@ fn transformed(mount: &Wanted, before: &[Active], roots: &[&Path]) -> Result<Wan
 /// # Errors
 /// If something is still in use, that and what was mounted before it stay; it can be tried again.
 pub fn deactivate(directory: &Path) -> Result<()> {
+    unmount_all(directory, UnmountFlags::NOFOLLOW)
+}
+
+/// The same for what nobody was told of, so that nobody uses it: what a program that is just being started has inherited may be open
+/// for a moment still, and is let go by the kernel then.
+///
+/// # Errors
+/// As of [`deactivate`], but for that.
+pub fn abandon(directory: &Path) -> Result<()> {
+    unmount_all(directory, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+}
+
+fn unmount_all(directory: &Path, how: UnmountFlags) -> Result<()> {
     let mut points = Vec::new();
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -160,7 +173,7 @@ pub fn deactivate(directory: &Path) -> Result<()> {
     points.sort_unstable();
     for (_, point) in points.into_iter().rev() {
         while is_mounted(&point) {
-            match rustix::mount::unmount(&point, UnmountFlags::NOFOLLOW) {
+            match rustix::mount::unmount(&point, how) {
                 // Somebody else was faster.
                 Ok(()) | Err(Errno::INVAL) => {}
                 other => other.at("unmount", &point)?,
