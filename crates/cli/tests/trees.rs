@@ -16,6 +16,7 @@ use orlop_testkit::archive;
 use orlop_testkit::containerd::Programs;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::process;
+use orlop_testkit::registry::{Options, Registry};
 use orlop_testkit::tar::Entry;
 use serde_json::Value;
 
@@ -253,6 +254,134 @@ fn a_tree_whose_layer_is_damaged_too_waits_for_that() {
     assert!(rows["snapshot"]["fix"].as_str().unwrap().contains("brings a missing layer"), "{left:#}");
     let (code, healed) = document(store, &["repair", "--from", &unpacked.archive]);
     assert_eq!((code, healed["repairs"].as_array().unwrap().len()), (0, 2), "{healed:#}");
+    unpacked.is_sound(2);
+}
+
+/// As a client does that needs no layer once it is unpacked; its bytes go with the next collection.
+fn delete(store: &Orlop, layer: &Digest) {
+    store.ok(["content", "rm", layer.as_str()]);
+    store.ok(["gc", "--full"]);
+    assert!(!store.blob(layer).exists());
+}
+
+/// How a layer is lost: a client deletes it after unpacking, or the disk loses or changes its bytes and nobody has noticed yet.
+const LOSSES: [fn(&Orlop, &Digest); 3] = [
+    delete,
+    |store, layer| fs::remove_file(store.blob(layer)).unwrap(),
+    |store, layer| {
+        fs::remove_file(store.blob(layer)).unwrap();
+        fs::write(store.blob(layer), "no layer").unwrap();
+    },
+];
+
+/// A store that pulled the image from a registry, which has it still.
+fn pulled(layers: u32) -> Option<(Registry, Unpacked)> {
+    let registry = Registry::start(&Options::new())?;
+    let name = format!("{}/team/app:1", registry.host());
+    let maker = Unpacked::new(layers);
+    maker.store.ok(["push", NAME, &name]);
+    let store = Orlop::new();
+    store.ok(["pull", &name]);
+    let archive = store.path("image.tar").to_str().unwrap().to_owned();
+    fs::copy(&maker.archive, &archive).unwrap();
+    Some((registry, Unpacked { store, content: maker.content, archive }))
+}
+
+fn lost_layers_are_brought(with_daemon: bool) {
+    let Some((registry, unpacked)) = pulled(3) else { return };
+    let (store, blob) = (&unpacked.store, layer(&unpacked.content, 1));
+    let key = format!("overlayfs/{}", chain(&unpacked.content)[1]);
+    let served = with_daemon.then(|| store.serve(&[]));
+    for (n, lose) in LOSSES.iter().enumerate() {
+        // Only of the tree is it known that it is damaged: the layer is found to be lost while the tree is healed.
+        flip(&unpacked.tree(1));
+        assert_eq!(document(store, &["scrub"]).0, 5);
+        lose(store, &blob);
+        let (_, plan) = document(store, &["repair", "--known", "--plan"]);
+        let row = plan["repairs"].as_array().unwrap().iter().find(|row| row["kind"] == "snapshot").unwrap();
+        assert_eq!(
+            row["sources"][0].as_str(),
+            Some(blob.as_str()),
+            "loss {n}: the layer is named, here or not: {row:#}"
+        );
+        let (code, healed) = document(store, &["repair", "--known"]);
+        let row = healed["repairs"].as_array().unwrap().iter().find(|row| row["kind"] == "snapshot").unwrap();
+        assert_eq!(
+            (code, row["subject"].as_str(), row["outcome"].as_str()),
+            (0, Some(&*key), Some("mended")),
+            "{healed:#}"
+        );
+        let from = format!("layer {blob}, brought from {}/team/app", registry.host());
+        assert_eq!(row["from"].as_str(), Some(&*from), "loss {n}: {row:#}");
+        assert_eq!(healed["repairs"].as_array().unwrap().len(), if n == 0 { 1 } else { 2 }, "loss {n}: {healed:#}");
+        unpacked.is_sound(3);
+        store.ok(["gc", "--full"]);
+        assert_eq!(fs::read(store.blob(&blob)).unwrap(), unpacked.content.blobs[&blob].bytes, "its manifest keeps it");
+        let listed = store.ok(["content", "ls"]);
+        assert!(listed.contains(blob.as_str()), "{listed}");
+    }
+    drop(served);
+}
+
+/// A tree whose layer is not here any more, or is damaged too, is healed all the same while a registry has the layer.
+#[test]
+fn a_lost_layer_is_brought_to_heal_its_tree() {
+    if is_root("a_lost_layer_is_brought_to_heal_its_tree") {
+        lost_layers_are_brought(false);
+    }
+}
+
+#[test]
+fn a_lost_layer_is_brought_by_a_daemon_to_heal_its_tree() {
+    if is_root("a_lost_layer_is_brought_by_a_daemon_to_heal_its_tree") {
+        lost_layers_are_brought(true);
+    }
+}
+
+/// Nobody has the layer: said, with whom was asked; then an archive brings it.
+#[test]
+fn a_lost_layer_that_only_an_archive_has_heals_its_tree() {
+    if !is_root("a_lost_layer_that_only_an_archive_has_heals_its_tree") {
+        return;
+    }
+    let Some((registry, unpacked)) = pulled(3) else { return };
+    let (store, blob) = (&unpacked.store, layer(&unpacked.content, 1));
+    delete(store, &blob);
+    fs::remove_file(registry.blob_path(&blob)).unwrap();
+    flip(&unpacked.tree(1));
+    let (code, left) = document(store, &["repair"]);
+    let row = &left["repairs"][0];
+    assert_eq!((code, row["outcome"].as_str()), (5, Some("left")), "{left:#}");
+    let asked = format!("{}/team/app", registry.host());
+    assert!(
+        ["nobody who was asked has it", &asked].iter().all(|word| row["reason"].as_str().unwrap().contains(word)),
+        "{row:#}"
+    );
+    assert!(row["fix"].as_str().unwrap().contains("orlop repair --from ARCHIVE"), "{row:#}");
+    let other = Unpacked::new(1);
+    let (code, left) = document(store, &["repair", "--from", &other.archive]);
+    assert_eq!((code, left["repairs"][0]["outcome"].as_str()), (5, Some("left")), "{left:#}");
+    assert!(left["repairs"][0]["reason"].as_str().unwrap().contains("the archive does not have it"), "{left:#}");
+    let (code, healed) = document(store, &["repair", "--from", &unpacked.archive]);
+    assert_eq!((code, healed["repairs"][0]["outcome"].as_str()), (0, Some("mended")), "{healed:#}");
+    unpacked.is_sound(3);
+}
+
+/// The daemon asks for the layer by itself.
+#[test]
+fn a_daemon_brings_a_lost_layer_by_itself() {
+    if !is_root("a_daemon_brings_a_lost_layer_by_itself") {
+        return;
+    }
+    let Some((_registry, unpacked)) = pulled(2) else { return };
+    let (store, blob) = (&unpacked.store, layer(&unpacked.content, 1));
+    delete(store, &blob);
+    flip(&unpacked.tree(1));
+    assert_eq!(document(store, &["scrub"]).0, 5);
+    let config = store.path("config.toml");
+    fs::write(&config, "[repair]\nretry_seconds = 1\n").unwrap();
+    let mut served = store.serve(&["--config", config.to_str().unwrap()]);
+    served.process().wait_for(|daemon| daemon.log().contains("mended").then_some(()));
     unpacked.is_sound(2);
 }
 

@@ -45,7 +45,7 @@ impl Images {
     }
 
     /// Asks one repository after the other.
-    async fn bring(
+    pub(super) async fn bring(
         &self,
         scope: &Scope,
         client: &Client,
@@ -96,22 +96,17 @@ impl Images {
         .await
     }
 
-    /// Takes an archive in, and sees what it mended.
+    /// Takes an archive in under the scope's lease, and sees what it mended.
     pub(super) async fn bring_archive(
         &self,
-        scope: &Scope,
+        scope: Scope,
         archive: &mut (dyn AsyncRead + Send + Unpin),
         mendings: &mut [Mending],
         sink: Sink<'_>,
     ) -> Result<()> {
-        let namespace = mendings.iter().find_map(|mending| Some(mending.affected.first()?.namespace.clone()));
-        let scope = Scope { namespace: namespace.unwrap_or_else(|| scope.namespace.clone()), ..scope.clone() };
-        self.under_lease(&scope, async |scope| {
-            // Rows of another namespace are written anew there: whoever has the bytes has them for all.
-            let mut session = self.session(scope, &Nowhere, sink);
-            session.take_in(archive).await.map(drop)
-        })
-        .await?;
+        // Rows of another namespace are written anew there: whoever has the bytes has them for all.
+        let mut session = self.session(scope, &Nowhere, sink);
+        session.take_in(archive).await?;
         for mending in mendings.iter_mut() {
             let Damaged::Blob(digest) = mending.what.clone() else { continue };
             let wanted = digest.clone();
@@ -126,7 +121,7 @@ impl Images {
 }
 
 /// Whether another source would fail the same way: it is the store that cannot, not the source.
-fn is_ours(error: &Error) -> bool {
+pub(super) fn is_ours(error: &Error) -> bool {
     match error {
         Error::Remote(_) | Error::Incomplete { .. } | Error::Document { .. } | Error::Inconsistent { .. } => false,
         Error::Content(inner) => {
@@ -136,7 +131,7 @@ fn is_ours(error: &Error) -> bool {
     }
 }
 
-fn left(reason: String, digest: &Digest) -> End {
+pub(super) fn left(reason: String, digest: &Digest) -> End {
     let advice = format!(
         "nothing else is lost. `orlop repair --from ARCHIVE` takes it from an archive of an image that has it (`orlop export`, \
          `skopeo copy --all` on a machine that has the image); a pull of any image that has {digest} mends it too"

@@ -4,6 +4,7 @@
 //! blob: examine ──▶ set aside (ROOT/quarantine, with a row of what is wrong) ──▶ bring by digest ──▶ the row goes
 //!                                                                          registry, mirror, archive
 //! tree: compare ──▶ a row of what is wrong ──▶ unpack its layer beside it, verified ──▶ they change places, the row goes
+//!                                               └ one that is not here, or damaged, is brought as a blob is
 //! ```
 //!
 //! # Invariants
@@ -14,13 +15,14 @@
 //! - A plan changes nothing.
 
 mod bring;
+mod layers;
 mod sources;
 mod trees;
 
 use std::collections::BTreeMap;
 
 use orlop_content as content;
-use orlop_metadata::{Affected, Damage, Damaged, Image, Scope, Store};
+use orlop_metadata::{Affected, Damage, Damaged, Image, Scope, Store, Tree};
 use orlop_oci::Digest;
 use orlop_remote::Client;
 use tokio::io::AsyncRead;
@@ -122,18 +124,34 @@ impl Images {
         let wanted = self.wanted(scope, request).await?;
         let mut repaired = Repaired::default();
         for (digest, size) in wanted {
-            if let Some(mending) = self.examine(&digest, size, request, &mut repaired).await? {
+            if let Some(mending) = self.examine(&digest, size, request.plan, &mut repaired).await? {
                 repaired.mendings.push(mending);
             }
         }
-        if !request.plan && !repaired.mendings.is_empty() {
-            match bringer {
-                Bringer::Registries(client) => self.bring_all(scope, client, &mut repaired.mendings, sink).await?,
-                Bringer::Archive(archive) => self.bring_archive(scope, archive, &mut repaired.mendings, sink).await?,
-            }
+        let trees = self.damaged_trees(scope, request, &mut repaired).await?;
+        if request.plan {
+            repaired.mendings.extend(trees.into_iter().map(|damaged| damaged.mending));
+            return Ok(repaired);
         }
-        // By now layers are as sound as they get.
-        self.repair_trees(scope, request, &mut repaired).await?;
+        match bringer {
+            // Trees come last: by then layers are as sound as they get.
+            Bringer::Registries(client) => {
+                self.bring_all(scope, client, &mut repaired.mendings, sink).await?;
+                self.heal_trees(Some(client), trees, &mut repaired, sink).await?;
+            }
+            Bringer::Archive(archive) if !(repaired.mendings.is_empty() && trees.is_empty()) => {
+                let all = repaired.mendings.iter().chain(trees.iter().map(|damaged| &damaged.mending));
+                let namespace =
+                    all.flat_map(|mending| &mending.affected).map(|affected| affected.namespace.clone()).next();
+                let scope = Scope { namespace: namespace.unwrap_or_else(|| scope.namespace.clone()), ..scope.clone() };
+                self.under_lease(&scope, async |scope| {
+                    self.bring_archive(scope, archive, &mut repaired.mendings, sink).await?;
+                    self.heal_trees(None, trees, &mut repaired, sink).await
+                })
+                .await?;
+            }
+            Bringer::Archive(_) => {}
+        }
         Ok(repaired)
     }
 
@@ -177,14 +195,14 @@ impl Images {
         &self,
         digest: &Digest,
         size: u64,
-        request: &RepairRequest,
+        plan: bool,
         repaired: &mut Repaired,
     ) -> Result<Option<Mending>> {
         let raw = self.store().raw_content();
         let flaw = content::examine(&**raw, digest, Some(size), &()).await?;
         repaired.blobs += 1;
         repaired.blob_bytes += size;
-        let (what, digest, plan) = (Damaged::Blob(digest.clone()), digest.clone(), request.plan);
+        let (what, digest) = (Damaged::Blob(digest.clone()), digest.clone());
         self.blocking(move |store| {
             let known = store.damage_of(&what)?;
             let damage = match flaw {
@@ -220,6 +238,10 @@ fn mending(store: &Store, damage: Damage, digest: Digest, size: u64) -> Result<M
         detail,
         quarantine,
     })
+}
+
+fn scope_of(tree: &Tree) -> Scope {
+    Scope::new(tree.namespace.clone(), "repair")
 }
 
 fn known_blobs(store: &Store) -> Result<BTreeMap<Digest, u64>> {

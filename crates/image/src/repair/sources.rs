@@ -25,11 +25,7 @@ impl Sources {
         let mut sources = Self::default();
         let rows = store.blob_rows(digest)?;
         let affected = store.affected(&orlop_metadata::Damaged::Blob(digest.clone()))?;
-        for name in affected.iter().flat_map(|affected| &affected.images) {
-            if let Some(repository) = name.parse::<Reference>().ok().and_then(|name| name.repository().cloned()) {
-                sources.add(repository);
-            }
-        }
+        affected.iter().flat_map(|affected| &affected.images).for_each(|name| sources.add_named(name));
         let named = sources.repositories.clone();
         for (namespace, _, found) in rows {
             for (key, paths) in &found {
@@ -44,6 +40,18 @@ impl Sources {
             sources.namespace = namespace;
         }
         Ok(sources)
+    }
+
+    /// The repository that an image's name names.
+    pub(super) fn add_named(&mut self, name: &str) {
+        if let Some(repository) = name.parse::<Reference>().ok().and_then(|name| name.repository().cloned()) {
+            self.add(repository);
+        }
+    }
+
+    /// Those of something else that has it too.
+    pub(super) fn append(&mut self, other: Self) {
+        other.repositories.into_iter().for_each(|repository| self.add(repository));
     }
 
     fn repositories_of(&mut self, domain: &str, path: &str) {

@@ -3,26 +3,30 @@
 //! Never beneath a container: a mounted overlay must not have a layer changed under it. What stands on a damaged tree is named, and when
 //! it is gone the tree is healed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use orlop_content::{BlockingReader, Provider as _};
 use orlop_metadata::{Damage, Damaged, Scope, Store, Tree};
-use orlop_oci::{ChainId, DiffId, Digest, chain_ids};
+use orlop_oci::{DiffId, Digest};
+use orlop_remote::Client;
+use orlop_snapshot::SnapshotId;
 use orlop_snapshot::apply::{self, Options};
 
-use super::{End, Mending, RepairRequest, Repaired};
-use crate::{Error, Images, Result, labels};
+use super::layers::{Layer, Layers, Named, Unpacks};
+use super::{End, Mending, RepairRequest, Repaired, scope_of};
+use crate::{Error, Images, Result, Sink};
 
-/// Layers that a tree may be made from.
-struct Layers {
-    diff_id: DiffId,
-    /// They unpack to it, by what their labels say.
-    blobs: Vec<Digest>,
+/// A tree that is not what it was.
+pub(super) struct DamagedTree {
+    tree: Tree,
+    layers: Layers,
+    pub(super) mending: Mending,
 }
 
 /// Whether a layer gave the tree.
 enum Tried {
-    Healed,
+    /// By a layer of this diff ID.
+    Healed(DiffId),
     /// So many stand on it.
     Standing(Vec<String>),
     /// The layer is at fault.
@@ -30,21 +34,37 @@ enum Tried {
 }
 
 impl Images {
-    /// Compares trees, and mends those that differ, unless it is only planned; parents first, for a tree has what links of its layer
-    /// name below, or all of it.
-    pub(super) async fn repair_trees(
+    /// Compares trees: those that differ, parents first, for a tree has what links of its layer name below, or all of it.
+    pub(super) async fn damaged_trees(
         &self,
         scope: &Scope,
         request: &RepairRequest,
         repaired: &mut Repaired,
-    ) -> Result<()> {
-        let mut left = BTreeSet::new();
+    ) -> Result<Vec<DamagedTree>> {
+        let (mut damaged, mut named) = (Vec::new(), Named::default());
         for tree in self.wanted_trees(scope, request).await? {
             let Some(mut mending) = self.examine_tree(&tree, request.plan, repaired).await? else { continue };
-            mending.end = match request.plan {
-                true => self.standing_on(&tree).await?.map_or(End::Planned, |standing| in_use(&standing)),
-                false => self.heal(&tree, &left).await?,
-            };
+            let layers = self.layers_of(&tree, &mut named).await?;
+            mending.sources = layers.blobs.iter().map(|layer| layer.digest.to_string()).collect();
+            if let Some(standing) = self.standing_on(&tree).await? {
+                mending.end = in_use(&standing);
+            }
+            damaged.push(DamagedTree { tree, layers, mending });
+        }
+        Ok(damaged)
+    }
+
+    /// Mends trees; without a `client`, from what is here.
+    pub(super) async fn heal_trees(
+        &self,
+        client: Option<&Client>,
+        damaged: Vec<DamagedTree>,
+        repaired: &mut Repaired,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let mut left = BTreeSet::new();
+        for DamagedTree { tree, layers, mut mending } in damaged {
+            mending.end = self.heal(&tree, &layers, &left, client, repaired, sink).await?;
             if matches!(mending.end, End::Left { .. }) {
                 left.insert(tree.id);
             }
@@ -106,7 +126,15 @@ impl Images {
     }
 
     /// Makes a fresh tree and puts it in the place of the damaged one.
-    async fn heal(&self, tree: &Tree, left: &BTreeSet<orlop_snapshot::SnapshotId>) -> Result<End> {
+    async fn heal(
+        &self,
+        tree: &Tree,
+        layers: &Layers,
+        left: &BTreeSet<SnapshotId>,
+        client: Option<&Client>,
+        repaired: &mut Repaired,
+        sink: Sink<'_>,
+    ) -> Result<End> {
         if let Some(below) = tree.parents.iter().find(|below| left.contains(below)) {
             let reason = format!("what it stands on, {}/{}, is damaged still", tree.driver, below.0);
             return Ok(End::Left { reason, advice: "mend that first, as is said of it".to_owned() });
@@ -114,24 +142,49 @@ impl Images {
         if let Some(standing) = self.standing_on(tree).await? {
             return Ok(in_use(&standing));
         }
-        let wanted = tree.clone();
-        let layers = self.blocking(move |store| layers(store, &wanted)).await?;
-        let mut said = Vec::new();
-        for blob in layers.iter().flat_map(|layers| &layers.blobs) {
-            let Some(diff_id) = layers.as_ref().map(|layers| layers.diff_id.clone()) else { continue };
-            match self.heal_from(tree, blob, diff_id).await? {
-                Tried::Healed => return Ok(End::Mended { from: format!("layer {blob}") }),
-                Tried::Standing(standing) => return Ok(in_use(&standing)),
-                Tried::Refused(why) => said.push(format!("{blob}: {why}")),
+        // What is brought is held until the tree is healed.
+        self.under_lease(&scope_of(tree), async |scope| {
+            let mut said = Vec::new();
+            for layer in &layers.blobs {
+                let (tried, from) =
+                    self.heal_with(&scope, tree, layer, &layers.unpacks, client, repaired, sink).await?;
+                match tried {
+                    Tried::Healed(diff) => {
+                        self.label_layer(&scope, &layer.digest, &diff).await?;
+                        return Ok(End::Mended { from });
+                    }
+                    Tried::Standing(standing) => return Ok(in_use(&standing)),
+                    Tried::Refused(why) => said.push(format!("{}: {why}", layer.digest)),
+                }
             }
+            Ok(no_layer(&said))
+        })
+        .await
+    }
+
+    /// Tries a layer; one that is lost or damaged is brought, and tried again. Says where it came from.
+    #[allow(clippy::too_many_arguments, reason = "each is a thing of its own")]
+    async fn heal_with(
+        &self,
+        scope: &Scope,
+        tree: &Tree,
+        layer: &Layer,
+        unpacks: &Unpacks,
+        client: Option<&Client>,
+        repaired: &mut Repaired,
+        sink: Sink<'_>,
+    ) -> Result<(Tried, String)> {
+        let from = format!("layer {}", layer.digest);
+        let tried = self.heal_from(scope, tree, &layer.digest, unpacks).await?;
+        let Tried::Refused(why) = tried else { return Ok((tried, from)) };
+        match self.bring_layer(scope, tree, layer, client, repaired, sink).await? {
+            Some(End::Mended { from: whom }) => {
+                let tried = self.heal_from(scope, tree, &layer.digest, unpacks).await?;
+                Ok((tried, format!("{from}, brought from {whom}")))
+            }
+            Some(End::Left { reason, .. }) => Ok((Tried::Refused(format!("{why}; {reason}")), from)),
+            Some(End::Planned) | None => Ok((Tried::Refused(why), from)),
         }
-        let reason = match said.is_empty() {
-            true => "no layer in the store is known to unpack to it".to_owned(),
-            false => format!("no layer gives it: {}", said.join("; ")),
-        };
-        let advice = "a pull or an import of an image that has it brings a missing layer, `orlop repair` mends a damaged one; \
-                      or remove the image, once no container stands on it, and pull it again";
-        Ok(End::Left { reason, advice: advice.to_owned() })
     }
 
     /// The keys of those who stand on a tree; `None` if nobody does.
@@ -143,9 +196,8 @@ impl Images {
         Ok((!standing.is_empty()).then_some(standing))
     }
 
-    async fn heal_from(&self, tree: &Tree, blob: &Digest, diff_id: DiffId) -> Result<Tried> {
-        let scope = scope_of(tree);
-        let reader = match self.store().content(&scope).open(blob).await {
+    async fn heal_from(&self, scope: &Scope, tree: &Tree, blob: &Digest, unpacks: &Unpacks) -> Result<Tried> {
+        let reader = match self.store().content(scope).open(blob).await {
             Ok(reader) => reader,
             Err(error @ (orlop_content::Error::NotFound { .. } | orlop_content::Error::Resized { .. })) => {
                 return Ok(Tried::Refused(error.to_string()));
@@ -155,25 +207,25 @@ impl Images {
         let reader = BlockingReader::new(tokio::runtime::Handle::current(), reader, 0);
         let limits = self.settings().limits.layer.clone();
         let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits };
-        let (tree, layer) = (tree.clone(), blob.clone());
+        let (scope, tree, layer, unpacks) = (scope.clone(), tree.clone(), blob.clone(), unpacks.clone());
         self.blocking(move |store| {
             let snapshots = store.snapshots(&scope, &tree.driver)?;
             let healing = snapshots.begin_healing(&tree.key)?;
             let target = snapshots.healing_target(&healing)?;
-            let refused = match apply::apply(reader, &target, &options) {
-                Ok(applied) if applied.diff_id == diff_id => None,
-                Ok(applied) => Some(Ok(format!("it unpacks to {}, expected {diff_id}", applied.diff_id))),
+            let given = match apply::apply(reader, &target, &options) {
+                Ok(applied) if unpacks.is(&applied.diff_id) => Ok(applied.diff_id),
+                Ok(applied) => Err(Ok(format!("it unpacks to {}, which is not this tree's", applied.diff_id))),
                 Err(error @ (orlop_snapshot::Error::Io { .. } | orlop_snapshot::Error::Unsupported { .. })) => {
-                    Some(Err(error))
+                    Err(Err(error))
                 }
-                Err(error) => Some(Ok(error.to_string())),
+                Err(error) => Err(Ok(error.to_string())),
             };
-            match refused {
-                None => match snapshots.end_healing(healing)? {
-                    standing if standing.is_empty() => Ok(Tried::Healed),
+            match given {
+                Ok(diff) => match snapshots.end_healing(healing)? {
+                    standing if standing.is_empty() => Ok(Tried::Healed(diff)),
                     standing => Ok(Tried::Standing(standing)),
                 },
-                Some(refused) => {
+                Err(refused) => {
                     snapshots.abandon_healing(healing);
                     refused.map(Tried::Refused).map_err(|source| Error::Layer { layer, source })
                 }
@@ -183,8 +235,15 @@ impl Images {
     }
 }
 
-fn scope_of(tree: &Tree) -> Scope {
-    Scope::new(tree.namespace.clone(), "repair")
+/// No layer gave the tree, and what was said of each.
+fn no_layer(said: &[String]) -> End {
+    let reason = match said.is_empty() {
+        true => "no layer is known to unpack to it".to_owned(),
+        false => format!("no layer gives it: {}", said.join("; ")),
+    };
+    let advice = "`orlop repair --from ARCHIVE` takes the layer from an archive of an image that has it, and a pull of such an image \
+                  brings a missing layer; or remove the image, once no container stands on it, and pull it again";
+    End::Left { reason, advice: advice.to_owned() }
 }
 
 fn in_use(standing: &[String]) -> End {
@@ -196,51 +255,17 @@ fn in_use(standing: &[String]) -> End {
 
 fn mending(store: &Store, tree: &Tree, damage: Damage) -> Result<Mending> {
     let Damage { what, fault, detail, quarantine, .. } = damage;
-    let sources = layers(store, tree)?.map(|layers| layers.blobs).unwrap_or_default();
     Ok(Mending {
         affected: store.affected(&what)?,
         subject: format!("{}/{}", tree.driver, tree.key),
         size: tree.bytes,
-        sources: sources.iter().map(ToString::to_string).collect(),
+        sources: Vec::new(),
         end: End::Planned,
         what,
         fault,
         detail,
         quarantine,
     })
-}
-
-/// Finds the layer of a tree: by the label that Orlop gives a snapshot, else by the one diff ID among those of the layers that are here
-/// that gives the snapshot's chain ID, as other clients unpack.
-fn layers(store: &Store, tree: &Tree) -> Result<Option<Layers>> {
-    let scope = scope_of(tree);
-    let mut by_diff: BTreeMap<String, Vec<Digest>> = BTreeMap::new();
-    for info in store.content(&scope).find(&[])? {
-        if let Some(diff) = info.labels.get(labels::UNCOMPRESSED) {
-            by_diff.entry(diff.clone()).or_default().push(info.digest);
-        }
-    }
-    let snapshot = store.snapshots(&scope, &tree.driver)?.stat(&tree.key)?;
-    let known =
-        snapshot.labels.get(labels::SNAPSHOT_DIFF).and_then(|diff| diff.parse::<Digest>().ok()).map(DiffId::new);
-    let gives = |diff: &DiffId| chain_of(&snapshot.parent, diff).is_some_and(|chain| chain.to_string() == tree.key);
-    let diff_id = known.or_else(|| {
-        let mut diffs = by_diff.keys().filter_map(|diff| diff.parse::<Digest>().ok()).map(DiffId::new);
-        diffs.find(gives)
-    });
-    Ok(diff_id.map(|diff_id| {
-        let blobs = by_diff.remove(&diff_id.to_string()).unwrap_or_default();
-        Layers { diff_id, blobs }
-    }))
-}
-
-/// The chain ID of a layer on a parent that is called by its own.
-fn chain_of(parent: &str, diff: &DiffId) -> Option<ChainId> {
-    if parent.is_empty() {
-        return chain_ids(std::slice::from_ref(diff)).pop();
-    }
-    let below = parent.parse::<Digest>().ok().map(DiffId::new)?;
-    chain_ids(&[below, diff.clone()]).pop()
 }
 
 /// Orders trees so that each comes after those that it stands on.
