@@ -27,6 +27,8 @@
 //! timeout, and those of one process may share a transaction; one process at a time collects (`ROOT/gc.lock`, flock). All methods block and belong on a blocking pool;
 //! the exception is [`ScopedContent`], which plays the async roles of `orlop-content`.
 
+#![cfg_attr(test, allow(clippy::duplicate_mod, reason = "a test compiles a core once more, on a scheduler of its own"))]
+
 mod around;
 mod changes;
 mod check;
@@ -59,7 +61,12 @@ mod scrub;
 mod snapshots;
 mod store;
 mod summary;
+mod sync;
 mod transact;
+#[cfg(test)]
+mod transact_orders_tests;
+#[cfg(test)]
+mod transact_tests;
 mod trash;
 mod trees;
 mod watch;

@@ -14,26 +14,26 @@
 //!   committed rows.
 //!
 //! # Concurrency
-//! One mutex guards connection and open transaction; callers wait for the outcome without it.
+//! One mutex guards connection and open transaction; callers wait for the outcome without it. The tests go through the orders in which
+//! callers may come (`transact_orders_tests.rs`): what they wait with is `super::sync`'s.
 
 use std::cell::RefCell;
 use std::io;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use rusqlite::{Connection, ffi};
 
+use super::sync::{Arc, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, lock};
 use crate::changes::{Change, Notice, Watchers};
-use crate::db::{from_nanos, lock};
+use crate::db::from_nanos;
 use crate::fault;
 use crate::history::Log;
 use crate::{Error, Result};
 
 /// Callers that share a transaction at most: then the first of them has waited long enough.
-const MEMBERS: usize = 64;
+pub(crate) const MEMBERS: usize = 64;
 
 /// What one caller does. Dereferences to the connection.
 pub(crate) struct Tx<'c> {
@@ -162,6 +162,12 @@ impl Writer {
             outcome.wait()?;
         }
         result.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// How many callers are on their way to the lock.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::SeqCst)
     }
 
     fn enter(&self) -> MutexGuard<'_, State> {
@@ -322,7 +328,7 @@ impl Outcome {
             if let Some(ended) = &*ended {
                 return ended.clone().map_err(Error::from);
             }
-            ended = self.told.wait(ended).unwrap_or_else(std::sync::PoisonError::into_inner);
+            ended = self.told.wait(ended).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -389,6 +395,3 @@ impl From<Failure> for Error {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

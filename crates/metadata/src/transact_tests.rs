@@ -1,14 +1,18 @@
 //! Callers at one database, brought into one transaction by waiting until they stand in the queue.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope, ScopedJoinHandle, yield_now};
 
-use super::*;
-use crate::Watcher;
+use rusqlite::ffi;
+
+use crate::changes::{Change, Notice};
 use crate::db::Db;
+use crate::transact::{MEMBERS, Tx};
+use crate::{Error, Result, Watcher};
 
 fn open(root: &Path) -> Db {
     Db::open(root, false, Arc::new(jiff::Timestamp::now)).unwrap()
@@ -16,7 +20,7 @@ fn open(root: &Path) -> Db {
 
 /// Until so many callers want the lock.
 fn until_queued(db: &Db, callers: usize) {
-    while db.writer().queued.load(Ordering::SeqCst) < callers {
+    while db.writer().queued() < callers {
         yield_now();
     }
 }
