@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("orlop-lens", &["orlop-oci", "orlop-bolt", "orlop-graph", "orlop-api"]),
     ("orlop-registry", &["orlop-oci", "orlop-content"]),
     ("orlop-testkit", &["orlop-oci"]),
+    ("orlop-xtask", &[]),
     (
         "orlop-fuzz",
         &[
@@ -89,7 +90,7 @@ const RESERVED_WORDS: &[(&str, &[&str])] = &[
     ("std::env::var", &["orlop", "orlop-testkit"]),
     ("env::var_os", &["orlop", "orlop-testkit"]),
     ("std::io::stdout", &["orlop"]),
-    ("println!", &["orlop", "orlop-testkit"]),
+    ("println!", &["orlop", "orlop-testkit", "orlop-xtask"]),
 ];
 
 /// Crates that do no I/O.
