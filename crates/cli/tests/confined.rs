@@ -1,15 +1,19 @@
-//! The real binary unpacks in threads that give up what they do not need: seen by strace.
+//! The real binary unpacks in threads that give up what they do not need: seen by strace. The daemon does its work with the capabilities
+//! that are left to it.
 
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use common::{Done, Orlop, binary};
 use orlop_testkit::archive;
+use orlop_testkit::corpus::CAPABILITY;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::process::need;
-use orlop_testkit::tar::Entry;
+use orlop_testkit::served::Served;
+use orlop_testkit::tar::{Entry, Kind};
 
 #[test]
 fn each_layer_is_unpacked_by_two_threads_that_confine_themselves_first() {
@@ -59,4 +63,62 @@ fn each_layer_is_unpacked_by_two_threads_that_confine_themselves_first() {
     }
     // Two for each layer, and the one that tried what holds here.
     assert_eq!((confined.len(), writing), (5, 2), "{threads:#?}");
+}
+
+/// What docs/security.md leaves to a daemon under systemd is enough for its work, and all that it has.
+#[test]
+fn a_daemon_does_its_work_with_the_capabilities_of_the_document_alone() {
+    let Some(setpriv) = need("setpriv", "util-linux").filter(|_| common::is_root("a_daemon_does_its_work")) else {
+        return;
+    };
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/security.md");
+    let document = std::fs::read_to_string(document).unwrap();
+    let named = document.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let set: String =
+        named.split(' ').map(|one| format!(",+{}", one.strip_prefix("CAP_").unwrap().to_lowercase())).collect();
+    let store = Orlop::new();
+    let mut command = binary();
+    let mut confined = Command::new(setpriv);
+    confined
+        .args(["--no-new-privs", "--inh-caps=-all", &format!("--bounding-set=-all{set}")])
+        .arg(command.get_program());
+    command.get_envs().for_each(|(key, value)| match value {
+        Some(value) => drop(confined.env(key, value)),
+        None => drop(confined.env_remove(key)),
+    });
+    command = confined;
+    let mut served = Served::start(command, &store.root(), &[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.process().id())).unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
+    let held = u64::from_str_radix(effective, 16).unwrap().count_ones() as usize;
+    assert!(held <= named.split(' ').count() && held > 0, "{effective}");
+    let capability = Entry::file("ping", "content").mode(0o755).owner(7, 7).xattr("security.capability", CAPABILITY);
+    let device = Entry::new("null", Kind::Char(1, 3));
+    let entries = [
+        capability,
+        device,
+        Entry::file("su", "content").mode(0o4755).owner(1000, 2000),
+        Entry::dir("closed").mode(0).owner(5, 5),
+    ];
+    let layers = [
+        Layer::new(entries),
+        Layer::new([Entry::file("closed/file", "x").owner(6, 6).mode(0), Entry::hardlink("pong", "ping")]),
+    ];
+    let image = Content::image(&layers.into_iter().fold(Image::host(), Image::layer));
+    let archive = store.path("image.tar");
+    std::fs::write(&archive, archive::oci_archive(&[("docker.io/team/app:1", &image)])).unwrap();
+    for snapshotter in ["overlayfs", "native"] {
+        store.ok(["import", "--snapshotter", snapshotter, archive.to_str().unwrap()]);
+    }
+    store.ok(["check", "--deep"]);
+    store.ok(["scrub"]);
+    let point = store.path("mnt");
+    std::fs::create_dir(&point).unwrap();
+    store.ok(["mount", "docker.io/team/app:1", point.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(point.join("pong")).unwrap(), "content");
+    store.ok(["umount", point.to_str().unwrap()]);
+    store.ok(["rm", "docker.io/team/app:1"]);
+    store.ok(["gc", "--full"]);
+    assert!(!served.log().contains("Operation not permitted"), "{}", served.log());
+    store.is_sound();
 }

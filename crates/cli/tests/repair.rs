@@ -450,3 +450,25 @@ fn a_daemon_mends_by_itself_when_the_registry_is_back() {
     served.process().wait_for(|daemon| daemon.log().contains("mended").then_some(()));
     store.is_sound();
 }
+
+/// The registry that the image is named after is gone, and what mirrors it has the bytes.
+#[test]
+fn a_mirror_has_the_bytes_of_a_registry_that_is_gone() {
+    let Some(Pulled { registry, content, .. }) = Pulled::new() else { return };
+    let store = Orlop::new();
+    let hosts = store.path("certs.d");
+    fs::create_dir_all(hosts.join("gone.invalid")).unwrap();
+    let mirror = format!("[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", registry.host());
+    fs::write(hosts.join("gone.invalid/hosts.toml"), format!("server = \"http://gone.invalid\"\n{mirror}")).unwrap();
+    let hosts = ["--hosts-dir", hosts.to_str().unwrap()];
+    store.ok([&["pull"], &hosts[..], &["gone.invalid/team/app:1"]].concat());
+    for digest in content.blobs.keys() {
+        damage(&store, digest, DAMAGES[0].1);
+    }
+    let (done, document) = repair(&store, &["--known", "--plan"]);
+    assert_eq!((done.code, document["repairs"].as_array().unwrap().len()), (0, 0), "nothing is known yet");
+    let (done, document) = repair(&store, &hosts);
+    assert_eq!((done.code, texts(&document["repairs"], "outcome")), (0, ["mended"].into()), "{document:#}");
+    assert_eq!(texts(&document["repairs"], "from"), ["gone.invalid/team/app"].into(), "{document:#}");
+    store.is_sound();
+}
