@@ -119,3 +119,12 @@ fn every_dependency_has_a_licence_and_an_origin_that_are_allowed() {
         }
     }
 }
+
+/// It would cost every pull 30 ms, a warm one twice of what else it takes.
+#[test]
+fn the_program_measures_no_jitter() {
+    let program = env!("CARGO_BIN_EXE_orlop");
+    let has = |word: &str| Command::new("grep").args(["-qaF", word, program]).status().unwrap().success();
+    assert!(has("sqlite3_open"), "names of functions can be found in it");
+    assert!(!has("jent_measure_jitter"), "built without .cargo/config.toml's AWS_LC_SYS_NO_JITTER_ENTROPY");
+}

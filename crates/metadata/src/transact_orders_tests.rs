@@ -25,7 +25,7 @@ mod sync {
 }
 
 #[path = "transact.rs"]
-#[allow(dead_code, reason = "the crate uses the other copy")]
+#[allow(dead_code, clippy::duplicate_mod, reason = "the crate uses the other copy; this one is of other primitives")]
 mod transact;
 
 use Role::{Alone, Fails, Loses, Spoils, Together};
