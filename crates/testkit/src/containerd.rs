@@ -212,6 +212,8 @@ impl Containerd {
 
 fn spawned(programs: &Programs, directory: &Path) -> Daemon {
     let mut command = Command::new(&programs.containerd);
+    // It unpacks by igzip or pigz where they are installed, which take what its own gzip refuses.
+    command.env("CONTAINERD_DISABLE_IGZIP", "1").env("CONTAINERD_DISABLE_PIGZ", "1");
     command.arg("--config").arg(directory.join("config.toml"));
     let daemon = Daemon::start(&mut command, &directory.join("log"));
     daemon.unwrap_or_else(|e| panic!("{}: {e}", programs.containerd.display()))
