@@ -285,6 +285,14 @@ impl Hand {
         self.count -= count;
     }
 
+    /// Writes a literal.
+    #[inline(always)]
+    fn put(&mut self, entry: u32, out: &mut [u8], at: usize) -> usize {
+        self.drop(taken(entry));
+        out[at] = (entry >> 16) as u8;
+        at + 1
+    }
+
     /// What an entry stands for, its extra bits included.
     #[inline(always)]
     fn amount(&mut self, entry: u32) -> usize {
@@ -322,67 +330,49 @@ impl Rounds<'_> {
         }
         hand.refill(self.input);
         let mut entry = self.literal(hand.bits);
-        loop {
+        'rounds: loop {
             // Three codes of the first table and what a length takes are at hand: 3 * 11 + 15 + 5 bits.
-            if entry & LITERAL != 0 {
-                hand.drop(taken(entry));
-                out[at] = (entry >> 16) as u8;
-                at += 1;
-                entry = self.literal(hand.bits);
+            'literal: {
                 if entry & LITERAL != 0 {
-                    hand.drop(taken(entry));
-                    out[at] = (entry >> 16) as u8;
-                    at += 1;
+                    at = hand.put(entry, out, at);
                     entry = self.literal(hand.bits);
                     if entry & LITERAL != 0 {
-                        hand.drop(taken(entry));
-                        out[at] = (entry >> 16) as u8;
-                        at += 1;
-                        if hand.at > last_input || at > last_room {
-                            break;
-                        }
+                        at = hand.put(entry, out, at);
                         entry = self.literal(hand.bits);
-                        hand.refill(self.input);
-                        continue;
-                    }
-                }
-            }
-            if entry & SPECIAL != 0 {
-                if entry & LONGER != 0 {
-                    hand.drop(LITERAL_BITS);
-                    let index = value(entry) + (hand.bits as usize & ((1 << code_bits(entry)) - 1));
-                    entry = self.literals[index % LITERAL_ENTRIES];
-                    if entry & LITERAL != 0 {
-                        hand.drop(taken(entry));
-                        out[at] = (entry >> 16) as u8;
-                        at += 1;
-                        if hand.at > last_input || at > last_room {
-                            break;
+                        if entry & LITERAL != 0 {
+                            break 'literal;
                         }
-                        hand.refill(self.input);
-                        entry = self.literal(hand.bits);
-                        continue;
                     }
                 }
                 if entry & SPECIAL != 0 {
-                    if entry & END == 0 {
-                        return Err(invalid("bits are no code"));
+                    entry = self.special(&mut hand, entry)?;
+                    if entry & LITERAL != 0 {
+                        break 'literal;
                     }
-                    hand.drop(taken(entry));
-                    return Ok((hand, at, Stop::EndOfBlock));
+                    if entry & SPECIAL != 0 {
+                        hand.drop(taken(entry));
+                        return Ok((hand, at, Stop::EndOfBlock));
+                    }
                 }
+                let length = hand.amount(entry);
+                hand.refill(self.input);
+                let distance = self.distance(&mut hand)?;
+                let goes_on = hand.at <= last_input;
+                // The next symbol is looked for before the match is copied: neither waits for the other.
+                hand.refill(self.input);
+                entry = self.literal(hand.bits);
+                at = self.copy(out, at, length, distance)?;
+                if !goes_on || at > last_room {
+                    break 'rounds;
+                }
+                continue 'rounds;
             }
-            let length = hand.amount(entry);
-            hand.refill(self.input);
-            let distance = self.distance(&mut hand)?;
-            let goes_on = hand.at <= last_input;
-            // The next symbol is looked for before the match is copied: neither waits for the other.
-            hand.refill(self.input);
-            entry = self.literal(hand.bits);
-            at = self.copy(out, at, length, distance)?;
-            if !goes_on || at > last_room {
+            at = hand.put(entry, out, at);
+            if hand.at > last_input || at > last_room {
                 break;
             }
+            entry = self.literal(hand.bits);
+            hand.refill(self.input);
         }
         Ok((hand, at, Stop::Edge))
     }
@@ -390,6 +380,17 @@ impl Rounds<'_> {
     #[inline(always)]
     fn literal(&self, bits: u64) -> u32 {
         self.literals[bits as usize & ((1 << LITERAL_BITS) - 1)]
+    }
+
+    /// What stands in a second table, or ends the block.
+    #[inline(always)]
+    fn special(&self, hand: &mut Hand, mut entry: u32) -> io::Result<u32> {
+        if entry & LONGER != 0 {
+            hand.drop(LITERAL_BITS);
+            let index = value(entry) + (hand.bits as usize & ((1 << code_bits(entry)) - 1));
+            entry = self.literals[index % LITERAL_ENTRIES];
+        }
+        if entry & SPECIAL != 0 && entry & END == 0 { Err(invalid("bits are no code")) } else { Ok(entry) }
     }
 
     #[inline(always)]
