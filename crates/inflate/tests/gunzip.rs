@@ -4,19 +4,8 @@ use std::io::{self, Cursor, Read, Write as _};
 
 use flate2::{Compression, GzBuilder, write::DeflateEncoder};
 use orlop_inflate::Gunzip;
+use orlop_testkit::dripping::Dripping;
 use proptest::prelude::*;
-
-/// Gives a few bytes at a time, of which nobody knows how many.
-struct Dripping<'a>(&'a [u8]);
-
-impl Read for Dripping<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = out.len().min(self.0.len()).min(1 + self.0.len() % 5);
-        out[..count].copy_from_slice(&self.0[..count]);
-        self.0 = &self.0[count..];
-        Ok(count)
-    }
-}
 
 /// Reads to the end with a room of `room` bytes.
 fn gunzip(reader: impl Read, room: usize) -> io::Result<Vec<u8>> {

@@ -7,7 +7,7 @@
 //! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
 //! - [`go`] builds the clients and suites that are written in Go.
 //! - [`served`] is `orlop serve` itself on a socket of its own.
-//! - [`tier`] says how much a test tries.
+//! - [`tier`] says how much a test tries; [`dripping`] reads a few bytes at a time.
 //! - [`disk`] is a small file system to be filled, remounted, or cut off from power.
 //! - [`power`] records what a program writes and makes every state that a power cut may leave of it.
 //! - [`faults`] lets system calls of a program fail, or kills it at one.
@@ -20,6 +20,7 @@ pub mod compress;
 pub mod containerd;
 pub mod corpus;
 pub mod disk;
+pub mod dripping;
 pub mod faults;
 pub mod fingerprint;
 pub mod from_dir;

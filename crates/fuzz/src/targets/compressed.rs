@@ -13,6 +13,7 @@ use orlop_oci::Digest;
 use orlop_snapshot::apply::{Applied, Limits, Options, apply};
 use orlop_snapshot::{Driver, NativeDriver, SnapshotId};
 use orlop_testkit::compress;
+use orlop_testkit::dripping::Dripping;
 use orlop_testkit::tar::{Entry, tar};
 use tempfile::TempDir;
 
@@ -92,18 +93,6 @@ fn run(bytes: &[u8]) {
         (Ok(applied), None, _) => panic!("{applied:?}, but a second reader refuses it"),
         (Err(error), _, Some(_)) => panic!("a right stream is refused: {error}"),
         (Err(_), _, None) => {}
-    }
-}
-
-/// Gives a few bytes at a time.
-struct Dripping<'a>(&'a [u8]);
-
-impl Read for Dripping<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = out.len().min(self.0.len()).min(1 + self.0.len() % 3);
-        out[..count].copy_from_slice(&self.0[..count]);
-        self.0 = &self.0[count..];
-        Ok(count)
     }
 }
 

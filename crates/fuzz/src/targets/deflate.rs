@@ -10,6 +10,7 @@ use flate2::write::DeflateEncoder;
 use flate2::{Compression, Decompress, FlushDecompress, Status};
 use orlop_inflate::Gunzip;
 use orlop_testkit::compress;
+use orlop_testkit::dripping::Dripping;
 
 use super::Target;
 
@@ -68,18 +69,6 @@ fn gunzip(reader: impl Read, room: usize) -> io::Result<Vec<u8>> {
             _ if out.len() > MOST => return Ok(out),
             count => out.extend_from_slice(&buffer[..count]),
         }
-    }
-}
-
-/// Gives a few bytes at a time.
-struct Dripping<'a>(&'a [u8]);
-
-impl Read for Dripping<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = out.len().min(self.0.len()).min(1 + self.0.len() % 3);
-        out[..count].copy_from_slice(&self.0[..count]);
-        self.0 = &self.0[count..];
-        Ok(count)
     }
 }
 
