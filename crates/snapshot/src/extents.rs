@@ -71,7 +71,7 @@ pub fn may_be_shared(on: impl AsFd) -> bool {
 ///
 /// # Errors
 /// If the file cannot be opened or asked.
-pub fn shared(directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> rustix::io::Result<Vec<Range<u64>>> {
+fn shared(directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> rustix::io::Result<Vec<Range<u64>>> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_blocks == 0 {
         return Ok(Vec::new());
     }

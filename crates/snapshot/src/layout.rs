@@ -271,14 +271,26 @@ impl Counter {
 
     /// Counts what is no directory.
     pub(crate) fn file(&mut self, directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> rustix::io::Result<()> {
-        if stat.st_nlink == 1 || self.links.insert((stat.st_dev, stat.st_ino)) {
-            self.usage.bytes += match self.may_share {
-                true => extents::allocated(directory, name, stat, |shared| shared.end - shared.start)?,
-                false => stat.st_blocks.unsigned_abs() * 512,
-            };
+        if !self.may_share {
+            self.own(stat);
+        } else if self.is_new(stat) {
+            self.usage.bytes += extents::allocated(directory, name, stat, |shared| shared.end - shared.start)?;
             self.usage.inodes += 1;
         }
         Ok(())
+    }
+
+    /// The same of what is known to share nothing with other files.
+    pub(crate) fn own(&mut self, stat: &Stat) {
+        if self.is_new(stat) {
+            self.usage.bytes += stat.st_blocks.unsigned_abs() * 512;
+            self.usage.inodes += 1;
+        }
+    }
+
+    /// Whether it was not counted by another of its names.
+    fn is_new(&mut self, stat: &Stat) -> bool {
+        stat.st_nlink == 1 || self.links.insert((stat.st_dev, stat.st_ino))
     }
 
     pub(crate) fn total(&self) -> Usage {

@@ -67,7 +67,11 @@ pub(crate) fn write(tree: &Path, notes: &Notes, to: &Path) -> Result<Usage> {
             Step::Leave { .. } => dir = fs::split(&dir).0.to_vec(),
             Step::Other { name, stat } => {
                 let path = fs::join(&dir, name.as_bytes());
-                usage.file(walk.dir(), &name, &stat).at("read", fs::shown(tree, &path))?;
+                // What apply wrote shares nothing: of that nobody needs to ask the file system.
+                match notes.hash(&stat) {
+                    Some(_) => usage.own(&stat),
+                    None => usage.file(walk.dir(), &name, &stat).at("read", fs::shown(tree, &path))?,
+                }
                 let kind = kind(walk.dir(), name.as_bytes(), &stat, notes).at("read", fs::shown(tree, &path))?;
                 record.put(Entry::new(path, &stat, kind, owners)).at("write", to)?;
             }
