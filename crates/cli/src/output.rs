@@ -209,6 +209,18 @@ impl Names {
         Self { format, document: NamesDocument { schema, names: Vec::new() } }
     }
 
+    /// Tells of the one thing that a command made or changed.
+    pub(crate) fn one(format: Format, schema: &'static str, name: impl Into<String>) -> Result<()> {
+        let mut names = Self::new(format, schema);
+        let told = names.add(name);
+        names.end(told)
+    }
+
+    /// The same of a command that says nothing to people when all went well.
+    pub(crate) fn one_quietly(format: Format, schema: &'static str, name: impl Into<String>) -> Result<()> {
+        if matches!(format, Format::Table | Format::Wide) { Ok(()) } else { Self::one(format, schema, name) }
+    }
+
     /// Tells of one.
     pub(crate) fn add(&mut self, name: impl Into<String>) -> Result<()> {
         let name = name.into();
@@ -217,11 +229,6 @@ impl Names {
         }
         self.document.names.push(name);
         Ok(())
-    }
-
-    /// The same of a command that says nothing to people when all went well.
-    pub(crate) fn add_quietly(&mut self, name: impl Into<String>) -> Result<()> {
-        if matches!(self.format, Format::Table | Format::Wide) { Ok(()) } else { self.add(name) }
     }
 
     /// Prints the document, if it is one. What ended the work comes after what was done before.

@@ -126,9 +126,7 @@ pub(crate) async fn run(context: &Context, command: Content) -> Result<()> {
         Content::Active => active(context).await,
         Content::Abort { reference } => {
             context.clients.content().abort(api::AbortRequest { r#ref: reference.clone() }).await?;
-            let mut aborted = Names::new(context.global.output, "orlop.content.abort/v1");
-            let told = aborted.add_quietly(reference);
-            aborted.end(told)
+            Names::one_quietly(context.global.output, "orlop.content.abort/v1", reference)
         }
     }
 }
@@ -242,9 +240,7 @@ async fn ingest(
     while let Some(answer) = stream.message().await? {
         digest = answer.digest;
     }
-    let mut written = Names::new(context.global.output, "orlop.content.ingest/v1");
-    let told = written.add(digest);
-    written.end(told)
+    Names::one(context.global.output, "orlop.content.ingest/v1", digest)
 }
 
 async fn remove(context: &Context, digests: Vec<String>) -> Result<()> {

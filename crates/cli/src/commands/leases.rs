@@ -128,9 +128,7 @@ async fn create(context: &Context, id: Option<String>, expires: Option<String>, 
     }
     let request = api::CreateRequest { id: id.unwrap_or_default(), labels };
     let lease = context.clients.leases().create(request).await?.into_inner().lease.unwrap_or_default();
-    let mut made = Names::new(context.global.output, "orlop.leases.create/v1");
-    let told = made.add(lease.id);
-    made.end(told)
+    Names::one(context.global.output, "orlop.leases.create/v1", lease.id)
 }
 
 async fn resources(context: &Context, id: String) -> Result<()> {

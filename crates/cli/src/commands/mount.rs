@@ -70,9 +70,7 @@ pub(crate) async fn mount(context: &Context, args: &MountArgs) -> Result<()> {
 
 /// Tells where, to who asked for a name or a document.
 fn tell(context: &Context, schema: &'static str, dir: &Path) -> Result<()> {
-    let mut done = Names::new(context.global.output, schema);
-    let told = done.add_quietly(dir.display().to_string());
-    done.end(told)
+    Names::one_quietly(context.global.output, schema, dir.display().to_string())
 }
 
 async fn top_snapshot(context: &Context, args: &MountArgs) -> Result<(String, String)> {

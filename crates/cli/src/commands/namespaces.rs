@@ -61,18 +61,14 @@ pub(crate) async fn run(context: &Context, command: Namespaces) -> Result<()> {
         Namespaces::Create { name, labels } => {
             let namespace = api::Namespace { name: name.clone(), labels: parse_labels(&labels)? };
             client.create(api::CreateNamespaceRequest { namespace: Some(namespace) }).await?;
-            let mut made = Names::new(context.global.output, "orlop.namespaces.create/v1");
-            let told = made.add_quietly(name);
-            made.end(told)
+            Names::one_quietly(context.global.output, "orlop.namespaces.create/v1", name)
         }
         Namespaces::Label { name, labels } => {
             let labels = parse_labels(&labels)?;
             let update_mask = Some(label_mask(&labels));
             let namespace = Some(api::Namespace { name: name.clone(), labels });
             client.update(api::UpdateNamespaceRequest { namespace, update_mask }).await?;
-            let mut labelled = Names::new(context.global.output, "orlop.namespaces.label/v1");
-            let told = labelled.add_quietly(name);
-            labelled.end(told)
+            Names::one_quietly(context.global.output, "orlop.namespaces.label/v1", name)
         }
         Namespaces::Rm { names } => {
             let mut removed = Names::new(context.global.output, "orlop.namespaces.rm/v1");

@@ -185,12 +185,10 @@ pub(crate) async fn run(context: &Context, command: Snapshots) -> Result<()> {
         Snapshots::View { key, parent, driver } => view(context, driver, key, parent).await,
         Snapshots::Commit { name, key, driver } => {
             let (snapshotter, labels) = (driver.snapshotter, gc_root());
-            let mut committed = Names::new(context.global.output, "orlop.snapshots.commit/v1");
             let request =
                 api::CommitSnapshotRequest { snapshotter, name: name.clone(), key, labels, ..Default::default() };
             context.clients.snapshots().commit(request).await?;
-            let told = committed.add_quietly(name);
-            committed.end(told)
+            Names::one_quietly(context.global.output, "orlop.snapshots.commit/v1", name)
         }
         Snapshots::Rm { keys, driver } => remove(context, &driver, keys).await,
         Snapshots::Label { key, labels, driver } => set_labels(context, driver, key, &labels).await,
