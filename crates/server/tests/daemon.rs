@@ -32,6 +32,9 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -464,4 +467,15 @@ async fn common_blob(daemon: &Daemon, blob: &[u8]) -> String {
     let client = ContentClient::new(daemon.node.channel.clone()).max_encoding_message_size(16 << 20);
     let mut answers = { client }.write(request(futures::stream::iter([first]))).await.unwrap().into_inner();
     answers.message().await.unwrap().unwrap().digest
+}
+
+/// Regression: who asked as soon as the socket answered was told now and then that there is no such service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whether_the_store_takes_changes_is_known_to_the_first_who_asks() {
+    for _ in 0..50 {
+        let daemon = Daemon::start(ServeOptions::default());
+        let request = HealthCheckRequest { service: "orlop.writable".into() };
+        let answer = HealthClient::new(daemon.channel().await).check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving);
+    }
 }

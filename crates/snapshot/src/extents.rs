@@ -126,7 +126,7 @@ impl Counted {
 /// What a file takes by `st_blocks`, less what was counted of it with other files.
 ///
 /// # Errors
-/// As [`shared`].
+/// If the file cannot be asked for its extents; that it went meanwhile, may not be read or has none to tell is no error.
 pub fn allocated(
     directory: BorrowedFd<'_>,
     name: &CStr,

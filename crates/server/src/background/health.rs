@@ -7,12 +7,15 @@ use crate::Server;
 /// The name under which it is asked for.
 const WRITABLE: &str = "orlop.writable";
 
-/// Follows the store, for ever.
-pub(super) async fn run(server: Server) {
-    let health = server.health();
+/// Tells it as it is now: before the first who can ask.
+pub(super) async fn tell(server: &Server) {
     let writable = server.store().read_only_reason().is_none();
     let status = if writable { ServingStatus::Serving } else { ServingStatus::NotServing };
-    health.set_service_status(WRITABLE, status).await;
+    server.health().set_service_status(WRITABLE, status).await;
+}
+
+/// Tells that the store has stopped writes, once it has.
+pub(super) async fn follow(server: Server) {
     server.store().until_stopped().await;
-    health.set_service_status(WRITABLE, ServingStatus::NotServing).await;
+    server.health().set_service_status(WRITABLE, ServingStatus::NotServing).await;
 }

@@ -84,9 +84,10 @@ impl Default for Background {
 }
 
 /// Starts everything, by options that may change. A root that cannot be written needs none of it, and one whose disk fails no more.
-pub(crate) fn spawn(server: &Server, options: &watch::Receiver<ServeOptions>, tasks: &mut JoinSet<()>) {
+pub(crate) async fn spawn(server: &Server, options: &watch::Receiver<ServeOptions>, tasks: &mut JoinSet<()>) {
     tasks.spawn(Exchange::follow(server.store().clone()));
-    tasks.spawn(health::run(server.clone()));
+    health::tell(server).await;
+    tasks.spawn(health::follow(server.clone()));
     if let Some(reason) = server.store().read_only_reason() {
         tracing::warn!(reason, "the root cannot be written: nothing is reconciled or collected");
         return;

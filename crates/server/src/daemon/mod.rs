@@ -101,7 +101,7 @@ impl Server {
         let places = Bound::new(options.borrow().max_connections.max(1));
         // Dropping the set ends what goes on beside the calls.
         let mut beside = JoinSet::new();
-        background::spawn(self, &options, &mut beside);
+        background::spawn(self, &options, &mut beside).await;
         beside.spawn(follow(options.clone(), places.clone()));
         let accepting = accept::Accepting::new(calls.clone(), places, options.clone());
         let served = accepting.run(listeners);
