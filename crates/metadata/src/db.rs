@@ -27,7 +27,7 @@ use crate::history::Log;
 use crate::readers::{Held, Readers};
 use crate::reserve::{Loan, Reserve};
 use crate::transact::{Tools, Tx, Writer};
-use crate::{Error, Fault, Result, format, rebuild};
+use crate::{Error, Fault, Result, format, index, rebuild};
 
 /// How long a writer waits for the writers of other processes. Each holds the lock for milliseconds; a minute is a
 /// process that is stopped, or a disk that hangs.
@@ -258,7 +258,10 @@ impl Db {
     /// The first connection makes the index of the write-ahead log; on a full disk it needs the reserve for that.
     fn connect_lending(&self) -> Result<Connection> {
         match self.connect() {
-            Err(error) if fault::is_full(&error) && self.reserve.lend_for_opening() => self.connect(),
+            // XFS lets a file without a name be made where it refuses one with a name: then nobody says that the disk is full.
+            Err(error) if (fault::is_full(&error) || fault::is_unopened(&error)) && self.reserve.lend_for_opening() => {
+                self.connect()
+            }
             other => other,
         }
     }
@@ -305,13 +308,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// alone: so the system is asked why no file can be made here, and if one can, SQLite once more.
 fn connect(path: &Path, access: &Access) -> Result<Connection> {
     let usable = |tried: &Result<Connection>| match tried {
-        Ok(connection) => !connection.is_readonly(MAIN_DB).unwrap_or(false),
+        Ok(connection) => !connection.is_readonly(MAIN_DB).unwrap_or(false) && !has_read_only_index(connection),
         Err(error) => !fault::is_unopened(error),
     };
     let tried = try_connect(path, access);
     if matches!(access, Access::ReadOnly { .. }) || usable(&tried) {
         return tried;
     }
+    // Its index would be shared with the next.
+    drop(tried);
     fault::try_to_make_a_file(path)?;
     let again = try_connect(path, access);
     match again {
@@ -329,6 +334,7 @@ fn try_connect(path: &Path, access: &Access) -> Result<Connection> {
         Access::ReadWrite => {
             let flags = base | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
             Connection::open_with_flags(path, flags).map_err(|source| fault::unopened(path, source))?
+    index::guard();
         }
         Access::ReadOnly { immutable, .. } => {
             let flags = base | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -377,6 +383,15 @@ fn enter_wal(connection: &Connection) -> Result<()> {
             }
         }
     }
+}
+
+/// Whether the index of the log was opened for reading only: a full disk had no room to make it, and another process had just made it
+/// when SQLite looked again. Whoever writes now need not be waited for to know that.
+fn has_read_only_index(connection: &Connection) -> bool {
+    let begun =
+        connection.busy_timeout(Duration::ZERO).and_then(|()| connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK"));
+    let waits = connection.busy_timeout(BUSY_TIMEOUT);
+    matches!(begun, Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly)) || waits.is_err()
 }
 
 fn is_busy(error: &rusqlite::Error) -> bool {

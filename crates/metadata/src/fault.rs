@@ -15,7 +15,7 @@ use orlop_content::Trouble;
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::Notify;
 
-use crate::{Error, Fault, Result};
+use crate::{Error, Fault, Result, index};
 
 /// Set once, with what happened.
 #[derive(Debug, Default)]
@@ -75,6 +75,9 @@ const fn fails(trouble: Trouble) -> bool {
 pub(crate) fn explained(connection: &Connection, path: &Path, error: Error) -> Error {
     if !is_of_system(&error) {
         return error;
+    }
+    if let Some(said) = index::refused(&error) {
+        return system(path, error, said);
     }
     // SAFETY: the handle is that of an open connection, which this thread has for itself, and is not kept; the call reads
     // a number from it.

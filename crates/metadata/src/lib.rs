@@ -45,6 +45,7 @@ mod format;
 pub mod gc;
 mod history;
 mod images;
+mod index;
 mod kin;
 mod labels;
 mod leases;

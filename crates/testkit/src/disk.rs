@@ -28,8 +28,18 @@ pub const FILE_SYSTEMS: &[FileSystem] = &[
     FileSystem { options: "loop,commit=1,data=writeback", ..EXT4 },
     FileSystem { options: "loop,data=journal", ..EXT4 },
     FileSystem { options: "loop,nodelalloc", ..EXT4 },
-    FileSystem { make: &["mkfs.xfs", "-q", "-f"], package: "xfsprogs", mebibytes: 320, options: "loop" },
+    XFS,
 ];
+
+/// Those that differ in how space runs out: by blocks of 4 KiB and of 1 KiB, in extents.
+pub const SMALL: &[FileSystem] = &[
+    FileSystem { mebibytes: 96, ..EXT4 },
+    FileSystem { make: &["mkfs.ext4", "-q", "-m", "0", "-b", "1024"], mebibytes: 96, ..EXT4 },
+    XFS,
+];
+
+const XFS: FileSystem =
+    FileSystem { make: &["mkfs.xfs", "-q", "-f"], package: "xfsprogs", mebibytes: 320, options: "loop" };
 
 const EXT4: FileSystem =
     FileSystem { make: &["mkfs.ext4", "-q", "-m", "0"], package: "e2fsprogs", mebibytes: 128, options: "loop" };
@@ -175,6 +185,18 @@ impl Disk {
                 Err(error) => panic!("{}: {error}", self.path().display()),
             }
         }
+        filler.sync_all().expect("a disk that can be synced");
+    }
+
+    /// Leaves about so many free bytes on it.
+    ///
+    /// # Panics
+    /// If it cannot be written for another reason, or has not as many.
+    pub fn fill_but(&self, bytes: u64) {
+        self.fill();
+        let filler = File::options().write(true).open(self.path().join("filler")).expect("the filler is there");
+        let length = filler.metadata().expect("a file").len();
+        filler.set_len(length.checked_sub(bytes).expect("a larger disk")).expect("a file that can be cut");
         filler.sync_all().expect("a disk that can be synced");
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::db::read_only_uri;
-use crate::{Error, Fault, ParsedLog, Result, format};
+use crate::{Error, Fault, ParsedLog, Result, format, index};
 
 /// What became of a database whose log was lost before any of it was written back.
 const UNMADE: &str = "has no tables";
@@ -137,6 +137,7 @@ fn examine(root: &Path, path: &Path, log: &ParsedLog) -> Result<Condition> {
         | OpenFlags::SQLITE_OPEN_URI;
     // Nobody else has it open. Without a log the file is the whole truth, and no index of a log need be made.
     let alone = std::fs::metadata(path.with_extension("db-wal")).map_or(0, |log| log.len()) == 0;
+    index::guard();
     let connection = Connection::open_with_flags(read_only_uri(path, alone), flags)?;
     if format::format_of(&connection, path)? == 0 {
         return Ok(Condition::Lost(Loss { how: UNMADE, found: holdings(root) }));
