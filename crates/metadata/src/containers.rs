@@ -123,7 +123,8 @@ impl Store {
     /// Creates a container; its times are set here.
     pub fn create_container(&self, scope: &Scope, container: Container) -> Result<Container> {
         let container = prepared(container)?;
-        self.write_together("create container", |tx| {
+        self.bring_together("create container", |tx| {
+            let container = container.clone();
             if get(tx, &scope.namespace, &container.id)?.is_some() {
                 return Err(Error::AlreadyExists { kind: ObjectKind::Container, name: container.id.clone() });
             }
@@ -142,9 +143,9 @@ impl Store {
         if container.id.is_empty() {
             return Err(invalid("container", "an update needs its ID"));
         }
-        self.write_together("update container", |tx| {
+        self.bring_together("update container", |tx| {
             let old = get(tx, &scope.namespace, &container.id)?.ok_or_else(|| not_found(&container.id))?;
-            let updated = put(tx, scope, prepared(masked(old, container, mask)?)?)?;
+            let updated = put(tx, scope, prepared(masked(old, container.clone(), mask)?)?)?;
             let (id, image, labels) = (updated.id.clone(), updated.image.clone(), updated.labels.clone());
             let snapshot_key = updated.snapshot_key.clone();
             tx.tell(&scope.namespace, Change::ContainerUpdate { id, image, labels, snapshot_key });

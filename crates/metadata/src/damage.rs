@@ -179,12 +179,12 @@ impl Store {
 
     /// Remembers damage, and tells of it if it was not known. What is not there any more is left out.
     pub(crate) fn put_damage(&self, what: &Damaged, flaw: &Flaw, quarantine: Option<&str>) -> Result<()> {
-        self.write_together("note damage", |tx| put(tx, what, flaw.as_str(), &flaw.to_string(), quarantine))
+        self.lent_together("note damage", |tx| put(tx, what, flaw.as_str(), &flaw.to_string(), quarantine))
     }
 
     /// Forgets damage: the bytes are what they were.
     pub(crate) fn forget_damage(&self, what: &Damaged) -> Result<()> {
-        self.write_together("forget damage", |tx| mended(tx, &what.kind(), &what.name()))
+        self.lent_together("forget damage", |tx| mended(tx, &what.kind(), &what.name()))
     }
 }
 

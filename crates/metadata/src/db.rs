@@ -270,6 +270,11 @@ impl Db {
     pub(crate) fn lend(&self) -> Loan<'_> {
         self.reserve.lend()
     }
+
+    /// The space held back.
+    pub(crate) fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
 }
 
 impl Drop for Db {
@@ -329,12 +334,12 @@ fn connect(path: &Path, access: &Access) -> Result<Connection> {
 }
 
 fn try_connect(path: &Path, access: &Access) -> Result<Connection> {
+    index::guard();
     let base = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = match access {
         Access::ReadWrite => {
             let flags = base | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
             Connection::open_with_flags(path, flags).map_err(|source| fault::unopened(path, source))?
-    index::guard();
         }
         Access::ReadOnly { immutable, .. } => {
             let flags = base | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;

@@ -146,7 +146,8 @@ impl Store {
     /// Creates a record; its times are set here.
     pub fn create_image(&self, scope: &Scope, image: Image) -> Result<Image> {
         let image = prepared(image)?;
-        self.write_together("create image", |tx| {
+        self.bring_together("create image", |tx| {
+            let image = image.clone();
             if get(tx, &scope.namespace, &image.name)?.is_some() {
                 return Err(Error::AlreadyExists { kind: ObjectKind::Image, name: image.name.clone() });
             }
@@ -157,9 +158,9 @@ impl Store {
     /// Updates a record as containerd does: an empty mask replaces everything but the creation time; `labels`,
     /// `labels.<key>` and `annotations.<key>` (the key may have dots), `target`, `annotations` replace just that.
     pub fn update_image(&self, scope: &Scope, image: Image, mask: &[String]) -> Result<Image> {
-        self.write_together("update image", |tx| {
+        self.bring_together("update image", |tx| {
             let old = get(tx, &scope.namespace, &image.name)?.ok_or_else(|| not_found(&image.name))?;
-            let new = prepared(masked(&old, image, mask)?)?;
+            let new = prepared(masked(&old, image.clone(), mask)?)?;
             put(tx, scope, Some(&old), new)
         })
     }
@@ -180,7 +181,7 @@ impl Store {
     /// Creates each record, or makes it this, labels and all; only the time of creation stays. It counts as a change even
     /// if nothing is different, as containerd's update without a mask does. One transaction.
     pub fn replace_images(&self, scope: &Scope, records: &[Replacement]) -> Result<()> {
-        self.write_together("replace images", |tx| records.iter().try_for_each(|record| replace(tx, scope, record)))
+        self.bring_together("replace images", |tx| records.iter().try_for_each(|record| replace(tx, scope, record)))
     }
 
     /// Applies, in one transaction, those changes that still hold, and returns the others: what was decided on records that
@@ -193,22 +194,32 @@ impl Store {
         changes: Vec<ImageChange>,
         outdated: impl Fn(&ImageChange, &[HistoryEntry]) -> bool,
     ) -> Result<Vec<ImageChange>> {
-        self.write("write images", |tx| {
+        let decided = |tx: &Tx<'_>| {
             let since = history::since(tx, &scope.namespace, seen)?;
-            let (left, hold): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| outdated(change, &since));
+            let (left, hold): (Vec<_>, Vec<_>) = changes.iter().cloned().partition(|change| outdated(change, &since));
             apply(tx, scope, &hold)?;
             Ok(left)
-        })
+        };
+        if is_removal(&changes) {
+            let _loan = self.lend();
+            return self.write("write images", decided);
+        }
+        self.bring("write images", decided)
     }
 
     /// Applies all changes in one transaction, or none.
     pub fn write_images(&self, scope: &Scope, changes: &[ImageChange]) -> Result<()> {
-        if changes.iter().all(|change| matches!(change, ImageChange::Delete { .. })) {
+        if is_removal(changes) {
             let _loan = self.lend();
             return self.write("write images", |tx| apply(tx, scope, changes));
         }
-        self.write_together("write images", |tx| apply(tx, scope, changes))
+        self.bring_together("write images", |tx| apply(tx, scope, changes))
     }
+}
+
+/// Whether these changes only take records away.
+fn is_removal(changes: &[ImageChange]) -> bool {
+    changes.iter().all(|change| matches!(change, ImageChange::Delete { .. }))
 }
 
 /// Applies changes within a transaction.

@@ -143,7 +143,7 @@ impl Store {
     /// Adds an object to a lease; it need not exist. An unknown lease is NotFound.
     pub fn add_resource(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<()> {
         check(resource)?;
-        self.write_together("add to lease", |tx| {
+        self.lent_together("add to lease", |tx| {
             require(tx, namespace, lease)?;
             insert(tx, namespace, lease, &resource.kind.to_string(), &resource.name)
         })
@@ -152,7 +152,7 @@ impl Store {
     /// Takes an object out of a lease. One that was not in it is no error, an unknown lease is.
     pub fn delete_resource(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<()> {
         check(resource)?;
-        self.write_together("take from lease", |tx| {
+        self.lent_together("take from lease", |tx| {
             require(tx, namespace, lease)?;
             drop_resource(tx, namespace, lease, &resource.kind.to_string(), &resource.name)
         })

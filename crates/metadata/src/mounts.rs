@@ -67,12 +67,12 @@ impl Store {
         }
         labels::validate(&labels)?;
         let labels = labels::without_empty(labels);
-        let id = self.write("activate mounts", |tx| reserve(tx, scope, name))?;
+        let id = self.bring("activate mounts", |tx| reserve(tx, scope, name))?;
         let directory = self.mount_directory(id);
         let made = self.make_mounts(&directory, mounts, temporary).and_then(|(made, _making)| {
             let Activated { active, system } = made;
             let activation = Activation { name: name.to_owned(), labels, active, system, created_at: from_nanos(0) };
-            self.write("activate mounts", |tx| publish(tx, scope, id, activation))
+            self.bring("activate mounts", |tx| publish(tx, scope, id, activation.clone()))
         });
         if made.is_err() {
             self.take_back(id);
@@ -108,6 +108,7 @@ impl Store {
     /// # Errors
     /// FailedPrecondition if something is still in use. The name is free all the same, and a later collection unmounts.
     pub fn deactivate(&self, scope: &Scope, name: &str) -> Result<()> {
+        let _loan = self.lend();
         let id = self.write("deactivate mounts", |tx| {
             let namespace = &scope.namespace;
             let (id, _) = find(tx, namespace, name)?.ok_or_else(|| not_found(name))?;

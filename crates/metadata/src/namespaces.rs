@@ -40,21 +40,21 @@ impl Store {
         validate_namespace(name)?;
         labels::validate(&labels)?;
         let labels = labels::without_empty(labels);
-        self.write("create namespace", |tx| {
+        self.bring("create namespace", |tx| {
             if labels_of(tx, name)?.is_some() {
                 return Err(Error::AlreadyExists { kind: ObjectKind::Namespace, name: name.to_owned() });
             }
             tx.prepare_cached("INSERT INTO namespace VALUES (?1, ?2)")?
                 .execute(params![name, labels::to_json(&labels)])?;
             tx.tell(name, Change::NamespaceCreate { name: name.to_owned(), labels: labels.clone() });
-            Ok(NamespaceInfo { name: name.to_owned(), labels })
+            Ok(NamespaceInfo { name: name.to_owned(), labels: labels.clone() })
         })
     }
 
     /// Replaces the labels, or with mask paths `labels.<key>` some of them. An empty value deletes. As in containerd, an
     /// unknown namespace comes to be.
     pub fn update_namespace(&self, name: &str, labels: Labels, mask: &[String]) -> Result<NamespaceInfo> {
-        self.write("update namespace", |tx| {
+        self.bring("update namespace", |tx| {
             ensure(tx, name)?;
             // As in containerd a mask names labels one by one; without a mask all are replaced.
             if let Some(path) = mask.iter().find(|path| *path == "labels") {
@@ -62,7 +62,7 @@ impl Store {
             }
             let old = labels_of(tx, name)?.unwrap_or_default();
             tx.tell(name, Change::NamespaceUpdate { name: name.to_owned(), labels: labels.clone() });
-            let labels = labels::masked(old, labels, mask)?;
+            let labels = labels::masked(old, labels.clone(), mask)?;
             tx.prepare_cached("UPDATE namespace SET labels = ?2 WHERE name = ?1")?
                 .execute(params![name, labels::to_json(&labels)])?;
             Ok(NamespaceInfo { name: name.to_owned(), labels })
@@ -72,6 +72,7 @@ impl Store {
     /// Deletes a namespace without images, content, snapshots and containers, and with it its leases and writes in progress;
     /// FailedPrecondition names what is still in it.
     pub fn delete_namespace(&self, name: &str) -> Result<()> {
+        let _loan = self.lend();
         self.write("delete namespace", |tx| {
             if labels_of(tx, name)?.is_none() {
                 return Err(Error::NotFound { kind: ObjectKind::Namespace, name: name.to_owned() });

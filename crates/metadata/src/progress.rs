@@ -44,7 +44,7 @@ impl Store {
 
     /// Remembers how far changes were followed; not further than there are any.
     pub fn put_progress(&self, progress: &Progress) -> Result<()> {
-        self.write_together("remember which changes were followed", |tx| {
+        self.lent_together("remember which changes were followed", |tx| {
             let newest: i64 = tx.query_row("SELECT coalesce(max(seq), 0) FROM history", [], |row| row.get(0))?;
             let mut put = tx.prepare_cached("INSERT OR REPLACE INTO sequence VALUES (?1, ?2)")?;
             put.execute(params![CHANGE, progress.change.min(newest)])?;

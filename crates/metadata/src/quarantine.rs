@@ -54,7 +54,7 @@ impl Store {
         let aside = bin.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
         if *flaw != Flaw::Missing && aside.symlink_metadata().is_err() {
             // Another one was faster.
-            self.write_together("note damage", |tx| damage::place(tx, &what, before.as_deref()))?;
+            self.lent_together("note damage", |tx| damage::place(tx, &what, before.as_deref()))?;
         }
         self.damage_of(&what)
     }
@@ -113,7 +113,7 @@ impl Store {
         if !self.read(|conn| Ok(conn.prepare_cached(&format!("SELECT 1 {GONE}"))?.exists([])?))? {
             return Ok(());
         }
-        self.write_together("forget damage", |tx| {
+        self.lent_together("forget damage", |tx| {
             tx.execute(&format!("DELETE {GONE}"), [])?;
             Ok(())
         })

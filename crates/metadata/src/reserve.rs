@@ -7,18 +7,24 @@
 //! # Invariants
 //! - The reserve is there as long as the file system ever had room for several of it while the root was open.
 //! - It is lent only where the file system is nearly full, and only to what reads the root or makes it smaller.
-//! - What this process has lent it takes back when the last borrower is done: before, others still need it.
+//! - Whoever brings something in asks first ([`Reserve::admits`], or a [`Gate`]): while a part of the reserve is lent, as much of
+//!   what is free is not his. So nobody of Orlop's takes what was lent, in whatever process; other programs may.
+//! - What was lent is taken back when the last borrower of all processes is done: before, others still need it.
 //!
 //! # Concurrency
-//! Several processes may lend and return at once: each step is one system call, and a reserve that is too small for a
-//! moment is filled by the next that looks. That somebody else takes what was lent cannot be kept from happening.
+//! Each process that has borrowed holds the file locked (flock, shared); who fills it needs it alone, and leaves it to the last
+//! borrower where he cannot have it. Locks of processes that were killed are gone, and a reserve that is too small is filled by the
+//! next that looks.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use rustix::fs::FallocateFlags;
+use orlop_snapshot::apply::Admission;
+use rustix::fs::{FallocateFlags, FlockOperation, StatVfs};
+use rustix::io::Errno;
 
 use crate::db::lock;
 
@@ -35,8 +41,16 @@ const LEFT: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
+    loans: Mutex<Loans>,
+}
+
+/// What this process has borrowed.
+#[derive(Debug, Default)]
+struct Loans {
     /// Who borrows now.
-    borrowers: Mutex<usize>,
+    borrowers: usize,
+    /// The lock by which other processes know of it, if the reserve was touched.
+    lock: Option<File>,
 }
 
 /// A loan from the reserve; returned when dropped.
@@ -45,21 +59,42 @@ pub(crate) struct Loan<'a>(&'a Reserve);
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        let mut borrowers = lock(&self.0.borrowers);
-        *borrowers -= 1;
-        if *borrowers == 0 {
+        let mut loans = lock(&self.0.loans);
+        loans.borrowers -= 1;
+        if loans.borrowers == 0 {
+            if let Some(file) = loans.lock.take() {
+                // Closing is not enough: a child that is between fork and exec holds the same lock.
+                let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
+            }
             self.0.fill();
         }
     }
 }
 
+/// Tells a thread that may open nothing whether it may write: what it looks at is open.
+#[derive(Debug)]
+pub struct Gate(Option<File>);
+
+impl Admission for Gate {
+    /// Refuses what would be the reserve's, as the system refuses it on a full disk.
+    fn admit(&self, bytes: u64) -> io::Result<()> {
+        let Some(file) = &self.0 else { return Ok(()) };
+        let held = rustix::fs::fstat(file)?;
+        let held = held.st_size.unsigned_abs().min(held.st_blocks.unsigned_abs() * 512);
+        if held >= BYTES || leaves(free(&rustix::fs::fstatvfs(file)?), held, bytes) {
+            return Ok(());
+        }
+        Err(Errno::NOSPC.into())
+    }
+}
+
 impl Reserve {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { path: root.join("reserve"), borrowers: Mutex::default() }
+        Self { path: root.join("reserve"), loans: Mutex::default() }
     }
 
-    /// Makes the reserve, or returns to it what was lent, as far as there is room. That it cannot be done is no failure
-    /// of whoever has something else to do.
+    /// Makes the reserve, or returns to it what was lent, as far as there is room and nobody borrows. That it cannot be done is no
+    /// failure of whoever has something else to do.
     pub(crate) fn fill(&self) {
         let held = self.held();
         let wanted = BYTES - held.unwrap_or(0).min(BYTES);
@@ -74,8 +109,12 @@ impl Reserve {
             return;
         }
         let filled = File::options().create(true).truncate(false).write(true).open(&self.path).and_then(|file| {
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, grown)?;
-            Ok(())
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                return Ok(());
+            }
+            let filled = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, grown);
+            rustix::fs::flock(&file, FlockOperation::Unlock)?;
+            Ok(filled?)
         });
         if let Err(error) = filled {
             tracing::debug!(%error, path = %self.path.display(), "space could not be reserved");
@@ -89,12 +128,50 @@ impl Reserve {
 
     /// Gives up all of it for a deletion, an undo or a lease, if the file system is nearly full.
     pub(crate) fn lend(&self) -> Loan<'_> {
-        let mut borrowers = lock(&self.borrowers);
-        *borrowers += 1;
-        if self.free().is_some_and(|free| free < BYTES) && self.held().is_some_and(|held| held > 0) {
-            self.shrink(0);
+        let mut loans = lock(&self.loans);
+        loans.borrowers += 1;
+        if let Some(held) = self.held()
+            && (held < BYTES || self.is_short())
+        {
+            if loans.lock.is_none() {
+                loans.lock = self.locked();
+            }
+            if held > 0 {
+                self.shrink(0);
+            }
         }
         Loan(self)
+    }
+
+    /// Whether the file system is so full that removing may need the reserve.
+    pub(crate) fn is_short(&self) -> bool {
+        self.free().is_some_and(|free| free < BYTES)
+    }
+
+    /// Whether so many bytes may be brought in. What is missing of the reserve is returned to it, where there is room again.
+    pub(crate) fn admits(&self, bytes: u64) -> bool {
+        let Some(held) = self.held().filter(|held| *held < BYTES) else { return true };
+        let admitted = self.free().is_none_or(|free| leaves(free, held, bytes));
+        if admitted {
+            self.fill();
+        }
+        admitted
+    }
+
+    /// The same for a thread that may open nothing.
+    pub(crate) fn gate(&self) -> Gate {
+        Gate(File::open(&self.path).ok())
+    }
+
+    /// The file, locked as by one who borrows; waits for one who is just filling it.
+    fn locked(&self) -> Option<File> {
+        let file = File::open(&self.path).ok()?;
+        while let Err(error) = rustix::fs::flock(&file, FlockOperation::LockShared) {
+            if error != Errno::INTR {
+                return None;
+            }
+        }
+        Some(file)
     }
 
     fn shrink(&self, bytes: u64) -> bool {
@@ -102,13 +179,21 @@ impl Reserve {
     }
 
     /// Bytes that are allocated; `None`: there is no reserve.
-    fn held(&self) -> Option<u64> {
+    pub(crate) fn held(&self) -> Option<u64> {
         let metadata = std::fs::metadata(&self.path).ok()?;
         Some(metadata.len().min(metadata.blocks() * 512))
     }
 
     fn free(&self) -> Option<u64> {
-        let stat = rustix::fs::statvfs(self.path.parent()?).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Some(free(&rustix::fs::statvfs(self.path.parent()?).ok()?))
     }
+}
+
+/// Whether what is missing of the reserve stays free when so many bytes are written.
+const fn leaves(free: u64, held: u64, bytes: u64) -> bool {
+    free >= (BYTES - held).saturating_add(bytes)
+}
+
+const fn free(stat: &StatVfs) -> u64 {
+    stat.f_bavail.saturating_mul(stat.f_frsize)
 }

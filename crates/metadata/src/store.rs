@@ -12,7 +12,7 @@ use rustix::fs::FlockOperation;
 
 use crate::changes::Watchers;
 use crate::db::{Clock, Db};
-use crate::reserve::Loan;
+use crate::reserve::{Gate, Loan, Reserve};
 use crate::transact::Tx;
 use crate::{Error, Result};
 
@@ -213,6 +213,16 @@ impl Store {
         self.inner.db.lend()
     }
 
+    /// The space held back.
+    pub(crate) fn reserve(&self) -> &Reserve {
+        self.inner.db.reserve()
+    }
+
+    /// Tells a thread that may open nothing whether there is room for what it writes.
+    pub fn gate(&self) -> Gate {
+        self.reserve().gate()
+    }
+
     /// Runs `f` on one consistent snapshot of the database.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&rusqlite::Connection) -> Result<T>) -> Result<T> {
         self.inner.db.read(f)
@@ -224,8 +234,34 @@ impl Store {
         self.inner.db.write(operation, f)
     }
 
+    /// As [`Store::write`], for what brings something in: the reserve is not for it, and the trash gives way to it. `f` runs again
+    /// when a transaction met a full disk.
+    pub(crate) fn bring<T>(&self, operation: &'static str, mut f: impl FnMut(&Tx<'_>) -> Result<T>) -> Result<T> {
+        self.with_room(|| {
+            self.admit_transaction()?;
+            self.inner.db.write(operation, &mut f)
+        })
+    }
+
     /// The same for what changes rows alone: callers that come at the same time share a transaction and its sync.
-    pub(crate) fn write_together<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn bring_together<T>(
+        &self,
+        operation: &'static str,
+        mut f: impl FnMut(&Tx<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.with_room(|| {
+            self.admit_transaction()?;
+            self.inner.db.write_together(operation, &mut f)
+        })
+    }
+
+    /// A transaction that others may share, for what takes something away, or is as little as what reading needs: on a full disk it is lent
+    /// the reserve, and shares it with nobody.
+    pub(crate) fn lent_together<T>(&self, operation: &'static str, f: impl FnOnce(&Tx<'_>) -> Result<T>) -> Result<T> {
+        if self.reserve().is_short() {
+            let _loan = self.lend();
+            return self.inner.db.write(operation, f);
+        }
         self.inner.db.write_together(operation, f)
     }
 

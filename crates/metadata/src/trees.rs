@@ -102,7 +102,7 @@ impl Store {
         if compared.fault().is_none() && self.damage_of(&what)?.is_none() {
             return Ok(None);
         }
-        self.write_together("note damage", |tx| {
+        self.lent_together("note damage", |tx| {
             let mut query =
                 tx.prepare_cached("SELECT 1 FROM snapshot WHERE id = ?1 AND driver = ?2 AND kind = 'committed'")?;
             let there = query.query_row(params![what.name(), tree.driver], |_| Ok(())).optional()?;

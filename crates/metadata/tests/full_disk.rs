@@ -11,7 +11,7 @@ use orlop_content::MemoryStore;
 use orlop_metadata::{Error, ImageChange, OpenOptions, Result, Store};
 use support::{labels, scope, target};
 
-const SMALL_MOUNT: &str = r#"mount -t tmpfs -o size=2m tmpfs "$ROOT"; exec "$@""#;
+const SMALL_MOUNT: &str = r#"mount -t tmpfs -o size=$SIZE tmpfs "$ROOT"; exec "$@""#;
 
 fn open(root: &Path) -> Result<Store> {
     Store::open(root, OpenOptions { content: Arc::new(MemoryStore::new()), drivers: Vec::new(), read_only: false })
@@ -19,6 +19,16 @@ fn open(root: &Path) -> Result<Store> {
 
 #[test]
 fn a_full_disk_refuses_changes_and_keeps_what_was_acknowledged() {
+    on_a_disk("2m", "child_on_a_small_disk");
+}
+
+/// Regression, of a trial: what was lent to who looked for room was taken for room, again and again.
+#[test]
+fn where_nothing_gives_way_the_error_is_the_answer() {
+    on_a_disk("48m", "child_on_a_disk_with_a_reserve");
+}
+
+fn on_a_disk(size: &str, child: &str) {
     let isolated = || Command::new("unshare").args(["--mount", "--propagation", "private", "true"]).output();
     if !rustix::process::geteuid().is_root() || !isolated().is_ok_and(|o| o.status.success()) {
         eprintln!("skipped: only root, where it has its capabilities, can mount");
@@ -28,8 +38,9 @@ fn a_full_disk_refuses_changes_and_keeps_what_was_acknowledged() {
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-ec", SMALL_MOUNT, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "child_on_a_small_disk", "--nocapture"])
+        .args(["--exact", child, "--nocapture"])
         .env("ROOT", directory.path())
+        .env("SIZE", size)
         .env("ORLOP_TEST_ROOT", directory.path())
         .output()
         .unwrap();
@@ -73,5 +84,33 @@ fn child_on_a_small_disk() {
     fs::remove_file(ballast).unwrap();
     put(&store, "another").unwrap();
     assert_eq!(names(&store).len(), acknowledged.len() + 1);
+    assert_eq!(store.check_metadata().unwrap(), []);
+}
+
+#[test]
+fn child_on_a_disk_with_a_reserve() {
+    let Some(root) = std::env::var_os("ORLOP_TEST_ROOT").map(PathBuf::from) else { return };
+    let store = open(&root).unwrap();
+    put(&store, "first").unwrap();
+    assert_eq!(fs::metadata(root.join("reserve")).unwrap().len(), 4 << 20);
+    let mut ballast = fs::File::create(root.join("ballast")).unwrap();
+    while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {}
+    let mut acknowledged = vec!["first".to_owned()];
+    let error = loop {
+        let name = format!("{:06}", acknowledged.len());
+        match put(&store, &name) {
+            Ok(()) => acknowledged.push(name),
+            Err(error) => break error,
+        }
+        assert!(acknowledged.len() < 10_000, "the disk never fills");
+    };
+    assert!(
+        matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull),
+        "{error:?}"
+    );
+    // What is held back is whole, or lent to nobody but a removal.
+    let delete = ImageChange::Delete { name: "first".to_owned() };
+    store.write_images(&scope(), &[delete]).unwrap();
+    assert!(put(&store, "another").is_err());
     assert_eq!(store.check_metadata().unwrap(), []);
 }

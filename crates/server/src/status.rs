@@ -158,9 +158,14 @@ impl ToStatus for metadata::Error {
             _ => (Code::Internal, Class::Failed),
         };
         let hint = match self {
-            E::NotFound { kind: ObjectKind::Trash, .. } => "`orlop undo --list` shows what can be undone",
+            E::NotFound { kind: ObjectKind::Trash, .. } => {
+                "`orlop undo --list` shows what can be undone; what `gc --trash` emptied, rested for too long or gave way when space was \
+                 needed is gone for good: pull it again"
+            }
             E::ForeignRoot { .. } => "give --root a directory of its own: a new or an empty one, or that of a store",
-            E::TrashEmpty => "what `rm --no-trash` removed or `gc --trash` emptied is gone for good: pull it again",
+            E::TrashEmpty => {
+                "what `rm --no-trash` removed, `gc --trash` emptied or gave way when space was needed is gone for good: pull it again"
+            }
             E::Database { .. } if self.fault() == Fault::Damaged => DAMAGED_DATABASE,
             E::Lost { .. } => DAMAGED_DATABASE,
             E::Opened { .. } => "end its daemon, and let commands that run finish; then try again",

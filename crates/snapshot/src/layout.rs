@@ -207,7 +207,7 @@ impl Layout {
 }
 
 /// Removes a file, if it is there.
-fn remove_file(path: &Path) -> Result<()> {
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
     match stdfs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.at("remove", path),

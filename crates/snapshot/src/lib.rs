@@ -40,9 +40,11 @@ mod overlay;
 mod record;
 mod settle;
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 pub use confine::{Confinement, confinement};
+use error::At as _;
 pub use error::{Error, Result};
 use layout::Layout;
 pub use layout::remove_tree;
@@ -185,6 +187,21 @@ pub struct ApplyTarget {
     pub deferred: Option<PathBuf>,
     /// Where to note what files hash to, for [`Driver::commit`]; `None`: nowhere.
     pub applied: Option<PathBuf>,
+}
+
+impl ApplyTarget {
+    /// Removes everything that was made of a layer in a directory that was empty, and what was noted of it.
+    pub fn empty(&self) -> Result<()> {
+        let root = fs::open_dir(&self.root).at("open", &self.root)?;
+        let names: Vec<_> = std::fs::read_dir(&self.root)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
+            .at("read", &self.root)?;
+        for name in names {
+            let shown = self.root.join(&name);
+            fs::remove::remove(root.as_fd(), name.as_encoded_bytes()).at("remove", shown)?;
+        }
+        [&self.deferred, &self.applied].into_iter().flatten().try_for_each(|path| layout::remove_file(path))
+    }
 }
 
 /// How a tree on disk says that something of a lower layer is gone.

@@ -45,7 +45,7 @@ impl Cage {
         };
         // Small limits, so that no case takes long or much.
         let limits = Limits { layer_bytes: 64 << 20, zstd_window_bytes: 1 << 20, ..Limits::default() };
-        let _ = apply(bytes, &target, &Options { limits, squash_owners: false });
+        let _ = apply(bytes, &target, &Options { limits, ..Options::default() });
         assert_eq!(Self::outside(self.parent.path()), self.before);
     }
 }

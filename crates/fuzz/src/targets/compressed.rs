@@ -65,7 +65,8 @@ impl Rig {
         self.driver.create(id, &[], &meta).expect("a snapshot");
         let limits = Limits { layer_bytes: MOST, zstd_window_bytes: 1 << 20, ..Limits::default() };
         let squash_owners = !rustix::process::geteuid().is_root();
-        let applied = apply(reader, &self.driver.apply_target(id), &Options { limits, squash_owners });
+        let applied =
+            apply(reader, &self.driver.apply_target(id), &Options { limits, squash_owners, ..Options::default() });
         self.driver.remove(id, None).expect("any tree can be removed");
         applied.map_err(|error| error.to_string())
     }

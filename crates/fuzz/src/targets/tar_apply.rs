@@ -100,7 +100,8 @@ impl Rig {
         let id = SnapshotId(self.next.replace(self.next.get() + 1));
         let meta = meta();
         driver.create(id, &[], &meta)?;
-        let options = Options { limits: LIMITS, squash_owners: !rustix::process::geteuid().is_root() };
+        let options =
+            Options { limits: LIMITS, squash_owners: !rustix::process::geteuid().is_root(), ..Options::default() };
         let target = driver.apply_target(id);
         let applied = apply(bytes, &target, &options).and_then(|applied| {
             driver.commit(id, &[], &meta)?;

@@ -105,6 +105,10 @@ impl CriCatalog {
             .blocking(move |store| {
                 store.write_images(&scope, &changes)?;
                 store.collect(Disposal::Reclaim)?;
+                // Kubelet removes images when the disk gets full, and evicts pods if that did not help.
+                if let Err(error) = store.relieve() {
+                    tracing::warn!(%error, "an image was removed, and the trash could not be emptied with it");
+                }
                 Ok(())
             })
             .await?;

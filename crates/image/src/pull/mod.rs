@@ -18,9 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
-use orlop_metadata::{Scope, ScopedContent};
+use orlop_metadata::{Asking, Scope, ScopedContent};
 use orlop_oci::{Descriptor, Digest, MediaKind, Platform, Reference, RepositoryName};
 use orlop_remote::Client;
+use orlop_snapshot::apply;
 use tokio::sync::oneshot;
 use tracing::field::Empty;
 use tracing::{Span, info_span};
@@ -28,7 +29,7 @@ use tracing::{Span, info_span};
 use crate::gate::{Remote, Vouched, Way};
 use crate::span::within;
 use crate::walk::{self, Node, Select, Tree};
-use crate::{Error, Event, Images, Outcome, Result, Sink};
+use crate::{Error, ErrorKind, Event, Images, Outcome, Result, Sink};
 pub(crate) use blobs::Stored;
 pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, collect, lacking};
@@ -226,7 +227,11 @@ impl Session<'_> {
     fn unpacker(&self, plan: &Plan) -> Result<Unpacker> {
         let snapshots = self.images.store().snapshots(&self.scope, &plan.snapshotter)?;
         let limits = self.images.settings().limits.layer.clone();
-        let options = orlop_snapshot::apply::Options { squash_owners: !rustix::process::geteuid().is_root(), limits };
+        let options = apply::Options {
+            squash_owners: !rustix::process::geteuid().is_root(),
+            limits,
+            admission: Some(Arc::new(self.images.store().gate())),
+        };
         Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), options })
     }
 
@@ -326,12 +331,33 @@ impl Session<'_> {
             Some(Err(Error::Layer { source: orlop_snapshot::Error::Source { .. }, .. })) | None => {
                 self.apply_stored(unpacker, step, "").await
             }
+            // It is unpacked anew, from what came.
+            Some(Err(error)) if self.makes_room(&error, &mut Asking::for_bytes(blob.size)).await? => {
+                self.apply_stored(unpacker, step, "").await
+            }
             Some(applied) => {
                 let (key, bytes) = applied?;
                 self.unpacked(blob, bytes);
                 Ok(key)
             }
         }
+    }
+
+    /// Whether an error says that no space is left, and something gave way since.
+    pub(crate) async fn makes_room(&self, error: &Error, asking: &mut Asking) -> Result<bool> {
+        if error.kind() != ErrorKind::NoSpace {
+            return Ok(false);
+        }
+        let mut asked = std::mem::take(asking);
+        let (made, asked) = self
+            .images
+            .blocking(move |store| {
+                let made = store.make_room(&mut asked);
+                Ok((made, asked))
+            })
+            .await?;
+        *asking = asked;
+        Ok(made)
     }
 
     /// What the operation came to.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use orlop_content::{BlockingReader, Provider};
-use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
+use orlop_metadata::{self as metadata, Asking, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
 use orlop_oci::{ChainId, Descriptor, DiffId};
 use orlop_snapshot::apply;
 use tokio::sync::oneshot;
@@ -213,8 +213,19 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Applies a layer from the store.
+    /// Applies a layer from the store. Where the disk is full and something gives way, it is done anew: a tree that is half written
+    /// goes, and the threads that write it, which are confined, can ask nobody.
     pub(crate) async fn apply_stored(&self, unpacker: &Unpacker, step: &Step, parent: &str) -> Result<String> {
+        let mut asking = Asking::for_bytes(step.layer.size);
+        loop {
+            match self.try_to_apply(unpacker, step, parent).await {
+                Err(error) if self.makes_room(&error, &mut asking).await? => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn try_to_apply(&self, unpacker: &Unpacker, step: &Step, parent: &str) -> Result<String> {
         let reader = self.content.open(&step.layer.digest).await?;
         let reader = BlockingReader::new(tokio::runtime::Handle::current(), reader, 0);
         self.tell(&step.layer, "layer", Stage::Unpacking, step.layer.size);

@@ -4,17 +4,18 @@
 //! it is gone the tree is healed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use orlop_content::{BlockingReader, Provider as _};
-use orlop_metadata::{Damage, Damaged, Scope, Store, Tree};
+use orlop_metadata::{Asking, Damage, Damaged, Scope, Store, Tree};
 use orlop_oci::{DiffId, Digest};
 use orlop_remote::Client;
 use orlop_snapshot::SnapshotId;
-use orlop_snapshot::apply::{self, Options};
+use orlop_snapshot::apply::{self, Admission, Options};
 
 use super::layers::{Layer, Layers, Named, Unpacks};
 use super::{End, Mending, RepairRequest, Repaired, scope_of};
-use crate::{Error, Images, Result, Sink};
+use crate::{Error, ErrorKind, Images, Result, Sink};
 
 /// A tree that is not what it was.
 pub(super) struct DamagedTree {
@@ -204,30 +205,19 @@ impl Images {
             }
             Err(error) => return Err(error.into()),
         };
-        let reader = BlockingReader::new(tokio::runtime::Handle::current(), reader, 0);
+        let handle = tokio::runtime::Handle::current();
         let limits = self.settings().limits.layer.clone();
-        let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits };
+        let admission: Option<Arc<dyn Admission>> = Some(Arc::new(self.store().gate()));
+        let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits, admission };
         let (scope, tree, layer, unpacks) = (scope.clone(), tree.clone(), blob.clone(), unpacks.clone());
         self.blocking(move |store| {
-            let snapshots = store.snapshots(&scope, &tree.driver)?;
-            let healing = snapshots.begin_healing(&tree.key)?;
-            let target = snapshots.healing_target(&healing)?;
-            let given = match apply::apply(reader, &target, &options) {
-                Ok(applied) if unpacks.is(&applied.diff_id) => Ok(applied.diff_id),
-                Ok(applied) => Err(Ok(format!("it unpacks to {}, which is not this tree's", applied.diff_id))),
-                Err(error @ (orlop_snapshot::Error::Io { .. } | orlop_snapshot::Error::Unsupported { .. })) => {
-                    Err(Err(error))
-                }
-                Err(error) => Err(Ok(error.to_string())),
-            };
-            match given {
-                Ok(diff) => match snapshots.end_healing(healing)? {
-                    standing if standing.is_empty() => Ok(Tried::Healed(diff)),
-                    standing => Ok(Tried::Standing(standing)),
-                },
-                Err(refused) => {
-                    snapshots.abandon_healing(healing);
-                    refused.map(Tried::Refused).map_err(|source| Error::Layer { layer, source })
+            let mut asking = Asking::default();
+            loop {
+                let reader = BlockingReader::new(handle.clone(), reader.clone(), 0);
+                match healed(store, &scope, &tree, (&layer, &unpacks), reader, &options) {
+                    // A fresh tree again, from the layer's start.
+                    Err(error) if error.kind() == ErrorKind::NoSpace && store.make_room(&mut asking) => {}
+                    other => return other,
                 }
             }
         })
@@ -244,6 +234,36 @@ fn no_layer(said: &[String]) -> End {
     let advice = "`orlop repair --from ARCHIVE` takes the layer from an archive of an image that has it, and a pull of such an image \
                   brings a missing layer; or remove the image, once no container stands on it, and pull it again";
     End::Left { reason, advice: advice.to_owned() }
+}
+
+/// Unpacks a layer to a fresh tree, and lets that take the place of the damaged one.
+fn healed(
+    store: &Store,
+    scope: &Scope,
+    tree: &Tree,
+    (layer, unpacks): (&Digest, &Unpacks),
+    reader: BlockingReader,
+    options: &Options,
+) -> Result<Tried> {
+    let snapshots = store.snapshots(scope, &tree.driver)?;
+    let healing = snapshots.begin_healing(&tree.key)?;
+    let target = snapshots.healing_target(&healing)?;
+    let given = match apply::apply(reader, &target, options) {
+        Ok(applied) if unpacks.is(&applied.diff_id) => Ok(applied.diff_id),
+        Ok(applied) => Err(Ok(format!("it unpacks to {}, which is not this tree's", applied.diff_id))),
+        Err(error @ (orlop_snapshot::Error::Io { .. } | orlop_snapshot::Error::Unsupported { .. })) => Err(Err(error)),
+        Err(error) => Err(Ok(error.to_string())),
+    };
+    match given {
+        Ok(diff) => match snapshots.end_healing(healing)? {
+            standing if standing.is_empty() => Ok(Tried::Healed(diff)),
+            standing => Ok(Tried::Standing(standing)),
+        },
+        Err(refused) => {
+            snapshots.abandon_healing(healing);
+            refused.map(Tried::Refused).map_err(|source| Error::Layer { layer: layer.clone(), source })
+        }
+    }
 }
 
 fn in_use(standing: &[String]) -> End {

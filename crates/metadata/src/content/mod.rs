@@ -108,9 +108,9 @@ impl ScopedContent {
 
     /// Replaces the labels, or with mask paths `labels.<key>` some of them. An empty value deletes. Blocks.
     pub fn update(&self, digest: &Digest, labels: Labels, mask: &[String]) -> Result<ContentInfo> {
-        self.store.write_together("label content", |tx| {
+        self.store.bring_together("label content", |tx| {
             let old = get(tx, &self.scope.namespace, digest)?.ok_or_else(|| no_blob(digest))?;
-            let labels = labels::masked(old.labels.clone(), labels, mask)?;
+            let labels = labels::masked(old.labels.clone(), labels.clone(), mask)?;
             look::content_changed(tx)?;
             self.relabel(tx, old, labels)
         })
@@ -118,7 +118,7 @@ impl ScopedContent {
 
     /// Several blobs' labels merged in one transaction: pull's way of writing all `gc.ref` labels at once. Blocks.
     pub fn label_all(&self, labels: &[(Digest, Labels)]) -> Result<()> {
-        self.store.write_together("label content", |tx| {
+        self.store.bring_together("label content", |tx| {
             for (digest, added) in labels {
                 let old = get(tx, &self.scope.namespace, digest)?.ok_or_else(|| no_blob(digest))?;
                 let mut merged = old.labels.clone();
@@ -138,6 +138,7 @@ impl ScopedContent {
     /// Drops this namespace's row. Bytes go at the next collection. Blocks.
     pub fn forget(&self, digest: &Digest) -> Result<()> {
         let namespace = &self.scope.namespace;
+        let _loan = self.store.lend();
         self.store.write("delete content", |tx| {
             let gone = tx
                 .prepare_cached("DELETE FROM blob WHERE namespace = ?1 AND digest = ?2")?

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use orlop_content as content;
-use orlop_content::{BlobReader, Info, IngestManager, IngestOptions, Ingester, Manager, Provider, Status};
+use orlop_content::{BlobReader, Info, IngestManager, IngestOptions, Ingester, Manager, Provider, Status, Trouble};
 use orlop_oci::Digest;
 
 use super::ingests::{self, Opened};
 use super::writer::{Adopted, ScopedWriter, Source};
 use super::{ContentInfo, ScopedContent};
-use crate::{Error, ObjectKind, Result};
+use crate::{Asking, Error, ObjectKind, Result};
 
 impl From<Error> for content::Error {
     fn from(error: Error) -> Self {
@@ -46,6 +46,28 @@ impl ScopedContent {
         result.map_err(|_| content::Error::Stopped)?.map_err(content::Error::from)
     }
 
+    /// Refuses so many bytes where they would be the reserve's.
+    pub(super) fn admit(&self, bytes: usize) -> content::Result<()> {
+        // One look at a file, as a rule.
+        Ok(self.store.admit(bytes as u64)?)
+    }
+
+    /// Whether an error says that no space is left, and something gave way since.
+    pub(super) async fn makes_room(&self, error: &content::Error, asking: &mut Asking) -> content::Result<bool> {
+        if Trouble::beneath(error) != Trouble::Full {
+            return Ok(false);
+        }
+        let mut asked = std::mem::take(asking);
+        let (made, asked) = self
+            .blocking(move |this| {
+                let made = this.store.make_room(&mut asked);
+                Ok((made, asked))
+            })
+            .await?;
+        *asking = asked;
+        Ok(made)
+    }
+
     async fn backend(&self, reference: &str) -> content::Result<String> {
         let name = reference.to_owned();
         let found = self
@@ -75,14 +97,14 @@ impl ScopedContent {
             }
             (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
         };
-        let source = self.source(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
+        let source = self.source_with_room(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
         Ok(ScopedWriter::new(self.clone(), options, backend, source, refill))
     }
 
     async fn open_row(&self, options: &IngestOptions, refill: bool) -> content::Result<Opened> {
         let (reference, expected) = (options.reference.clone(), options.expected.clone());
         self.blocking(move |this| {
-            this.store.write_together("open ingest", |tx| {
+            this.store.bring_together("open ingest", |tx| {
                 ingests::open(tx, &this.scope, &reference, expected.as_ref(), refill)
             })
         })
@@ -115,9 +137,20 @@ impl ScopedContent {
         }
         let reference = reference.to_owned();
         self.blocking(move |this| {
-            this.store.write_together("free ref", |tx| ingests::remove_if(tx, &this.scope, &reference, &backend))
+            this.store.lent_together("free ref", |tx| ingests::remove_if(tx, &this.scope, &reference, &backend))
         })
         .await
+    }
+
+    /// Where a write gets its bytes. While the disk is full and something gives way, it is tried again.
+    async fn source_with_room(&self, options: &IngestOptions, backend: &str) -> content::Result<Source> {
+        let mut asking = Asking::default();
+        loop {
+            match self.source(options, backend).await {
+                Err(error) if self.makes_room(&error, &mut asking).await? => {}
+                other => return other,
+            }
+        }
     }
 
     /// Finds where a write gets its bytes: from the writer, or from what another namespace has.
@@ -189,9 +222,7 @@ impl IngestManager for ScopedContent {
     async fn abort(&self, reference: &str) -> content::Result<()> {
         let name = reference.to_owned();
         let backend = self
-            .blocking(move |this| {
-                this.store.write_together("abort ingest", |tx| ingests::abort(tx, &this.scope, &name))
-            })
+            .blocking(move |this| this.store.lent_together("abort ingest", |tx| ingests::abort(tx, &this.scope, &name)))
             .await?;
         match self.store.raw_content().abort(&backend).await {
             Err(content::Error::NotFound { .. }) => Ok(()),

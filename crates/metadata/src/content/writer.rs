@@ -10,7 +10,7 @@ use orlop_oci::Digest;
 use super::ScopedContent;
 use super::ingests::{self, Finished};
 use super::roles::renamed;
-use crate::{Labels, Result, labels};
+use crate::{Asking, Labels, Result, labels};
 
 /// How much is copied at a time when adopted content is written on.
 const COPY: usize = 1 << 20;
@@ -123,6 +123,24 @@ impl ScopedWriter {
         Ok((name, status.offset))
     }
 
+    /// Lets the raw store verify and show the bytes. While the disk is full and something gives way, it is tried again.
+    async fn commit_raw(&mut self, size: u64, digest: &Digest) -> content::Result<Digest> {
+        let (content, mut asking) = (self.content.clone(), Asking::default());
+        let mut met = None;
+        loop {
+            let error = match self.raw(size).await?.commit(size, Some(digest)).await {
+                Err(error) => error,
+                committed => return committed,
+            };
+            match met {
+                // Where bytes could not be synced they are gone: they have to come again.
+                Some(full) if matches!(error, content::Error::NotFound { .. }) => return Err(full),
+                _ if content.makes_room(&error, &mut asking).await? => met = Some(error),
+                _ => return Err(error),
+            }
+        }
+    }
+
     /// Makes the row name the digest, before the bytes become visible under it.
     async fn protect(&mut self, digest: &Digest) -> content::Result<bool> {
         let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
@@ -133,7 +151,7 @@ impl ScopedWriter {
                     Some(protected) => Ok(protected),
                     None => this
                         .store
-                        .write_together("commit ingest", |tx| ingests::protect(tx, scope, reference, backend, &digest)),
+                        .bring_together("commit ingest", |tx| ingests::protect(tx, scope, reference, backend, &digest)),
                 }
             })
             .await
@@ -145,7 +163,7 @@ impl ScopedWriter {
         self.refill = true;
         self.content
             .blocking(move |this| {
-                this.store.write_together("commit ingest", |tx| {
+                this.store.bring_together("commit ingest", |tx| {
                     ingests::protect_refill(tx, &this.scope, &reference, &backend, &digest)
                 })
             })
@@ -157,7 +175,7 @@ impl ScopedWriter {
         let labels = self.labels.clone();
         self.content
             .blocking(move |this| {
-                this.store.write_together("commit content", |tx| {
+                this.store.bring_together("commit content", |tx| {
                     ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels, brought)
                 })
             })
@@ -227,8 +245,18 @@ impl Writer for ScopedWriter {
         if bytes.is_empty() && matches!(self.source, Source::Adopted(_)) {
             return Ok(());
         }
-        let result = self.raw(self.status().offset).await?.write(bytes).await;
-        result.map_err(|e| renamed(e, &self.reference))
+        let (content, mut asking) = (self.content.clone(), Asking::default());
+        loop {
+            let writing = async {
+                content.admit(bytes.len())?;
+                self.raw(self.status().offset).await?.write(bytes.clone()).await
+            };
+            match writing.await {
+                // What was written of a piece that failed does not count.
+                Err(error) if content.makes_room(&error, &mut asking).await? => {}
+                other => return other.map_err(|e| renamed(e, &self.reference)),
+            }
+        }
     }
 
     async fn truncate(&mut self, size: u64) -> content::Result<()> {
@@ -259,7 +287,7 @@ impl Writer for ScopedWriter {
                 return ended;
             }
         }
-        match self.raw(size).await?.commit(size, Some(&digest)).await {
+        match self.commit_raw(size, &digest).await {
             Ok(_) => self.publish(&digest, size, true).await,
             Err(content::Error::AlreadyExists(_)) => self.publish(&digest, size, false).await,
             Err(error) => Err(renamed(error, &self.reference)),

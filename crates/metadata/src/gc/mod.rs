@@ -31,6 +31,7 @@ mod orphans;
 mod removal;
 mod whole;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 
@@ -243,15 +244,41 @@ pub(crate) fn reached(conn: &Connection, now: i64, images: &[ImageRow]) -> Resul
     Removal::load(conn, Found { garbage: seen, visited: 0 }, BTreeSet::new())
 }
 
+thread_local! {
+    /// Whether this thread keeps others from collecting.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps others from collecting until it is dropped, by the thread that took it.
+pub(crate) struct Alone(File);
+
+impl Alone {
+    /// Whether this thread has the lock: it must not wait for it once more.
+    pub(crate) fn is_here() -> bool {
+        ALONE.get()
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        ALONE.set(false);
+        // Closing is not enough: a child that is between fork and exec holds the same lock.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Waits until no other collection runs, and keeps others from running.
-pub(crate) fn lock(store: &Store) -> Result<File> {
+pub(crate) fn lock(store: &Store) -> Result<Alone> {
     store.check_writable()?;
     let path = store.root().join("gc.lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(bytes::io_error("open", &path))?;
     loop {
         match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                ALONE.set(true);
+                return Ok(Alone(file));
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::Io { operation: "lock", path, source: e.into() }),
         }

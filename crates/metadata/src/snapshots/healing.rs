@@ -34,7 +34,7 @@ impl ScopedSnapshots {
 
     /// Takes a number for a fresh tree of a committed snapshot and makes it, empty.
     pub fn begin_healing(&self, key: &str) -> Result<Healing> {
-        let (found, parents, fresh) = self.store.write_together("heal snapshot", |tx| {
+        let (found, parents, fresh) = self.store.bring_together("heal snapshot", |tx| {
             let found = self.require(tx, key)?;
             if found.info.kind != SnapshotKind::Committed {
                 let kind = found.info.kind.as_str();
@@ -83,7 +83,7 @@ impl ScopedSnapshots {
     fn put_in_place(&self, healing: &Healing) -> Result<Vec<String>> {
         let Healing { id, fresh, parents, meta } = healing;
         let driver = self.driver()?;
-        let usage = driver.commit(*fresh, parents, meta)?;
+        let usage = self.store.with_room(|| Ok(driver.commit(*fresh, parents, meta)?))?;
         self.store.write("heal snapshot", |tx| {
             let found =
                 self.find(tx, &meta.key)?.filter(|found| found.id == *id).ok_or_else(|| not_found(&meta.key))?;

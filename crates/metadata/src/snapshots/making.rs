@@ -40,7 +40,11 @@ impl ScopedSnapshots {
         }
         labels::validate(&labels)?;
         let labels = labels::without_empty(labels);
-        let reserved = self.store.write_together("prepare snapshot", |tx| self.reserve(tx, key, parent, &labels))??;
+        self.store.with_room(|| self.try_to_make(kind, key, parent, &labels))
+    }
+
+    fn try_to_make(&self, kind: SnapshotKind, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>> {
+        let reserved = self.store.bring_together("prepare snapshot", |tx| self.reserve(tx, key, parent, labels))??;
         let driver = self.driver()?;
         let meta = self.meta(key, kind, reserved.parents.first().copied(), labels.clone());
         let mounts = driver
@@ -49,7 +53,7 @@ impl ScopedSnapshots {
         let made = match mounts {
             Ok(mounts) => self
                 .store
-                .write_together("prepare snapshot", |tx| self.publish(tx, &reserved, kind, key, parent, &labels))
+                .bring_together("prepare snapshot", |tx| self.publish(tx, &reserved, kind, key, parent, labels))
                 .and_then(|published| published)
                 .map(|()| mounts),
             Err(error) => Err(error.into()),
@@ -138,7 +142,7 @@ impl ScopedSnapshots {
 
     /// Leaves a tree that nobody will claim to the next collection. If even that fails, the mark's time does it.
     pub(super) fn abandon(&self, id: SnapshotId) {
-        let marked = self.store.write_together("abandon snapshot", |tx| {
+        let marked = self.store.lent_together("abandon snapshot", |tx| {
             tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?
                 .execute(params![self.kind(), id.0.to_string()])?;
             Ok(())
@@ -168,12 +172,12 @@ impl ScopedSnapshots {
             Ok(Some((found, parent, parents)))
         })?;
         let Some((found, parent, parents)) = planned else {
-            self.store.write_together("lease snapshot", |tx| leases::add(tx, &self.scope, &self.kind(), name))?;
+            self.store.lent_together("lease snapshot", |tx| leases::add(tx, &self.scope, &self.kind(), name))?;
             return Err(exists(name));
         };
         let meta = self.meta(name, SnapshotKind::Committed, parents.first().copied(), labels.clone());
-        let usage = self.driver()?.commit(found.id, &parents, &meta)?;
-        self.store.write_together("commit snapshot", |tx| {
+        let usage = self.store.with_room(|| Ok(self.driver()?.commit(found.id, &parents, &meta)?))?;
+        self.store.bring_together("commit snapshot", |tx| {
             leases::add(tx, &self.scope, &self.kind(), name)?;
             if self.find(tx, name)?.is_some() {
                 return Ok(Err(exists(name)));
@@ -223,7 +227,7 @@ impl ScopedSnapshots {
 
     /// Removes a snapshot without children; a parent is FailedPrecondition. The tree goes at the next collection.
     pub fn remove(&self, key: &str) -> Result<()> {
-        self.store.write_together("remove snapshot", |tx| {
+        self.store.lent_together("remove snapshot", |tx| {
             let found = self.require(tx, key)?;
             let child = tx
                 .prepare_cached("SELECT name FROM snapshot WHERE parent = ?1 LIMIT 1")?

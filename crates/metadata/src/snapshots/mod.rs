@@ -150,9 +150,9 @@ impl ScopedSnapshots {
     }
 
     fn relabel(&self, key: &str, labels: Labels, mask: &[String]) -> Result<(Found, SnapshotInfo)> {
-        self.store.write_together("label snapshot", |tx| {
+        self.store.bring_together("label snapshot", |tx| {
             let found = self.require(tx, key)?;
-            let labels = labels::masked(found.info.labels.clone(), labels, mask)?;
+            let labels = labels::masked(found.info.labels.clone(), labels.clone(), mask)?;
             let root = labels.contains_key(edges::ROOT);
             tx.prepare_cached("UPDATE snapshot SET labels = ?2, root = ?3, updated = ?4 WHERE id = ?1")?
                 .execute(params![number(found.id), labels::to_json(&labels), root, tx.now()])?;

@@ -39,7 +39,7 @@ impl Store {
         if summaries.is_empty() {
             return Ok(());
         }
-        self.write_together("remember manifests", |tx| {
+        self.lent_together("remember manifests", |tx| {
             summaries.iter().try_for_each(|(digest, summary)| put(tx, digest, summary))
         })
     }

@@ -259,7 +259,7 @@ pub(crate) fn put(tx: &Tx<'_>, bin: &Bin<'_>, removal: &Removal, report: &gc::Re
 }
 
 /// Takes an entry off the list; the next [`gc::finish`] removes what is still on disk of it.
-fn drop_entry(tx: &Tx<'_>, id: &str) -> Result<()> {
+pub(crate) fn drop_entry(tx: &Tx<'_>, id: &str) -> Result<()> {
     tx.prepare_cached("DELETE FROM trash WHERE id = ?1")?.execute([id])?;
     tx.prepare_cached("UPDATE doomed SET trash = NULL WHERE trash = ?1")?.execute([id])?;
     tx.prepare_cached("INSERT OR IGNORE INTO doomed (kind, name) VALUES (?1, ?2)")?.execute([gc::TRASH, id])?;

@@ -3,24 +3,25 @@
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use orlop_content::BlockingReader;
-use orlop_metadata::Store;
+use orlop_content::{BlockingReader, Trouble};
+use orlop_metadata::{Asking, Store};
 use orlop_snapshot::apply::{Applied, Limits, Options, apply};
 use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, TempMount, Whiteouts};
 use tonic::Status;
 
 use crate::status::ToStatus;
 
-/// Applies a layer to the tree that `mounts` make writable. Blocks.
+/// Applies a layer, which `read` reads from its start, to the tree that `mounts` make writable. Blocks.
 pub(super) fn apply_to_mounts(
     store: &Store,
     limits: Limits,
     mounts: &[Mount],
-    reader: BlockingReader,
+    read: impl Fn() -> BlockingReader,
     sync: bool,
 ) -> Result<Applied, Status> {
-    let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits };
-    let (target, _mounted) = match own_target(store, mounts)? {
+    let squash_owners = !rustix::process::geteuid().is_root();
+    let options = Options { squash_owners, limits, admission: Some(Arc::new(store.gate())) };
+    let (target, mounted) = match own_target(store, mounts)? {
         Some(target) => (target, None),
         None => {
             let mounted = TempMount::new(mounts, store.root()).map_err(|e| e.to_status())?;
@@ -28,7 +29,17 @@ pub(super) fn apply_to_mounts(
             (ApplyTarget { root, whiteouts: Whiteouts::Delete, deferred: None, applied: None }, Some(mounted))
         }
     };
-    let applied = apply(reader, &target, &options).map_err(|e| e.to_status())?;
+    // What was there before cannot be told from what was made in vain.
+    let anew = mounted.is_none() && is_empty(&target.root);
+    let mut asking = Asking::default();
+    let applied = loop {
+        match apply(read(), &target, &options) {
+            Err(error) if is_full(&error) && store.make_room(&mut asking) && anew => {
+                target.empty().map_err(|error| error.to_status())?;
+            }
+            other => break other.map_err(|e| e.to_status())?,
+        }
+    };
     if sync {
         sync_tree(&target.root)?;
     }
@@ -56,6 +67,14 @@ fn own_target(store: &Store, mounts: &[Mount]) -> Result<Option<ApplyTarget>, St
         Some(driver.apply_target(SnapshotId(id))).filter(|target| target.root == written)
     };
     Ok(store.drivers().iter().find_map(of_driver))
+}
+
+fn is_full(error: &orlop_snapshot::Error) -> bool {
+    matches!(error, orlop_snapshot::Error::Io { source, .. } if Trouble::of(source) == Trouble::Full)
+}
+
+fn is_empty(root: &Path) -> bool {
+    std::fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn sync_tree(root: &Path) -> Result<(), Status> {

@@ -27,10 +27,11 @@ impl Diff for Server {
         let layer = descriptor_from_wire(required(request.diff, "diff")?)?;
         let mounts = mounts_from_wire(request.mounts)?;
         let reader = content.open(&layer.digest).await.map_err(|e| e.to_status())?;
-        let reader = BlockingReader::new(Handle::current(), reader, 0);
+        let handle = Handle::current();
+        let read = move || BlockingReader::new(handle.clone(), reader.clone(), 0);
         let store = self.store().clone();
         let limits = self.images().settings().limits.layer.clone();
-        let apply = move || apply::apply_to_mounts(&store, limits, &mounts, reader, request.sync_fs);
+        let apply = move || apply::apply_to_mounts(&store, limits, &mounts, read, request.sync_fs);
         let applied = blocking(apply).await?;
         let applied = Descriptor::new(media_type::OCI_LAYER, applied.diff_id.into_digest(), applied.tar_bytes);
         Ok(Response::new(pb::ApplyResponse { applied: Some(descriptor_to_wire(&applied)) }))

@@ -25,13 +25,15 @@ mod frames;
 mod hash;
 mod inflate;
 mod limits;
+mod meter;
 mod source;
 mod tree;
 mod whiteout;
 
-use std::io::Read;
+use std::fmt;
+use std::io::{self, Read};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use orlop_oci::DiffId;
@@ -44,6 +46,14 @@ pub(crate) use directories::times;
 pub(crate) use entry::{Metadata, Time, shorten};
 pub use limits::Limits;
 
+/// Says whether there is room for what is written, beyond what the file system says by itself.
+///
+/// It is asked by the confined thread: whatever it looks at must be open already.
+pub trait Admission: fmt::Debug + Send + Sync {
+    /// Refuses so many bytes.
+    fn admit(&self, bytes: u64) -> io::Result<()>;
+}
+
 /// How to apply.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -51,6 +61,8 @@ pub struct Options {
     pub limits: Limits,
     /// Gives everything to the calling user instead of the owners that the layer names.
     pub squash_owners: bool,
+    /// Who is asked before something is written; `None`: nobody.
+    pub admission: Option<Arc<dyn Admission>>,
 }
 
 /// What was applied.

@@ -14,6 +14,7 @@ use super::attributes::{self, Failure, GIVE_OWNER, Made, Owner};
 use super::deferred::DeferredLink;
 use super::directories::{Directories, Ending, Found, Place};
 use super::entry::{Entry, Kind, Metadata, shorten};
+use super::meter::Meter;
 use super::source::Source;
 use crate::error::At as _;
 use crate::fs;
@@ -31,13 +32,16 @@ pub(super) struct Tree<'a> {
     links: u64,
     /// What files hash to.
     notes: Option<NotesWriter>,
+    /// Asks for room.
+    meter: Meter,
 }
 
 impl<'a> Tree<'a> {
     pub(super) fn open(target: &'a ApplyTarget, options: &Options, owner: Owner) -> Result<Self> {
         let dirs = Directories::open(target, owner, &options.limits)?;
         let notes = target.applied.as_deref().map(NotesWriter::open).transpose()?;
-        Ok(Self { target, dirs, links: 0, notes })
+        let meter = Meter::new(options.admission.clone());
+        Ok(Self { target, dirs, links: 0, notes, meter })
     }
 
     /// Applies `entry`, reading content from `source`, and returns how much of it is left unread.
@@ -46,6 +50,7 @@ impl<'a> Tree<'a> {
         if entry.path.is_empty() || super::whiteout::is_aufs(&entry.path) {
             return Ok(entry.size);
         }
+        self.meter.entry().at("write", self.dirs.shown(&entry.path))?;
         let place = self.dirs.place(entry)?;
         if self.whiteout(entry, &place)? {
             return Ok(entry.size);
@@ -102,8 +107,8 @@ impl<'a> Tree<'a> {
         let file = File::from(fd);
         let mut hasher = self.notes.as_ref().filter(|_| entry.sparse.is_none()).map(|_| blake3::Hasher::new());
         let left = match &entry.sparse {
-            None => copy(source, &file, entry.size, hasher.as_mut()).map(|()| 0),
-            Some((size, regions)) => copy_sparse(source, &file, *size, regions)
+            None => copy(source, &file, entry.size, &mut self.meter, hasher.as_mut()).map(|()| 0),
+            Some((size, regions)) => copy_sparse(source, &file, *size, regions, &mut self.meter)
                 .map(|()| entry.size - regions.iter().map(|region| region.length).sum::<u64>()),
         };
         let left = left.map_err(|error| self.writing(error, place))?;
@@ -327,10 +332,17 @@ fn is_within(path: &[u8], dir: &[u8]) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn copy(source: &mut Source, mut file: &File, mut left: u64, mut hasher: Option<&mut blake3::Hasher>) -> Result<()> {
+fn copy(
+    source: &mut Source,
+    mut file: &File,
+    mut left: u64,
+    meter: &mut Meter,
+    mut hasher: Option<&mut blake3::Hasher>,
+) -> Result<()> {
     while left > 0 {
         let bytes = source.next_slice(left)?;
         let count = bytes.len();
+        meter.take(count as u64).at("write", "")?;
         if let Some(hasher) = &mut hasher {
             hasher.update(bytes);
         }
@@ -341,13 +353,14 @@ fn copy(source: &mut Source, mut file: &File, mut left: u64, mut hasher: Option<
     Ok(())
 }
 
-fn copy_sparse(source: &mut Source, file: &File, size: u64, regions: &[SparseEntry]) -> Result<()> {
+fn copy_sparse(source: &mut Source, file: &File, size: u64, regions: &[SparseEntry], meter: &mut Meter) -> Result<()> {
     file.set_len(size).at("extend", "")?;
     for region in regions {
         let (mut offset, end) = (region.offset, region.offset + region.length);
         while offset < end {
             let bytes = source.next_slice(end - offset)?;
             let count = bytes.len();
+            meter.take(count as u64).at("write", "")?;
             file.write_all_at(bytes, offset).at("write", "")?;
             source.consume(count);
             offset += count as u64;
