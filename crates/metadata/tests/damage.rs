@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use orlop_content::{Error, IngestOptions, LocalStore, Manager as _, Provider as _, Writer as _, read_verified};
 use orlop_metadata::gc::Disposal;
-use orlop_metadata::{Change, Damage, Damaged, Labels, Notice, OpenOptions, Scope, Store, Watcher};
+use orlop_metadata::{Change, Damage, Damaged, ImageChange, Labels, Notice, OpenOptions, Scope, Store, Watcher};
 use orlop_oci::Digest;
 
 const TEXT: &[u8] = b"bytes of a layer";
@@ -198,4 +198,47 @@ async fn what_was_not_moved_is_moved_by_the_next_look() {
     let again = open(&root.directory).quarantine_blob(&digest).unwrap().unwrap();
     let moved = root.store.quarantine_directory(&again.quarantine.unwrap()).join("blobs/sha256").join(digest.hex());
     assert!(moved.exists() && !root.path(&digest).exists());
+}
+
+/// Regression: an undo brought sound bytes back, and the blob was called damaged for ever after.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_brings_sound_bytes_back_mends() {
+    let root = Root::new();
+    let digest = Digest::of(TEXT);
+    let target = orlop_oci::Descriptor::new("application/vnd.oci.image.manifest.v1+json", digest.clone(), 16);
+    // With sound bytes in the trash, then with bytes that changed there.
+    for sound in [true, false] {
+        root.put(&scope(), TEXT, true).await.unwrap();
+        let content = root.store.content(&scope());
+        let change = ImageChange::Upsert { name: "app".to_owned(), target: target.clone(), labels: Labels::new() };
+        root.store.write_images(&scope(), &[change]).unwrap();
+        content.update(&digest, Labels::new(), &[]).unwrap();
+        let gone = ImageChange::Delete { name: "app".to_owned() };
+        let trash = Disposal::Trash { reason: "rm app".to_owned() };
+        let entry = root.store.delete_images(&scope(), &[gone], &trash, None).unwrap().trash.unwrap();
+        let rests = root.directory.path().join("trash").join(&entry).join("blobs/sha256").join(digest.hex());
+        if !sound {
+            fs::remove_file(&rests).unwrap();
+            fs::write(&rests, b"bytes of a layef").unwrap();
+        }
+        assert!(rests.exists());
+        root.put(&scope(), TEXT, true).await.unwrap();
+        root.damage(&digest, b"bytes of a layef");
+        root.quarantine(&digest).unwrap();
+        root.told();
+        root.store.undo(&scope(), Some(&entry)).unwrap();
+        assert!(root.path(&digest).exists());
+        match sound {
+            true => {
+                assert_eq!((root.store.damages().unwrap(), root.told()), (vec![], vec!["mended"]));
+                assert_eq!(read_verified(&content, &digest, 1 << 20).await.unwrap(), TEXT);
+                assert_eq!(root.store.check_metadata().unwrap(), []);
+            }
+            false => assert_eq!((root.store.damages().unwrap().len(), root.told().len()), (1, 0)),
+        }
+        let gone = ImageChange::Delete { name: "app".to_owned() };
+        root.store.write_images(&scope(), &[gone]).unwrap();
+        content.update(&digest, Labels::new(), &[]).unwrap();
+        root.store.collect(Disposal::Reclaim).unwrap();
+    }
 }

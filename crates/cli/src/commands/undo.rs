@@ -41,6 +41,7 @@ struct Undone {
     kept: Vec<String>,
     blobs: u64,
     snapshots: u64,
+    missing: Vec<String>,
 }
 
 /// Runs `undo`.
@@ -57,6 +58,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
             kept: answer.kept,
             blobs: answer.blobs,
             snapshots: answer.snapshots,
+            missing: answer.missing,
         };
         return output::document(context.global.output, &undone);
     }
@@ -65,6 +67,9 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         context.say(format!("{name} exists again and was left as it is"));
     }
     context.say(format!("brought back {} and {}", count(answer.blobs, "blob"), count(answer.snapshots, "snapshot")));
+    for digest in &answer.missing {
+        context.say(format!("{digest} is gone for good: pull the image again, that brings it back"));
+    }
     Ok(())
 }
 

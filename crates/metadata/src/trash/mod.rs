@@ -29,9 +29,10 @@ use serde::{Deserialize, Serialize};
 use undo::Undo;
 
 use crate::db::from_nanos;
+use crate::edges::CONTENT;
 use crate::gc::{self, Bin, BlobRow, Disposal, ImageRow, Marking, Removal, SnapshotRow};
 use crate::transact::Tx;
-use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, images};
+use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, damage, images};
 
 /// One deletion that can be undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,9 +195,11 @@ impl Store {
                 }
             }
             Ok(())
+        let sound = self.sound_again(&saved)?;
         })?;
         gc::finish(self, &[])?;
         Ok(reclaimed)
+            sound.iter().try_for_each(|digest| damage::mended(tx, CONTENT, digest.as_str()))?;
     }
 
     /// Moves the blobs of an entry back, and notes which cannot be.
@@ -243,6 +246,24 @@ pub(crate) fn put(tx: &Tx<'_>, bin: &Bin<'_>, removal: &Removal, report: &gc::Re
     };
     if rows == SavedRows::default() {
         return Ok(None);
+    /// Which blobs of an entry were found damaged since, and are sound now that their bytes are back.
+    fn sound_again(&self, saved: &SavedRows) -> Result<BTreeSet<Digest>> {
+        let damaged: BTreeSet<String> = self.read(|conn| {
+            let mut query = conn.prepare_cached("SELECT name FROM damage WHERE kind = ?1")?;
+            Ok(query.query_map([CONTENT], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut sound = BTreeSet::new();
+        for blob in saved.all_blobs().filter(|blob| damaged.contains(&blob.digest)) {
+            let Ok(digest) = blob.digest.parse::<Digest>() else { continue };
+            let size = u64::try_from(blob.size).ok();
+            // What cannot be read now is not known to be sound.
+            if matches!(gc::block_on(content::examine(&**self.raw_content(), &digest, size, &())), Ok(None)) {
+                sound.insert(digest);
+            }
+        }
+        Ok(sound)
+    }
+
     }
     // Sorts by time; the random part keeps apart what one clock tick brings.
     let id = format!("{}-{:08x}", from_nanos(tx.now()).strftime("%Y%m%dT%H%M%SZ"), rand::rng().random::<u32>());

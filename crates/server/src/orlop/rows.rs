@@ -130,6 +130,7 @@ pub(super) fn undone(report: UndoReport) -> pb::UndoResponse {
         kept: report.kept.into_iter().map(|(_, name)| name).collect(),
         blobs: report.blobs as u64,
         snapshots: report.snapshots as u64,
+        missing: report.missing.iter().map(ToString::to_string).collect(),
     }
 }
 
