@@ -1,12 +1,22 @@
 //! Two processes that meet at one write: what one is about to open, the other has finished meanwhile.
 
-use orlop_testkit::faults::{Act, Faults, Rule};
+use std::sync::Mutex;
+
+use orlop_testkit::archive::oci_archive;
+use orlop_testkit::faults::{Act, Fault, Faults, Rule, Site};
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::liar::Liar;
+use orlop_testkit::power::Disk;
 use orlop_testkit::process::output;
 
-use crate::common::Orlop;
+use crate::common::{self, Orlop};
+use crate::outcome;
 use crate::verdict::command;
+use crate::verdict::images::image;
+use crate::verdict::scratch::Scratch;
+
+/// So many syncs of the log an import of one image makes, and more.
+const SYNCS: usize = 12;
 
 /// Regression: it had a new write of a document that was there by then, and left that behind.
 #[test]
@@ -34,4 +44,58 @@ fn a_pull_that_meets_another_one_leaves_no_write_behind() {
     let left: Vec<_> = std::fs::read_dir(store.root().join("content/ingest")).expect("a directory").collect();
     assert!(left.is_empty(), "{left:?}");
     store.is_sound();
+}
+
+/// Regression: an import whose commit of bytes that were there failed for want of space, while another import brought them, said that
+/// the archive was wrong (exit code 5). One that failed so by itself waited a minute for its own lock.
+#[test]
+fn an_import_that_meets_another_one_and_no_space_says_the_latter() {
+    if !(common::is_root("faults") && Faults::available()) {
+        return;
+    }
+    let (dir, scratch) = (tempfile::tempdir().expect("a temporary directory"), Scratch::new());
+    let file = dir.path().join("one.tar").display().to_string();
+    std::fs::write(&file, oci_archive(&[("docker.io/library/one:1", &image("one"))])).expect("an archive");
+    let import = ["import", &file];
+    // Killed when the bytes of the first blob are in their place, and nothing in the database says so.
+    let root = scratch.lay(|_| Ok(()));
+    output(&mut command(&root, &["gc"])).ok();
+    let mut killed = command(&root, &import);
+    let faults = Faults::over(&mut killed, &root).expect("the command can be watched");
+    let placed = Mutex::new(false);
+    let which = move |site: &Site| {
+        let mut placed = placed.lock().expect("nothing panics");
+        *placed |= site.call.starts_with("rename") && site.path.starts_with("content");
+        *placed && site.call == "pwrite64" && site.path.ends_with("meta.db-wal")
+    };
+    faults.set(Rule { which: Box::new(which), from: 0, lasting: false, act: Act::Kill });
+    assert!(!output(&mut killed).status.success());
+    assert_eq!(faults.clear().len(), 1, "it came so far");
+    let begun = Disk::read(root.parent().expect("it is in a directory")).expect("the root is read");
+    for at in 0..SYNCS {
+        let root = scratch.lay(|top| begun.lay(top));
+        let mut first = command(&root, &import);
+        let faults = Faults::over(&mut first, &root).expect("the command can be watched");
+        let second = Mutex::new((0, Some(command(&root, &import))));
+        // One sync of the log fails; before the program does anything else with a file, another import is made from start to end.
+        let which = move |site: &Site| {
+            let (synced, second) = &mut *second.lock().expect("nothing panics");
+            let is_sync = site.call.contains("sync") && site.path.ends_with("meta.db-wal");
+            *synced += usize::from(is_sync);
+            if *synced == at + 1 && is_sync {
+                return true;
+            }
+            if *synced > at
+                && site.path.ends_with("gc.lock")
+                && let Some(mut second) = second.take()
+            {
+                output(&mut second).ok();
+            }
+            false
+        };
+        faults.set(Rule { which: Box::new(which), from: 0, lasting: false, act: Act::Fail(Fault::Quota) });
+        let done = output(&mut first);
+        drop(faults.clear());
+        outcome::wrong(&done, Fault::Quota).unwrap_or_else(|found| panic!("sync {at}: {found}"));
+    }
 }

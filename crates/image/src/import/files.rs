@@ -128,6 +128,14 @@ fn blob_digest(path: &str) -> Result<Option<Digest>> {
     name.parse().map(Some).map_err(|error| refused(path, format!("blobs are named by digests: {error}")))
 }
 
+/// How a file begins to come into the store.
+enum Begun {
+    /// By this write.
+    Writing(Box<dyn Writer>),
+    /// It is there.
+    There(Digest),
+}
+
 /// One file on its way into the store.
 struct Intake<'a> {
     content: &'a ScopedContent,
@@ -145,10 +153,9 @@ impl Intake<'_> {
         let mut first = tar.piece()?;
         let magic = first.slice(..first.len().min(6));
         let file = |digest| File { digest, size: self.size, magic: magic.clone() };
-        let mut writer = match (self.open(&reference)?, &self.expected) {
-            (Some(writer), _) => writer,
-            (None, Some(digest)) => return Ok((file(digest.clone()), false)),
-            (None, None) => return Err(refused(self.path, "its place in the store is taken".to_owned())),
+        let mut writer = match self.begin(&reference)? {
+            Begun::Writing(writer) => writer,
+            Begun::There(digest) => return Ok((file(digest), false)),
         };
         let status = writer.status();
         if status.offset == self.size && self.size > 0 && self.expected.is_some() {
@@ -156,7 +163,12 @@ impl Intake<'_> {
             if let Ok(digest) = self.commit(&mut *writer, &reference) {
                 return Ok((file(digest), false));
             }
-            writer = self.open(&reference)?.ok_or_else(|| refused(self.path, "it came and went".to_owned()))?;
+            // Whatever that met: the bytes are here, and are written anew, unless another import has brought them meanwhile.
+            drop(writer);
+            writer = match self.begin(&reference)? {
+                Begun::Writing(writer) => writer,
+                Begun::There(digest) => return Ok((file(digest), false)),
+            };
         }
         if writer.status().offset > 0 {
             self.handle.block_on(writer.truncate(0))?;
@@ -188,6 +200,14 @@ impl Intake<'_> {
                 let (count, now) = (COUNT.fetch_add(1, Ordering::Relaxed), jiff::Timestamp::now().as_nanosecond());
                 format!("import-{}-{now}-{count}", std::process::id())
             }
+        }
+    }
+
+    fn begin(&self, reference: &str) -> Result<Begun> {
+        match (self.open(reference)?, &self.expected) {
+            (Some(writer), _) => Ok(Begun::Writing(writer)),
+            (None, Some(digest)) => Ok(Begun::There(digest.clone())),
+            (None, None) => Err(refused(self.path, "its place in the store is taken".to_owned())),
         }
     }
 
