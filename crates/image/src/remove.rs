@@ -3,12 +3,15 @@
 //! # Invariants
 //! - What is executed is what the plan says: the plan is made, compared with the hash that was given, and executed in one
 //!   state of the database. If anything was committed in between, the transaction does nothing and the plan is made anew.
+//! - Beside writers that never pause, a removal that was given no hash is executed all the same, unless something changed that has to
+//!   do with its own images ([`Doomed::is_outdated`]): then the same records go as if it had been alone, and what others did meanwhile
+//!   to what these share is in the collection that follows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use orlop_metadata::gc::{Disposal, Report};
-use orlop_metadata::{self as metadata, Image, ImageChange, Scope};
+use orlop_metadata::{self as metadata, HistoryEntry, Image, ImageChange, Scope};
 use orlop_oci::{Descriptor, Digest, Reference};
 
 use crate::catalog::Catalog;
@@ -19,6 +22,9 @@ use crate::{Error, Images, Result, SnapshotRow, labels};
 
 /// How often what was decided is decided again because somebody writes at the same time.
 pub(crate) const ATTEMPTS: usize = 20;
+
+/// How many of these insist on a state in which nobody else wrote anything at all.
+const STRICT: usize = 5;
 
 /// What to remove.
 #[derive(Debug, Clone, Default)]
@@ -86,6 +92,26 @@ struct Doomed {
     names: BTreeSet<String>,
     /// Of those: what the reconciler writes again at once.
     returns: Vec<Reason>,
+    /// What they point at.
+    targets: BTreeSet<Digest>,
+}
+
+/// A state of the store that something is decided on.
+#[derive(Debug, Clone, Copy)]
+struct State {
+    version: i64,
+    /// The last change of a record.
+    change: i64,
+}
+
+impl Doomed {
+    /// Whether what happened since might have made it another removal: to these records, or to their images.
+    fn is_outdated(&self, since: &[HistoryEntry]) -> bool {
+        since.iter().any(|change| {
+            let targets = [&change.old, &change.new].into_iter().flatten();
+            self.names.contains(&change.name) || targets.into_iter().any(|digest| self.targets.contains(digest))
+        })
+    }
 }
 
 impl Images {
@@ -104,19 +130,41 @@ impl Images {
     /// # Errors
     /// [`Error::StalePlan`] if the state has moved, [`Error::Pinned`] without `force`.
     pub async fn remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Removed> {
-        for _ in 0..ATTEMPTS {
-            match self.try_remove(scope, request).await {
+        let mut met = None;
+        for attempt in 0..ATTEMPTS {
+            let strict = request.plan.is_some() || attempt < STRICT;
+            let state = self.state().await?;
+            let (plan, trash) = match self.try_remove(scope, request, state, strict).await {
                 // Somebody wrote since the plan was made: perhaps nothing that it depends on, so it is made again.
-                Err(Error::Metadata(metadata::Error::Moved)) => {}
-                other => return other,
-            }
+                Err(Error::Metadata(metadata::Error::Moved)) => {
+                    met = None;
+                    continue;
+                }
+                // What was read may be of two states: of the names, and of what somebody else has taken away since.
+                Err(error) if is_gone(&error) && self.state().await?.version != state.version => {
+                    met = Some(error);
+                    continue;
+                }
+                removed => removed?,
+            };
+            let returned = self.reconcile(&scope.namespace).await?.created;
+            return Ok(Removed { plan, trash, returned });
         }
-        Err(metadata::Error::Moved.into())
+        Err(met.unwrap_or_else(|| metadata::Error::Moved.into()))
     }
 
-    /// Makes the plan, compares it with the one that was asked for, and executes it in the state it was made for.
-    async fn try_remove(&self, scope: &Scope, request: &RemoveRequest) -> Result<Removed> {
-        let at = self.blocking(|store| Ok(store.version()?)).await?;
+    async fn state(&self) -> Result<State> {
+        self.blocking(|store| Ok(State { version: store.version()?, change: store.last_change()? })).await
+    }
+
+    /// Makes the plan, compares it with the one that was asked for, and executes it, if `strict` in the state it was made for.
+    async fn try_remove(
+        &self,
+        scope: &Scope,
+        request: &RemoveRequest,
+        state: State,
+        strict: bool,
+    ) -> Result<(Plan, Option<String>)> {
         let catalog = self.concerned(scope, request).await?;
         let (plan, doomed) = self.plan_with(scope, &catalog, request).await?;
         if let Some(given) = request.plan.as_ref().filter(|given| **given != plan.hash) {
@@ -129,10 +177,18 @@ impl Images {
                 reason: request.reason.clone().unwrap_or_else(|| format!("rm {}", request.names.join(" "))),
             },
         };
-        let report =
-            self.blocking(move |store| Ok(store.delete_images(&owned, &changes, &disposal, Some(at))?)).await?;
-        let returned = self.reconcile(&scope.namespace).await?.created;
-        Ok(Removed { plan, trash: report.trash, returned })
+        let report = self
+            .blocking(move |store| {
+                Ok(match strict {
+                    true => store.delete_images(&owned, &changes, &disposal, Some(state.version))?,
+                    false => {
+                        let outdated = |since: &[HistoryEntry]| doomed.is_outdated(since);
+                        store.delete_images_decided_at(&owned, &changes, &disposal, state.change, outdated)?
+                    }
+                })
+            })
+            .await?;
+        Ok((plan, report.trash))
     }
 
     /// What a plan has to know of: the records that are meant, all that have to do with their images, and who else has any of
@@ -236,6 +292,8 @@ impl Images {
         if self.settings().is_cri(&scope.namespace) {
             self.follow(catalog, users, &mut doomed);
         }
+        let going = catalog.records.iter().filter(|record| doomed.names.contains(&record.name));
+        doomed.targets = going.map(|record| record.target.digest.clone()).collect();
         Ok(doomed)
     }
 
@@ -282,7 +340,11 @@ impl Images {
             let mut rows = Vec::new();
             for (namespace, driver, key) in keys {
                 let scope = Scope { namespace, ..scope.clone() };
-                let usage = store.snapshots(&scope, &driver)?.usage(&key)?;
+                let usage = match store.snapshots(&scope, &driver)?.usage(&key) {
+                    // Another removal took it since.
+                    Err(metadata::Error::NotFound { .. }) => continue,
+                    usage => usage?,
+                };
                 rows.push(SnapshotRow { chain_id: key, snapshotter: driver, bytes: usage.bytes, inodes: usage.inodes });
             }
             Ok(rows)
@@ -357,6 +419,14 @@ impl Images {
         }));
         reasons.into_iter().collect()
     }
+}
+
+/// Whether something that is not what was asked for is not there.
+const fn is_gone(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Metadata(metadata::Error::NotFound { .. }) | Error::Content(orlop_content::Error::NotFound { .. })
+    )
 }
 
 fn why_kept(blobs: usize, names: &BTreeSet<&str>) -> String {

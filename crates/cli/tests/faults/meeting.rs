@@ -99,3 +99,86 @@ fn an_import_that_meets_another_one_and_no_space_says_the_latter() {
         outcome::wrong(&done, Fault::Quota).unwrap_or_else(|found| panic!("sync {at}: {found}"));
     }
 }
+
+/// Regression: a removal beside somebody who writes all the time, to other records, gave up ("has changed meanwhile"). What somebody
+/// does to the records that are meant still makes it another removal.
+#[test]
+fn a_removal_beside_others_who_write_all_the_time_is_done() {
+    if !Faults::available() {
+        return;
+    }
+    let store = Orlop::new();
+    for word in ["one", "two"] {
+        let file = store.path(&format!("{word}.tar"));
+        let name = format!("docker.io/library/{word}:1");
+        std::fs::write(&file, oci_archive(&[(&name, &image(word))])).expect("an archive");
+        store.ok(["import", file.to_str().expect("a plain path")]);
+    }
+    store.ok(["tag", "one:1", "mine:1"]);
+    let root = store.root();
+    let mut remove = command(&root, &["rm", "mine:1", "one:1"]);
+    let faults = Faults::over(&mut remove, &root).expect("the command can be watched");
+    let mut written = 0;
+    // Each time that it has made its plan, and is about to do it.
+    let write = move || {
+        written += 1;
+        output(&mut command(&root, &["tag", "two:1", &format!("others:{written}")])).ok();
+    };
+    faults.set(Rule {
+        which: Box::new(|site| site.call.starts_with("open") && site.path.ends_with("gc.lock")),
+        from: 0,
+        lasting: true,
+        act: Act::Before(Box::new(write)),
+    });
+    output(&mut remove).ok();
+    assert!(faults.clear().len() > 1, "the two have met");
+    let left = store.records();
+    assert!(left.iter().all(|name| !name.contains("one:1") && !name.contains("mine:1")), "{left:?}");
+    assert!(left.iter().any(|name| name == "docker.io/library/others:2"), "{left:?}");
+    store.ok(["undo"]);
+    store.ok(["verify", "-q", "one:1", "mine:1", "two:1"]);
+    store.is_sound();
+}
+
+/// One of the records that are meant moves while they are removed: the plan is made anew, and is right.
+#[test]
+fn a_removal_whose_image_gets_another_name_leaves_that() {
+    if !Faults::available() {
+        return;
+    }
+    let store = Orlop::new();
+    let file = store.path("one.tar");
+    std::fs::write(&file, oci_archive(&[("docker.io/library/one:1", &image("one"))])).expect("an archive");
+    store.ok(["import", file.to_str().expect("a plain path")]);
+    let root = store.root();
+    let mut remove = command(&root, &["rm", "one:1"]);
+    let faults = Faults::over(&mut remove, &root).expect("the command can be watched");
+    let mut written = 0;
+    let write = move || {
+        written += 1;
+        output(&mut command(&root, &["tag", "--force", "one:1", &format!("other:{written}")])).ok();
+    };
+    // More often than it insists on being alone.
+    faults.set(Rule {
+        which: Box::new({
+            let met = Mutex::new(0);
+            move |site: &Site| {
+                let is_next = site.call.starts_with("open") && site.path.ends_with("gc.lock");
+                let mut met = met.lock().expect("nothing panics");
+                *met += usize::from(is_next);
+                is_next && *met <= 8
+            }
+        }),
+        from: 0,
+        lasting: true,
+        act: Act::Before(Box::new(write)),
+    });
+    output(&mut remove).ok();
+    assert!(faults.clear().len() > 5, "the two have met");
+    let left = store.records();
+    let has = |wanted: &str| left.iter().any(|name| name == wanted);
+    assert!(!has("docker.io/library/one:1") && has("docker.io/library/other:1"), "{left:?}");
+    let id = image("one").image_id().expect("an image").to_string();
+    assert!(has(&id), "what the other names need stays: {left:?}");
+    store.is_sound();
+}

@@ -32,7 +32,7 @@ use crate::db::from_nanos;
 use crate::edges::CONTENT;
 use crate::gc::{self, Bin, BlobRow, Disposal, ImageRow, Marking, Removal, SnapshotRow};
 use crate::transact::Tx;
-use crate::{Error, ImageChange, ObjectKind, Result, Scope, Store, damage, images};
+use crate::{Error, HistoryEntry, ImageChange, ObjectKind, Result, Scope, Store, damage, history, images};
 
 /// One deletion that can be undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,9 +110,42 @@ impl Store {
         disposal: &Disposal,
         at: Option<i64>,
     ) -> Result<gc::Report> {
+        self.delete_unless(scope, changes, disposal, at, |_| Ok(()))
+    }
+
+    /// The same, decided on records that were read after the change `seen` of the history, whatever else was committed since: what
+    /// the namespace's history has had may make it `outdated`. It is asked while nobody else can write.
+    ///
+    /// # Errors
+    /// [`Error::Moved`] if it is outdated; then nothing was done.
+    pub fn delete_images_decided_at(
+        &self,
+        scope: &Scope,
+        changes: &[ImageChange],
+        disposal: &Disposal,
+        seen: i64,
+        outdated: impl Fn(&[HistoryEntry]) -> bool,
+    ) -> Result<gc::Report> {
+        self.delete_unless(scope, changes, disposal, None, |tx| {
+            match outdated(&history::since(tx, &scope.namespace, seen)?) {
+                true => Err(Error::Moved),
+                false => Ok(()),
+            }
+        })
+    }
+
+    fn delete_unless(
+        &self,
+        scope: &Scope,
+        changes: &[ImageChange],
+        disposal: &Disposal,
+        at: Option<i64>,
+        refused: impl FnOnce(&Tx<'_>) -> Result<()>,
+    ) -> Result<gc::Report> {
         let _lock = gc::lock(self)?;
         let _loan = self.lend();
         let (trees, mut report) = self.write_at(at, "delete", |tx| {
+            refused(tx)?;
             let (before, _) = gc::remove_garbage(tx, Marking::Incremental, None)?;
             let mut deleted = Vec::new();
             for change in changes {
@@ -162,9 +195,11 @@ impl Store {
         let mut report = UndoReport { id: id.clone(), ..UndoReport::default() };
         let bins = self.bins(&id)?;
         self.restore_blobs(&bins, &saved, &mut report)?;
+        let sound = self.sound_again(&saved)?;
         self.write("undo", |tx| {
             let mut undo = Undo { store: self, tx, bins: &bins, report: &mut report };
             undo.blobs(&saved)?;
+            sound.iter().try_for_each(|digest| damage::mended(tx, CONTENT, digest.as_str()))?;
             undo.snapshots(&saved)?;
             undo.images(scope, &saved)?;
             drop_entry(tx, &id)
@@ -195,11 +230,9 @@ impl Store {
                 }
             }
             Ok(())
-        let sound = self.sound_again(&saved)?;
         })?;
         gc::finish(self, &[])?;
         Ok(reclaimed)
-            sound.iter().try_for_each(|digest| damage::mended(tx, CONTENT, digest.as_str()))?;
     }
 
     /// Moves the blobs of an entry back, and notes which cannot be.
@@ -211,6 +244,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Which blobs of an entry were found damaged since, and are sound now that their bytes are back.
+    fn sound_again(&self, saved: &SavedRows) -> Result<BTreeSet<Digest>> {
+        let damaged: BTreeSet<String> = self.read(|conn| {
+            let mut query = conn.prepare_cached("SELECT name FROM damage WHERE kind = ?1")?;
+            Ok(query.query_map([CONTENT], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut sound = BTreeSet::new();
+        for blob in saved.all_blobs().filter(|blob| damaged.contains(&blob.digest)) {
+            let Ok(digest) = blob.digest.parse::<Digest>() else { continue };
+            let size = u64::try_from(blob.size).ok();
+            // What cannot be read now is not known to be sound.
+            if matches!(gc::block_on(content::examine(&**self.raw_content(), &digest, size, &())), Ok(None)) {
+                sound.insert(digest);
+            }
+        }
+        Ok(sound)
     }
 
     /// Directories where an entry's bytes may be: its own, and those of entries that took later what it shared.
@@ -246,24 +297,6 @@ pub(crate) fn put(tx: &Tx<'_>, bin: &Bin<'_>, removal: &Removal, report: &gc::Re
     };
     if rows == SavedRows::default() {
         return Ok(None);
-    /// Which blobs of an entry were found damaged since, and are sound now that their bytes are back.
-    fn sound_again(&self, saved: &SavedRows) -> Result<BTreeSet<Digest>> {
-        let damaged: BTreeSet<String> = self.read(|conn| {
-            let mut query = conn.prepare_cached("SELECT name FROM damage WHERE kind = ?1")?;
-            Ok(query.query_map([CONTENT], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
-        })?;
-        let mut sound = BTreeSet::new();
-        for blob in saved.all_blobs().filter(|blob| damaged.contains(&blob.digest)) {
-            let Ok(digest) = blob.digest.parse::<Digest>() else { continue };
-            let size = u64::try_from(blob.size).ok();
-            // What cannot be read now is not known to be sound.
-            if matches!(gc::block_on(content::examine(&**self.raw_content(), &digest, size, &())), Ok(None)) {
-                sound.insert(digest);
-            }
-        }
-        Ok(sound)
-    }
-
     }
     // Sorts by time; the random part keeps apart what one clock tick brings.
     let id = format!("{}-{:08x}", from_nanos(tx.now()).strftime("%Y%m%dT%H%M%SZ"), rand::rng().random::<u32>());
