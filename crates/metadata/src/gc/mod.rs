@@ -40,6 +40,7 @@ use graph::Rows;
 pub(crate) use graph::driver_of;
 pub(crate) use mark::Node;
 use mark::{Found, Graph};
+use orlop_content::Trouble;
 pub(crate) use removal::{BlobRow, ImageRow, Removal, SnapshotRow, children_first, image, json};
 use rusqlite::Connection;
 use rustix::fs::FlockOperation;
@@ -271,7 +272,15 @@ impl Drop for Alone {
 pub(crate) fn lock(store: &Store) -> Result<Alone> {
     store.check_writable()?;
     let path = store.root().join("gc.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let open = || File::options().create(true).truncate(false).write(true).open(&path);
+    let file = match open() {
+        // A store that nothing was removed from has no such file yet.
+        Err(error) if Trouble::of(&error) == Trouble::Full => {
+            let _loan = store.lend();
+            open()
+        }
+        opened => opened,
+    };
     let file = file.map_err(bytes::io_error("open", &path))?;
     loop {
         match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
