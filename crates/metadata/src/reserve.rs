@@ -179,9 +179,14 @@ impl Reserve {
     }
 
     /// Bytes that are allocated; `None`: there is no reserve.
-    pub(crate) fn held(&self) -> Option<u64> {
+    fn held(&self) -> Option<u64> {
         let metadata = std::fs::metadata(&self.path).ok()?;
         Some(metadata.len().min(metadata.blocks() * 512))
+    }
+
+    /// Bytes that are lent, or taken by others from one who had borrowed.
+    pub(crate) fn missing(&self) -> u64 {
+        self.held().map_or(0, |held| BYTES - held.min(BYTES))
     }
 
     fn free(&self) -> Option<u64> {

@@ -8,13 +8,17 @@
 //! # Invariants
 //! - Only what rests in the trash gives way, and what is doomed already. Nothing is marked: what a client has written and nothing
 //!   keeps yet stays.
-//! - Each time that somebody asks, at least one entry goes or the disk has become freer than it was when he met it full, and the latter
-//!   counts a few times only; so everybody's asking comes to an end.
+//! - Each time that somebody asks, at least one entry goes, or the disk is freer than it was when he began what failed, or there is
+//!   as much as he needs as far as he knows; and the latter two count a few times only. So everybody's asking comes to an end.
 //! - What asks holds neither the collector's lock nor a transaction. A thread that has the lock is refused.
 //!
 //! # Concurrency
 //! Whoever empties holds the collector's lock, so that those who meet a full disk at the same time wait for each other, and for removals
-//! that are about it: who finds that there is more free than before takes nothing more.
+//! that are about it: who finds that there is more free than when he began takes nothing more. Nobody can look at the disk at the
+//! moment in which he meets it full: what gave way to another may be there by the time he looks, and what he wrote himself be gone.
+
+use std::thread;
+use std::time::{Duration, Instant};
 
 use orlop_content::Trouble;
 use rusqlite::Connection;
@@ -26,36 +30,36 @@ use crate::{Error, Result, Store, fault};
 /// What gives way at first, in bytes; twice as much each time that it was not enough.
 const FIRST: u64 = 16 << 20;
 
-/// How often somebody tries again to whom nothing gave way, since the disk has become freer: file systems give back late what they
-/// held, and hold it anew.
-const VAIN: u32 = 4;
-/// How often somebody tries again to whom nothing gave way, since something gave way to another whom he waited for: that one, or a third,
-/// may have taken it by then.
+/// How often somebody tries again to whom nothing gave way, since there is as much as he needs: another held it for a moment only.
+const VAIN: u32 = 3;
+/// How often somebody tries again since the disk is freer than when he began: another may have taken it by then, each time.
 const WAITED: u32 = 64;
+/// How long file systems may take to give back what was removed, and how often that is looked at.
+const SETTLING: Duration = Duration::from_millis(500);
+const STEP: Duration = Duration::from_millis(20);
 
 /// What a transaction may take: pages of the log, lines of the history.
 const TRANSACTION: u64 = 256 << 10;
 
 /// What somebody asks for who has met a full disk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Asking {
-    bytes: u64,
+    /// How many bytes he needs, as far as he knows.
+    need: u64,
+    /// How many bytes give way next.
+    next: u64,
+    /// What was free when he began what failed, if that was measured.
+    began: Option<Free>,
     /// How often nothing gave way.
     vain: u32,
-    /// How often something gave way to another.
+    /// How often there was more than when he began.
     waited: u32,
 }
 
 impl Asking {
-    /// One who needs about so many bytes, as far as he knows.
-    pub fn for_bytes(bytes: u64) -> Self {
-        Self { bytes: bytes.max(FIRST), vain: 0, waited: 0 }
-    }
-}
-
-impl Default for Asking {
-    fn default() -> Self {
-        Self::for_bytes(FIRST)
+    /// One who is about to need so many bytes at least, at once.
+    pub fn for_bytes(need: u64) -> Self {
+        Self { need, ..Self::default() }
     }
 }
 
@@ -73,9 +77,14 @@ impl Free {
 }
 
 impl Store {
+    /// One who begins what takes a while, in which others may do what changes how much is free; it needs so many bytes at least.
+    pub fn asking(&self, need: u64) -> Asking {
+        Asking { began: self.room(), ..Asking::for_bytes(need) }
+    }
+
     /// Does what brings something in. While it meets a full disk and something gives way, it is done again.
     pub fn with_room<T>(&self, mut bring: impl FnMut() -> Result<T>) -> Result<T> {
-        let mut asking = Asking::default();
+        let mut asking = Asking::for_bytes(TRANSACTION);
         loop {
             match bring() {
                 Err(error) if is_full(&error) && self.make_room(&mut asking) => {}
@@ -134,23 +143,31 @@ impl Store {
         if Alone::is_here() {
             return Ok(false);
         }
-        let met = self.free();
+        let before = asking.began.or_else(|| self.room());
+        let made = self.give_way(asking, before)? || self.settles(asking, before);
+        asking.began = self.room();
+        Ok(made)
+    }
+
+    /// Lets the oldest of the trash go, if there is not more room than before already. Says whether anything gave way, to this one or
+    /// to another.
+    fn give_way(&self, asking: &mut Asking, before: Option<Free>) -> Result<bool> {
         let _lock = gc::lock(self)?;
-        if self.is_freer_than(met) {
+        if self.is_freer_than(before) {
             asking.waited += 1;
             return Ok(asking.waited <= WAITED);
         }
         let _loan = self.lend();
-        let going = self.read(|conn| oldest(conn, asking.bytes))?;
+        let wanted = asking.next.max(asking.need).max(FIRST);
+        asking.next = wanted.saturating_mul(2);
+        let going = self.read(|conn| oldest(conn, wanted))?;
         if !going.is_empty() {
             self.write("empty trash", |tx| going.iter().try_for_each(|(id, _)| trash::drop_entry(tx, id)))?;
         }
         // Also what is doomed already.
         gc::finish(self, &[])?;
-        asking.bytes = asking.bytes.saturating_mul(2);
         if going.is_empty() {
-            asking.vain += 1;
-            return Ok(asking.vain <= VAIN && self.is_freer_than(met));
+            return Ok(false);
         }
         let bytes: u64 = going.iter().map(|(_, bytes)| bytes).sum();
         tracing::warn!(
@@ -161,15 +178,36 @@ impl Store {
         Ok(true)
     }
 
-    fn is_freer_than(&self, before: Option<Free>) -> bool {
-        before.zip(self.free()).is_some_and(|(before, now)| now.is_more_than(before))
+    /// Whether there is room although nothing gave way, at the latest when the file system has given back what went.
+    fn settles(&self, asking: &mut Asking, before: Option<Free>) -> bool {
+        asking.vain += 1;
+        if asking.vain > VAIN {
+            return false;
+        }
+        let end = Instant::now() + SETTLING;
+        loop {
+            let suffices = self.room().is_some_and(|room| room.files > 0 && room.bytes >= asking.need.max(TRANSACTION));
+            if suffices || self.is_freer_than(before) {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(STEP);
+        }
     }
 
-    /// What is free, with what the reserve holds: lending it makes no room.
-    fn free(&self) -> Option<Free> {
+    fn is_freer_than(&self, before: Option<Free>) -> bool {
+        before.zip(self.room()).is_some_and(|(before, now)| now.is_more_than(before))
+    }
+
+    /// What is free for who brings something in: not what is held back, wherever it is just now.
+    fn room(&self) -> Option<Free> {
         let stat = rustix::fs::statvfs(self.root()).ok()?;
-        let bytes = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(self.reserve().held().unwrap_or(0));
-        Some(Free { bytes, files: stat.f_favail })
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // Where files are not counted, there is no end of them.
+        let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+        Some(Free { bytes: free.saturating_sub(self.reserve().missing()), files })
     }
 }
 

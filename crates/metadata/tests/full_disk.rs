@@ -28,6 +28,12 @@ fn where_nothing_gives_way_the_error_is_the_answer() {
     on_a_disk("48m", "child_on_a_disk_with_a_reserve");
 }
 
+/// Regression: who met a full disk was refused, since what had given way to another was there already when he looked.
+#[test]
+fn what_another_has_made_room_by_meanwhile_counts() {
+    on_a_disk("48m", "child_beside_others");
+}
+
 fn on_a_disk(size: &str, child: &str) {
     let isolated = || Command::new("unshare").args(["--mount", "--propagation", "private", "true"]).output();
     if !rustix::process::geteuid().is_root() || !isolated().is_ok_and(|o| o.status.success()) {
@@ -87,14 +93,41 @@ fn child_on_a_small_disk() {
     assert_eq!(store.check_metadata().unwrap(), []);
 }
 
+fn fill(ballast: &Path) {
+    let mut ballast = fs::File::create(ballast).unwrap();
+    while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {}
+}
+
+#[test]
+fn child_beside_others() {
+    let Some(root) = std::env::var_os("ORLOP_TEST_ROOT").map(PathBuf::from) else { return };
+    let store = open(&root).unwrap();
+    put(&store, "first").unwrap();
+    let ballast = root.join("ballast");
+    // Another took everything after he began, and gave it back before he looks.
+    let mut asking = store.asking(8 << 20);
+    fill(&ballast);
+    fs::remove_file(&ballast).unwrap();
+    assert!(store.make_room(&mut asking));
+    // Another had everything when he began.
+    fill(&ballast);
+    let mut asking = store.asking(64 << 20);
+    fs::remove_file(&ballast).unwrap();
+    assert!(store.make_room(&mut asking), "there is more than when he began");
+    // He alone is there, and it does not suffice.
+    assert!(!store.make_room(&mut asking));
+    fill(&ballast);
+    let mut asking = store.asking(1);
+    assert!(!store.make_room(&mut asking));
+}
+
 #[test]
 fn child_on_a_disk_with_a_reserve() {
     let Some(root) = std::env::var_os("ORLOP_TEST_ROOT").map(PathBuf::from) else { return };
     let store = open(&root).unwrap();
     put(&store, "first").unwrap();
     assert_eq!(fs::metadata(root.join("reserve")).unwrap().len(), 4 << 20);
-    let mut ballast = fs::File::create(root.join("ballast")).unwrap();
-    while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {}
+    fill(&root.join("ballast"));
     let mut acknowledged = vec!["first".to_owned()];
     let error = loop {
         let name = format!("{:06}", acknowledged.len());

@@ -310,6 +310,7 @@ impl Session<'_> {
     /// Brings a layer and applies it while it comes; from the store, if it is there or was resumed.
     async fn stream_and_apply(&self, blob: &Descriptor, step: &Step, unpacker: &Unpacker) -> Result<String> {
         // Unpacking is beside the transfer, not a part of it.
+        let mut asking = self.images.store().asking(blob.size);
         let (mut applying, beside) = (None, Span::current());
         let brought = self
             .blob(blob, &mut || {
@@ -332,7 +333,7 @@ impl Session<'_> {
                 self.apply_stored(unpacker, step, "").await
             }
             // It is unpacked anew, from what came.
-            Some(Err(error)) if self.makes_room(&error, &mut Asking::for_bytes(blob.size)).await? => {
+            Some(Err(error)) if self.makes_room(&error, &mut asking).await? => {
                 self.apply_stored(unpacker, step, "").await
             }
             Some(applied) => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use orlop_content::{BlockingReader, Provider};
-use orlop_metadata::{self as metadata, Asking, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
+use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
 use orlop_oci::{ChainId, Descriptor, DiffId};
 use orlop_snapshot::apply;
 use tokio::sync::oneshot;
@@ -216,7 +216,7 @@ impl Session<'_> {
     /// Applies a layer from the store. Where the disk is full and something gives way, it is done anew: a tree that is half written
     /// goes, and the threads that write it, which are confined, can ask nobody.
     pub(crate) async fn apply_stored(&self, unpacker: &Unpacker, step: &Step, parent: &str) -> Result<String> {
-        let mut asking = Asking::for_bytes(step.layer.size);
+        let mut asking = self.images.store().asking(step.layer.size);
         loop {
             match self.try_to_apply(unpacker, step, parent).await {
                 Err(error) if self.makes_room(&error, &mut asking).await? => {}

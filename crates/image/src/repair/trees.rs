@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use orlop_content::{BlockingReader, Provider as _};
-use orlop_metadata::{Asking, Damage, Damaged, Scope, Store, Tree};
+use orlop_metadata::{Damage, Damaged, Scope, Store, Tree};
 use orlop_oci::{DiffId, Digest};
 use orlop_remote::Client;
 use orlop_snapshot::SnapshotId;
@@ -211,7 +211,7 @@ impl Images {
         let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits, admission };
         let (scope, tree, layer, unpacks) = (scope.clone(), tree.clone(), blob.clone(), unpacks.clone());
         self.blocking(move |store| {
-            let mut asking = Asking::default();
+            let mut asking = store.asking(0);
             loop {
                 let reader = BlockingReader::new(handle.clone(), reader.clone(), 0);
                 match healed(store, &scope, &tree, (&layer, &unpacks), reader, &options) {

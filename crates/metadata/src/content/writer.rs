@@ -245,7 +245,7 @@ impl Writer for ScopedWriter {
         if bytes.is_empty() && matches!(self.source, Source::Adopted(_)) {
             return Ok(());
         }
-        let (content, mut asking) = (self.content.clone(), Asking::default());
+        let (content, mut asking) = (self.content.clone(), Asking::for_bytes(bytes.len() as u64));
         loop {
             let writing = async {
                 content.admit(bytes.len())?;

@@ -4,7 +4,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use orlop_content::{BlockingReader, Trouble};
-use orlop_metadata::{Asking, Store};
+use orlop_metadata::Store;
 use orlop_snapshot::apply::{Applied, Limits, Options, apply};
 use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, TempMount, Whiteouts};
 use tonic::Status;
@@ -31,7 +31,7 @@ pub(super) fn apply_to_mounts(
     };
     // What was there before cannot be told from what was made in vain.
     let anew = mounted.is_none() && is_empty(&target.root);
-    let mut asking = Asking::default();
+    let mut asking = store.asking(0);
     let applied = loop {
         match apply(read(), &target, &options) {
             Err(error) if is_full(&error) && store.make_room(&mut asking) && anew => {
