@@ -83,10 +83,10 @@ def containerd(binaries):
     return start
 
 
-def begin(start, at, images=0, quick=False):
+def begin(start, at, images=0, quick=False, tags=0):
     """A daemon that lists its images by CRI: with the seconds that took."""
     (at / "daemon.sock").unlink(missing_ok=True)
-    client = Client(at / "daemon.sock", "ready", images)
+    client = Client(at / "daemon.sock", "ready", images, tags)
     client.hear("waiting")
     server = start(at, quick)
     client.hear("ready")

@@ -1,13 +1,15 @@
 //! One client for two servers: puts the same load on any socket that speaks containerd's API and prints what it took.
 //!
-//! `load SOCKET WHAT ARGS…`, see [`USAGE`]. The benchmark `benches/api.py` runs it against Orlop and containerd.
+//! `load SOCKET WHAT ARGS…`, see [`USAGE`]. The benchmarks `api.py`, `lens.py` and `large.py` in `benches/` run it against
+//! Orlop and containerd.
 //!
 //! The timed part begins when everything that the client alone needs is made, and ends with the last answer. The client says
 //! `begin` there and `end`, and waits for a line on its standard input each time: whoever measures the server looks at it
 //! in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -31,10 +33,13 @@ const USAGE: &str = "load SOCKET
     small COUNT WRITERS   blobs of 4 KiB
     snapshots COUNT CLIENTS SNAPSHOTTER   prepare and remove
     fill COUNT [SNAPSHOTTER]  images of ten blobs and three records; with a snapshotter, unpacked to a snapshot a layer
+    names COUNT           one image with so many tags in one repository
+    remove FROM COUNT CLIENTS  the records of so many images of `fill`; the last with its space given back
+    records FROM COUNT    prints the names of those records, untimed
     usage SNAPSHOTTER     lists the snapshots, and asks each what it takes
     list TIMES            Images.List
     cri TIMES             ImageService.ListImages
-    ready IMAGES          asks ImageService.ListImages until so many are there; the server need not run yet";
+    ready IMAGES [TAGS]   asks ImageService.ListImages until so many are there; the server need not run yet";
 
 /// What containerd's own client sends at a time.
 const PIECE: usize = 1 << 20;
@@ -59,10 +64,18 @@ async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let [socket, what, rest @ ..] = words.as_slice() else { return Err(USAGE.into()) };
-    if let ("ready", [images]) = (*what, rest) {
-        return ready(Path::new(socket), images.parse()?).await;
+    match (*what, rest) {
+        ("ready", [images]) => return ready(Path::new(socket), images.parse()?, 0).await,
+        ("ready", [images, tags]) => return ready(Path::new(socket), images.parse()?, tags.parse()?).await,
+        _ => {}
     }
     let load = Load { channel: orlop_api::channel::unix(Path::new(socket)).await? };
+    if let ("records", [from, count]) = (*what, rest) {
+        let from = from.parse()?;
+        let names = load.records_of(from..from + count.parse::<usize>()?).await?;
+        names.into_iter().flatten().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
     load.lease().await?;
     let seconds = match (*what, rest) {
         ("write", [mib, seed]) => load.write_large(mib.parse()?, seed.parse()?).await?,
@@ -71,6 +84,8 @@ async fn main() -> Result<()> {
         ("snapshots", [count, clients, driver]) => load.snapshots(count.parse()?, clients.parse()?, driver).await?,
         ("fill", [count]) => load.fill(count.parse()?, None).await?,
         ("fill", [count, driver]) => load.fill(count.parse()?, Some(driver)).await?,
+        ("names", [count]) => load.names(count.parse()?).await?,
+        ("remove", [from, count, clients]) => load.remove(from.parse()?, count.parse()?, clients.parse()?).await?,
         ("usage", [driver]) => load.usage(driver).await?,
         ("list", [times]) => load.list(times.parse()?).await?,
         ("cri", [times]) => load.list_cri(times.parse()?).await?,
@@ -97,8 +112,8 @@ fn step(word: &str) -> Result<()> {
     Ok(())
 }
 
-/// Says `ready` as soon as a server lists so many images.
-async fn ready(socket: &Path, images: usize) -> Result<()> {
+/// Says `ready` as soon as a server lists so many images, with so many tags.
+async fn ready(socket: &Path, images: usize, tags: usize) -> Result<()> {
     println!("waiting");
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
@@ -106,7 +121,7 @@ async fn ready(socket: &Path, images: usize) -> Result<()> {
             let load = Load { channel };
             while start.elapsed() < PATIENCE {
                 match load.count_cri().await {
-                    Ok(found) if found >= images => {
+                    Ok(found) if found.images >= images && found.tags >= tags => {
                         println!("ready");
                         return Ok(());
                     }
@@ -119,7 +134,7 @@ async fn ready(socket: &Path, images: usize) -> Result<()> {
         }
         tokio::time::sleep(ASK).await;
     }
-    Err(format!("there were no {images} images within {PATIENCE:?}").into())
+    Err(format!("there were no {images} images with {tags} tags within {PATIENCE:?}").into())
 }
 
 /// A request in the namespace, under the lease.
@@ -129,6 +144,12 @@ fn call<T>(message: T) -> Request<T> {
     headers.insert(NAMESPACE_HEADER, NAMESPACE.parse().expect("a plain word"));
     headers.insert(LEASE_HEADER, LEASE.parse().expect("a plain word"));
     request
+}
+
+/// What CRI lists.
+struct Listed {
+    images: usize,
+    tags: usize,
 }
 
 #[derive(Clone)]
@@ -290,7 +311,71 @@ impl Load {
         Ok(parent)
     }
 
+    /// An image of `fill` with its three records.
     async fn image(&self, n: usize, snapshotter: Option<&str>) -> Result<()> {
+        let (target, config) = self.content_of(n, snapshotter).await?;
+        for name in [tag(n), format!("{}@{}", repository(n), target.digest), config] {
+            self.record(name, target.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn names(&self, count: usize) -> Result<f64> {
+        let (target, _) = self.content_of(0, None).await?;
+        let name = |n| format!("registry.example/names/app:{n}");
+        let all = stream::iter(0..count).map(Ok);
+        timed(all.try_for_each_concurrent(FILLERS, |n| self.record(name(n), target.clone()))).await
+    }
+
+    /// Each image's records one after the other, as many images at a time as there are clients.
+    async fn remove(&self, from: usize, count: usize, clients: usize) -> Result<f64> {
+        let doomed = self.records_of(from..from + count).await?;
+        let (last, others) = doomed.split_last().ok_or("nothing to remove")?;
+        timed(async {
+            let others = stream::iter(others.iter().map(Vec::as_slice)).map(Ok);
+            others.try_for_each_concurrent(clients, |names| self.delete(names, false)).await?;
+            self.delete(last, true).await
+        })
+        .await
+    }
+
+    /// The records of images of `fill`, the tag of each first: whoever looks after hash references would write them again
+    /// as long as it is there.
+    async fn records_of(&self, wanted: Range<usize>) -> Result<Vec<Vec<String>>> {
+        let service = images::images_client::ImagesClient::new(self.channel.clone());
+        let mut service = service.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let answer = service.list(call(images::ListImagesRequest::default())).await?.into_inner();
+        let mut of_target: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for image in answer.images {
+            of_target.entry(image.target.unwrap_or_default().digest).or_default().push(image.name);
+        }
+        let tags: BTreeSet<String> = wanted.map(tag).collect();
+        let mut found = Vec::new();
+        for mut names in of_target.into_values() {
+            if let Some(at) = names.iter().position(|name| tags.contains(name)) {
+                names.swap(0, at);
+                found.push(names);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes records, the last with its space given back if that is asked. One that another took away is gone.
+    async fn delete(&self, names: &[String], reclaim: bool) -> Result<()> {
+        let mut service = images::images_client::ImagesClient::new(self.channel.clone());
+        for (n, name) in names.iter().enumerate() {
+            let sync = reclaim && n + 1 == names.len();
+            let request = images::DeleteImageRequest { name: name.clone(), sync, ..Default::default() };
+            match service.delete(call(request)).await {
+                Err(status) if status.code() != tonic::Code::NotFound => return Err(status.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The blobs of an image, and its snapshots if a snapshotter is named; its target and its config's digest.
+    async fn content_of(&self, n: usize, snapshotter: Option<&str>) -> Result<(Descriptor, String)> {
         let oci = "application/vnd.oci.image";
         let none = BTreeMap::new();
         let mut labels = BTreeMap::new();
@@ -323,12 +408,7 @@ impl Load {
         let size = manifest.len() as i64;
         let digest = self.write_small_blob(manifest, &labels).await?;
         let media_type = format!("{oci}.manifest.v1+json");
-        let target = Descriptor { media_type, size, digest: digest.clone(), ..Default::default() };
-        let repository = format!("registry.example/team{}/app{n}", n % 50);
-        for name in [format!("{repository}:1.0"), format!("{repository}@{digest}"), config] {
-            self.record(name, target.clone()).await?;
-        }
-        Ok(())
+        Ok((Descriptor { media_type, size, digest, ..Default::default() }, config))
     }
 
     /// Writes a blob with one message; one that is there is there.
@@ -381,19 +461,28 @@ impl Load {
     async fn list_cri(&self, times: usize) -> Result<f64> {
         let seconds = timed(async {
             for _ in 0..times {
-                eprintln!("{} images", self.count_cri().await?);
+                eprintln!("{} images", self.count_cri().await?.images);
             }
             Ok(())
         });
         Ok(seconds.await? / times as f64)
     }
 
-    async fn count_cri(&self) -> std::result::Result<usize, tonic::Status> {
+    async fn count_cri(&self) -> std::result::Result<Listed, tonic::Status> {
         let service = cri::image_service_client::ImageServiceClient::new(self.channel.clone());
         let mut service = service.max_decoding_message_size(MAX_MESSAGE_BYTES);
         let answer = service.list_images(cri::ListImagesRequest::default()).await?;
-        Ok(answer.into_inner().images.len())
+        let images = answer.into_inner().images;
+        Ok(Listed { images: images.len(), tags: images.iter().map(|image| image.repo_tags.len()).sum() })
     }
+}
+
+fn repository(n: usize) -> String {
+    format!("registry.example/team{}/app{n}", n % 50)
+}
+
+fn tag(n: usize) -> String {
+    format!("{}:1.0", repository(n))
 }
 
 fn digest(bytes: &[u8]) -> String {
