@@ -14,13 +14,16 @@
 //! taken away only if no container has come to stand on its image; else it is decided anew. A name that was deleted does
 //! not come back, nor does one that was moved go back.
 //!
-//! [`pass`] goes through all records without holding them.
+//! [`pass`] goes through all records without holding them, [`near`] finds those that some changes have to do with.
 
 mod groups;
+mod near;
 mod pass;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use orlop_metadata::{HistoryAction, HistoryEntry, Image, ImageChange, Labels, Scope};
@@ -28,6 +31,7 @@ use orlop_oci::{Descriptor, Digest, ImageId, Kind, Reference, classify};
 use tracing::field::Empty;
 use tracing::info_span;
 
+use self::near::Near;
 use crate::catalog::Catalog;
 use crate::pull::record_labels;
 use crate::span::within;
@@ -235,42 +239,18 @@ impl Images {
         within(span, self.reconcile_near(namespace, Near::new(changes))).await
     }
 
-    async fn reconcile_near(&self, namespace: &str, near: Near) -> Result<Reconciled> {
-        let scope = Scope::new(namespace, RECONCILER);
-        let mut done = Reconciled::default();
-        for _ in 0..ROUNDS {
-            let catalog = self.neighbours(&scope, near.clone()).await?;
-            let changes = self.wanted_changes(namespace, &catalog).await?;
-            // Whether a hash reference is stranded, only all records can tell.
-            if changes.iter().any(strands) {
-                let mut concerned: BTreeSet<Digest> = near.targets.clone();
-                concerned.extend(catalog.records.iter().map(|record| record.target.digest.clone()));
-                let more = self.pass(&scope, Some(&concerned)).await?;
-                done.created.extend(more.created);
-                done.updated.extend(more.updated);
-                done.removed.extend(more.removed);
-                break;
-            }
-            if changes.is_empty() || self.carry_out(&scope, catalog, changes, &mut done).await? {
-                break;
-            }
+    /// The same after a command took these records away, which pointed there.
+    pub(crate) async fn reconcile_removed(
+        &self,
+        namespace: &str,
+        names: BTreeSet<String>,
+        targets: BTreeSet<Digest>,
+    ) -> Result<Reconciled> {
+        if !self.settings().is_cri(namespace) {
+            return Ok(Reconciled::default());
         }
-        Ok(done)
-    }
-
-    /// The records that share a target with what changed, as it is or as it was.
-    async fn neighbours(&self, scope: &Scope, near: Near) -> Result<Catalog> {
-        let namespace = scope.namespace.clone();
-        let (seen, records) = self
-            .blocking(move |store| {
-                let seen = store.last_change()?;
-                let mut targets = near.targets;
-                let named = store.images_named(&namespace, &near.names)?;
-                targets.extend(named.into_iter().map(|image| image.target.digest));
-                Ok((seen, store.images_of(&namespace, &targets)?))
-            })
-            .await?;
-        Ok(Catalog { seen, ..self.partial_catalog(scope, records).await? })
+        let span = info_span!("reconcile", namespace, changes = names.len(), error = Empty);
+        within(span, self.reconcile_near(namespace, Near { names, targets })).await
     }
 
     pub(crate) async fn wanted_changes(&self, namespace: &str, catalog: &Catalog) -> Result<Vec<ImageChange>> {
@@ -279,9 +259,14 @@ impl Images {
         let pins = self.settings().pins();
         let users = self.users(namespace).await?;
         let used = |target: &Digest| !users.of(catalog, target).is_empty();
+        let asked: Mutex<BTreeSet<Digest>> = Mutex::default();
+        let ask = |target: &Digest| {
+            asked.lock().unwrap_or_else(PoisonError::into_inner).insert(target.clone());
+            false
+        };
         let mut facts = Facts {
             image: &image,
-            deleted: &|_| false,
+            deleted: &ask,
             used: &used,
             pins: &pins,
             now: Timestamp::now(),
@@ -291,23 +276,27 @@ impl Images {
         if !first.iter().any(marks_stranded) {
             return Ok(first);
         }
-        let ends = self.last_ends(namespace).await?;
+        let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        let ends = self.last_ends(namespace, asked).await?;
         let deleted = |target: &Digest| ends.get(target) == Some(&HistoryAction::Delete);
         facts.deleted = &deleted;
         Ok(changes(&catalog.records, &facts))
     }
 
-    /// How the last name of each target ended.
-    async fn last_ends(&self, namespace: &str) -> Result<HashMap<Digest, HistoryAction>> {
+    /// How the last name of each of these targets ended, of those that the history remembers. It is read back to the last
+    /// of them and no further.
+    async fn last_ends(&self, namespace: &str, mut wanted: BTreeSet<Digest>) -> Result<HashMap<Digest, HistoryAction>> {
         let namespace = namespace.to_owned();
         self.blocking(move |store| {
             let mut ends = HashMap::new();
             store.visit_history(&namespace, None, HISTORY, |entry| {
                 if let Some(old) = entry.old.filter(|old| entry.new.as_ref() != Some(old))
                     && !classify(&entry.name).is_hash_reference()
+                    && wanted.remove(&old)
                 {
-                    ends.entry(old).or_insert(entry.action);
+                    ends.insert(old, entry.action);
                 }
+                if wanted.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
             Ok(ends)
         })
@@ -364,27 +353,6 @@ impl Images {
             }
         }
         Ok(left.is_empty())
-    }
-}
-
-/// What changes of records may concern.
-#[derive(Debug, Clone, Default)]
-struct Near {
-    names: BTreeSet<String>,
-    targets: BTreeSet<Digest>,
-}
-
-impl Near {
-    fn new(changes: &[HistoryEntry]) -> Self {
-        let names = changes.iter().map(|change| change.name.clone()).collect();
-        // Also what a record pointed at in between: its hash references may be left from then.
-        let targets = changes.iter().filter_map(|change| change.old.clone()).collect();
-        Self { names, targets }
-    }
-
-    fn and(mut self, name: &str) -> Self {
-        self.names.insert(name.to_owned());
-        self
     }
 }
 

@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 use orlop_metadata::gc::{Disposal, Report};
 use orlop_metadata::{self as metadata, HistoryEntry, Image, ImageChange, Scope};
-use orlop_oci::{Descriptor, Digest, Reference};
+use orlop_oci::{Descriptor, Digest};
 
 use crate::catalog::Catalog;
-use crate::reconcile::{self, Facts, digest_of, is_name, is_pinned};
+use crate::reconcile::{self, Facts, is_name, is_pinned};
 use crate::supply::{self, Supply};
 use crate::users::Users;
 use crate::{Error, Images, Result, SnapshotRow, labels};
@@ -86,7 +86,7 @@ pub struct Removed {
 }
 
 /// The records a removal deletes, and what follows.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Doomed {
     /// Names of records, sorted.
     names: BTreeSet<String>,
@@ -134,7 +134,7 @@ impl Images {
         for attempt in 0..ATTEMPTS {
             let strict = request.plan.is_some() || attempt < STRICT;
             let state = self.state().await?;
-            let (plan, trash) = match self.try_remove(scope, request, state, strict).await {
+            let (plan, trash, gone) = match self.try_remove(scope, request, state, strict).await {
                 // Somebody wrote since the plan was made: perhaps nothing that it depends on, so it is made again.
                 Err(Error::Metadata(metadata::Error::Moved)) => {
                     met = None;
@@ -147,7 +147,7 @@ impl Images {
                 }
                 removed => removed?,
             };
-            let returned = self.reconcile(&scope.namespace).await?.created;
+            let returned = self.reconcile_removed(&scope.namespace, gone.names, gone.targets).await?.created;
             return Ok(Removed { plan, trash, returned });
         }
         Err(met.unwrap_or_else(|| metadata::Error::Moved.into()))
@@ -164,7 +164,7 @@ impl Images {
         request: &RemoveRequest,
         state: State,
         strict: bool,
-    ) -> Result<(Plan, Option<String>)> {
+    ) -> Result<(Plan, Option<String>, Doomed)> {
         let catalog = self.concerned(scope, request).await?;
         let (plan, doomed) = self.plan_with(scope, &catalog, request).await?;
         if let Some(given) = request.plan.as_ref().filter(|given| **given != plan.hash) {
@@ -177,18 +177,19 @@ impl Images {
                 reason: request.reason.clone().unwrap_or_else(|| format!("rm {}", request.names.join(" "))),
             },
         };
+        let decided = doomed.clone();
         let report = self
             .blocking(move |store| {
                 Ok(match strict {
                     true => store.delete_images(&owned, &changes, &disposal, Some(state.version))?,
                     false => {
-                        let outdated = |since: &[HistoryEntry]| doomed.is_outdated(since);
+                        let outdated = |since: &[HistoryEntry]| decided.is_outdated(since);
                         store.delete_images_decided_at(&owned, &changes, &disposal, state.change, outdated)?
                     }
                 })
             })
             .await?;
-        Ok((plan, report.trash))
+        Ok((plan, report.trash, doomed))
     }
 
     /// What a plan has to know of: the records that are meant, all that have to do with their images, and who else has any of
@@ -209,10 +210,7 @@ impl Images {
             let catalog = self.partial_catalog(scope, records).await?;
             let known = (near.len(), shared.len());
             for record in &catalog.records {
-                let target = &record.target.digest;
-                let id = catalog.image_id(target, self.platform()).map(|id| id.digest().clone());
-                let own: Vec<Digest> =
-                    [Some(target.clone()), id, digest_of(&record.name)].into_iter().flatten().collect();
+                let own = self.own_digests(&catalog, record);
                 if own.iter().any(|digest| near.contains(digest)) {
                     near.extend(own);
                     shared.extend(catalog.blobs(&record.target).into_keys());
@@ -222,24 +220,6 @@ impl Images {
                 return Ok(catalog);
             }
         }
-    }
-
-    /// Adds records that have the name of a hash reference of these, wherever they point; by name.
-    async fn with_hashes(&self, scope: &Scope, records: Vec<Image>, near: &BTreeSet<Digest>) -> Result<Vec<Image>> {
-        let mut names: BTreeSet<String> = near.iter().map(ToString::to_string).collect();
-        for record in records.iter().filter(|record| near.contains(&record.target.digest)) {
-            if let Ok(Reference::Tag { repository, .. }) = record.name.parse::<Reference>() {
-                names.insert(repository.with_digest(&record.target.digest).to_string());
-            }
-        }
-        let namespace = scope.namespace.clone();
-        self.blocking(move |store| {
-            let mut by_name: BTreeMap<String, Image> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
-            let named = store.images_named(&namespace, &names)?;
-            by_name.extend(named.into_iter().map(|record| (record.name.clone(), record)));
-            Ok(by_name.into_values().collect())
-        })
-        .await
     }
 
     async fn plan_with(&self, scope: &Scope, catalog: &Catalog, request: &RemoveRequest) -> Result<(Plan, Doomed)> {

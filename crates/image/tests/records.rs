@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Made, Node, Shelf, layers};
-use orlop_image::{Error, ListRequest, RemoveRequest};
+use common::{Made, Node, Shelf, layers, on};
+use orlop_image::{Error, ListRequest, PullRequest, RemoveRequest};
 use orlop_metadata::{ImageChange, Labels};
 use orlop_oci::Descriptor;
 
@@ -251,4 +251,50 @@ async fn a_name_that_goes_or_moves_while_its_image_is_pinned_does_not_come_back(
     }
     assert!(!pins.is_finished());
     pins.abort();
+}
+
+/// Whatever clients do to names and hash references: what is done about each change leaves nothing for a pass over everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_near_a_change_is_all_that_a_pass_would_find() {
+    let (node, shelf, mut made) = (Node::new(), Shelf::start().await, Made::default());
+    let image = made.image("amd64", &layers()[..2]);
+    let foreign = made.image("s390x", &layers()[..1]);
+    let index = made.index(&[on(&foreign, "s390x"), on(&image, "amd64")]);
+    let twin = made.index(&[on(&image, "amd64")]);
+    let other = made.image("amd64", &layers()[..1]);
+    let targets = [image.clone(), index, twin, other.clone(), foreign];
+    for (n, target) in targets.iter().enumerate() {
+        shelf.push(&made, &format!("kept/app:{n}"), target).await;
+        let request = PullRequest { all_platforms: true, ..PullRequest::default() };
+        node.pull_with(&shelf.name(&format!("kept/app:{n}")), request).await.unwrap();
+    }
+    let mut names: Vec<String> = ["a:1", "a:2", "b:1"].iter().map(|tag| format!("example.com/{tag}")).collect();
+    names.push("odd".to_owned());
+    names.extend([&image, &other].map(|target| made.image_id(target)));
+    names.extend(targets.iter().map(|target| format!("example.com/a@{}", target.digest)));
+    names.extend((0..targets.len()).map(|n| shelf.name(&format!("kept/app:{n}"))));
+    let mut random = 7_u64;
+    let mut draw = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    for step in 0..150 {
+        let name = names[draw(names.len())].clone();
+        let change = match draw(3) {
+            0 => ImageChange::Delete { name: name.clone() },
+            _ => ImageChange::Upsert {
+                name: name.clone(),
+                target: targets[draw(targets.len())].clone(),
+                labels: Labels::new(),
+            },
+        };
+        let there = node.store().image("k8s.io", &name).is_ok();
+        if matches!(change, ImageChange::Delete { .. }) && !there {
+            continue;
+        }
+        node.store().write_images(&node.scope, std::slice::from_ref(&change)).unwrap();
+        let near = node.images.reconcile_image("k8s.io", &name).await.unwrap();
+        let rest = node.images.reconcile("k8s.io").await.unwrap();
+        assert_eq!(rest, orlop_image::Reconciled::default(), "step {step}: {change:?}, near: {near:?}");
+    }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -406,24 +407,29 @@ impl Store {
     /// Changes of one record, or of all if `name` is `None`; newest first, at most `limit`.
     pub fn history(&self, namespace: &str, name: Option<&str>, limit: usize) -> Result<Vec<HistoryEntry>> {
         let mut entries = Vec::new();
-        self.visit_history(namespace, name, limit, |entry| entries.push(entry))?;
+        self.visit_history(namespace, name, limit, |entry| {
+            entries.push(entry);
+            ControlFlow::Continue(())
+        })?;
         Ok(entries)
     }
 
-    /// Shows `each` what [`Store::history`] gives, without holding it all at once.
+    /// Shows `each` what [`Store::history`] gives, without holding it all at once, until it breaks.
     pub fn visit_history(
         &self,
         namespace: &str,
         name: Option<&str>,
         limit: usize,
-        mut each: impl FnMut(HistoryEntry),
+        mut each: impl FnMut(HistoryEntry) -> ControlFlow<()>,
     ) -> Result<()> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(|conn| {
             let mut query = conn.prepare_cached(if name.is_some() { OF_ONE } else { OF_ALL })?;
             let mut rows = query.query(params![namespace, name, limit])?;
             while let Some(row) = rows.next()? {
-                each(entry(row)?);
+                if each(entry(row)?).is_break() {
+                    break;
+                }
             }
             Ok(())
         })

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use orlop_oci::{Algorithm, Digest};
 use rusqlite::{Connection, params};
 
+use crate::db::lock;
 use crate::edges::{CONTENT, IMAGES};
-use crate::{Image, Result, Store, images};
+use crate::{Image, Look, Mark, Result, Store, images};
 
 impl Store {
     /// The records that point at any of these blobs, or at something that has it, by name. Costs what they are, not what
@@ -43,18 +44,46 @@ impl Store {
     }
 
     /// Whether some record points at a document that is there, and that nobody has read or that does not say what it has.
+    ///
+    /// All targets are asked once. Then only what records have come to point at since, and whether blobs were dropped or
+    /// relabelled, can make a difference: the answer costs what has changed.
     pub fn has_loose_targets(&self, namespace: &str) -> Result<bool> {
-        self.read(|conn| {
-            let mut query = conn.prepare_cached(
-                "SELECT 1 FROM (SELECT DISTINCT digest FROM image INDEXED BY image_target WHERE namespace = ?1) AS target
-                 WHERE (NOT EXISTS (SELECT 1 FROM manifest_summary WHERE digest = target.digest)
-                     OR NOT EXISTS (SELECT 1 FROM edge WHERE namespace = ?1 AND from_kind = 'content'
-                                    AND from_name = target.digest))
-                   AND EXISTS (SELECT 1 FROM blob WHERE namespace = ?1 AND digest = target.digest)",
-            )?;
-            Ok(query.exists([namespace])?)
-        })
+        let tight = lock(self.tight()).get(namespace).copied();
+        let (loose, known) = self.read(|conn| {
+            let now = Look { conn, namespace }.mark()?;
+            if let Some(earlier) = tight
+                && now.kept_content_since(&earlier)
+                && !pointed_since(conn, namespace, &earlier)?
+            {
+                return Ok((false, Some(now)));
+            }
+            if !conn.prepare_cached(UNSAID)?.exists([namespace])? {
+                return Ok((false, Some(now)));
+            }
+            // What a record points at may still come, and then say nothing: that is not remembered.
+            Ok((conn.prepare_cached(&format!("{UNSAID} AND {PRESENT}"))?.exists([namespace])?, None))
+        })?;
+        let mut tight = lock(self.tight());
+        match known {
+            Some(mark) => drop(tight.insert(namespace.to_owned(), mark)),
+            None => drop(tight.remove(namespace)),
+        }
+        Ok(loose)
     }
+}
+
+/// Targets that nobody has read or that say nothing of what they have, whether they are there or not.
+const UNSAID: &str = "SELECT 1 FROM (SELECT DISTINCT digest FROM image INDEXED BY image_target WHERE namespace = ?1) AS target
+     WHERE (NOT EXISTS (SELECT 1 FROM manifest_summary WHERE digest = target.digest)
+         OR NOT EXISTS (SELECT 1 FROM edge WHERE namespace = ?1 AND from_kind = 'content' AND from_name = target.digest))";
+const PRESENT: &str = "EXISTS (SELECT 1 FROM blob WHERE namespace = ?1 AND digest = target.digest)";
+
+/// Whether any record was made or changed since.
+fn pointed_since(conn: &Connection, namespace: &str, mark: &Mark) -> Result<bool> {
+    // By number, as everything since is few.
+    let mut query =
+        conn.prepare_cached("SELECT 1 FROM history WHERE seq > ?1 AND +namespace = ?2 AND action <> 'delete' LIMIT 1")?;
+    Ok(query.exists(params![mark.change(), namespace])?)
 }
 
 /// The names of the records that point at any of these blobs, or at something that has it.

@@ -82,8 +82,8 @@ impl<'r> Glance<'r> {
 
 /// One snapshot of the database, as one namespace sees it.
 pub struct Look<'c> {
-    conn: &'c Connection,
-    namespace: &'c str,
+    pub(crate) conn: &'c Connection,
+    pub(crate) namespace: &'c str,
 }
 
 impl Store {

@@ -1,10 +1,11 @@
 //! Opening a root; what everything else is built on.
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions as FileOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use orlop_content as content;
 use orlop_snapshot::Driver;
@@ -14,7 +15,7 @@ use crate::changes::Watchers;
 use crate::db::{Clock, Db};
 use crate::reserve::{Gate, Loan, Reserve};
 use crate::transact::Tx;
-use crate::{Error, Result};
+use crate::{Error, Mark, Result};
 
 /// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
 const OWN_NAMES: [&str; 14] = [
@@ -94,6 +95,8 @@ struct Inner {
     root: PathBuf,
     options: OpenOptions,
     db: Db,
+    /// By namespace: when it was last seen that no target of a record is loose (`kin.rs`).
+    tight: Mutex<HashMap<String, Mark>>,
     /// Held shared as long as the root is open; who changes the root itself takes it alone. `None` where a read-only
     /// root has no such file.
     _lock: Option<File>,
@@ -120,7 +123,7 @@ impl Store {
         }
         let lock = lock_root(root, options.read_only)?;
         let db = Db::open(root, options.read_only, clock)?;
-        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), options, db, _lock: lock }) })
+        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), options, db, tight: Mutex::default(), _lock: lock }) })
     }
 
     /// Refuses a directory that is something else: it has no `meta.db`, and something that no root has. Whoever makes
@@ -202,6 +205,10 @@ impl Store {
     /// The time, in nanoseconds since 1970.
     pub(crate) fn now(&self) -> i64 {
         self.inner.db.now()
+    }
+
+    pub(crate) fn tight(&self) -> &Mutex<HashMap<String, Mark>> {
+        &self.inner.tight
     }
 
     pub(crate) fn data_version(&self) -> Result<i64> {

@@ -91,3 +91,35 @@ async fn a_target_is_loose_until_it_was_read_and_says_what_it_has() {
     assert!(!store.has_loose_targets("test").unwrap());
     assert!(!store.has_loose_targets("elsewhere").unwrap());
 }
+
+/// Once no target was loose, only what came since is asked. Here a record comes in a way that is no change, which nobody but
+/// this test does: a store that has asked before does not find it, one that has not does.
+#[tokio::test]
+async fn targets_are_asked_once_and_then_what_has_changed() {
+    let root = Root::new();
+    let store = &root.store;
+    let refers = || labels([("containerd.io/gc.ref.content.config", digest("config").as_str())]);
+    store.create_image(&scope(), image("a:1", "manifest")).unwrap();
+    blob(store, "manifest", refers()).await;
+    read(store, "manifest");
+    assert!(!store.has_loose_targets("test").unwrap());
+
+    let database = rusqlite::Connection::open(root.path().join("meta.db")).unwrap();
+    blob(store, "unread", refers()).await;
+    let hidden = "INSERT INTO image SELECT namespace, 'hidden:1', ?1, media_type, size, annotations, labels, expires,
+                      created, updated FROM image WHERE name = 'a:1'";
+    assert_eq!(database.execute(hidden, [digest("unread").as_str()]).unwrap(), 1);
+    assert!(!store.has_loose_targets("test").unwrap(), "nothing has changed");
+    assert!(root.reopened().has_loose_targets("test").unwrap());
+
+    store.create_image(&scope(), image("b:1", "manifest")).unwrap();
+    assert!(store.has_loose_targets("test").unwrap(), "a record has come: all are asked");
+    read(store, "unread");
+    assert!(!store.has_loose_targets("test").unwrap());
+    store.delete_image(&scope(), "b:1", None).unwrap();
+    assert!(!store.has_loose_targets("test").unwrap());
+    let content = store.content(&scope());
+    let nothing = Labels::from([("containerd.io/gc.ref.content.config".to_owned(), String::new())]);
+    content.label_all(&[(digest("manifest"), nothing)]).unwrap();
+    assert!(store.has_loose_targets("test").unwrap(), "it says nothing any more");
+}
