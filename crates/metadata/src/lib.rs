@@ -94,7 +94,7 @@ pub use rebuild::{Condition, Held, Loss, NeededBlob, Rebuild, Rebuilt};
 pub use reserve::Gate;
 pub use room::Asking;
 pub use scrub::{Scrub, ScrubLock};
-pub use snapshots::{Healing, ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals};
+pub use snapshots::{Commit, Healing, ScopedSnapshots, SnapshotInfo, SnapshotKind, SnapshotTotals};
 pub use store::{OpenOptions, Scope, Store};
 pub use summary::ManifestSummary;
 pub use trash::{TrashEntry, UndoReport};

@@ -6,7 +6,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use orlop_content::MemoryStore;
-use orlop_metadata::{Error, ObjectKind, Resource, ResourceKind, Result, Scope, ScopedSnapshots, SnapshotKind};
+use orlop_metadata::{Commit, Error, ObjectKind, Resource, ResourceKind, Result, Scope, ScopedSnapshots, SnapshotKind};
 use orlop_snapshot::{Driver, SnapshotId};
 use support::{PlainDriver, Root, labels, refused, scope, texts};
 
@@ -210,6 +210,48 @@ fn layers_made_without_parents_get_them_at_commit() {
     s.prepare("top", "two", labels([])).unwrap();
     assert!(is_refused(s.commit("three", "top", Some("one"), labels([])), "top"), "it has another parent");
     s.commit("three", "top", Some("two"), labels([])).unwrap();
+}
+
+fn link(name: &str, key: &str) -> Commit {
+    Commit { name: name.to_owned(), key: key.to_owned(), labels: labels([("of", key)]) }
+}
+
+#[test]
+fn layers_are_committed_together_or_not_at_all() {
+    let root = Root::new();
+    let s = snapshots(&root);
+    stack(&s, &["one"]);
+    let actives = ["a", "b", "c"];
+    actives.iter().for_each(|key| drop(s.prepare(key, "", labels([])).unwrap()));
+    let chain = || vec![link("two", "a"), link("three", "b"), link("four", "c")];
+    let all_are_active = || actives.iter().all(|key| s.stat(key).unwrap().kind == SnapshotKind::Active);
+
+    assert!(is_missing(s.commit_chain("nothing", chain()), "nothing"));
+    assert!(is_missing(s.commit_chain("one", vec![link("two", "a"), link("three", "none")]), "none"));
+    assert!(matches!(s.commit_chain("one", vec![link("two", "a"), link("", "b")]), Err(Error::Invalid { .. })));
+    root.driver.hook(|call| if call == "commit" { Err(refused()) } else { Ok(()) });
+    assert!(matches!(s.commit_chain("one", chain()), Err(Error::Snapshot(_))));
+    // Another makes one of them while the trees are made durable.
+    let (other, made) = (s.clone(), Mutex::new(false));
+    root.driver.hook(move |call| {
+        if call == "commit" && !std::mem::replace(&mut *made.lock().unwrap(), true) {
+            stack(&other, &["three"]);
+        }
+        Ok(())
+    });
+    assert!(is_existing(s.commit_chain("one", chain()), "three"));
+    root.driver.unhook();
+    assert!(is_missing(s.stat("two"), "two"));
+    assert!(is_existing(s.commit_chain("one", chain()), "three"));
+    assert!(all_are_active());
+
+    s.remove("three").unwrap();
+    s.commit_chain("one", chain()).unwrap();
+    let parents = ["two", "three", "four"].map(|name| s.stat(name).unwrap().parent);
+    assert_eq!(parents, ["one", "two", "three"]);
+    assert_eq!(s.stat("four").unwrap().labels, labels([("of", "c")]));
+    assert!(actives.iter().all(|key| s.stat(key).is_err()));
+    assert_eq!(root.store.check_metadata().unwrap(), []);
 }
 
 #[test]

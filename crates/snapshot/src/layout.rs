@@ -132,13 +132,21 @@ impl Layout {
     /// # Durability
     /// Tree and `meta` survive a power cut when this returns.
     pub(crate) fn commit(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
-        let dir = self.dir(id);
-        let new = self.write_new_meta(id, meta)?;
-        let handle = fs::open_dir(&dir).at("open", &dir)?;
-        rustix::fs::syncfs(&handle).at("sync the file system of", &dir)?;
-        stdfs::rename(&new, dir.join("meta")).at("rename", &new)?;
-        remove_file(&self.applied(id))?;
-        rustix::fs::fsync(&handle).at("sync", &dir)
+        self.commit_all(&[(id, meta)])
+    }
+
+    /// The same for several at once, each before those that stand on it: they share the wait for the disk.
+    pub(crate) fn commit_all(&self, snapshots: &[(SnapshotId, &Meta)]) -> Result<()> {
+        let written = snapshots.iter().map(|(id, meta)| self.write_new_meta(*id, meta));
+        let written = written.collect::<Result<Vec<_>>>()?;
+        let root = fs::open_dir(&self.root).at("open", &self.root)?;
+        rustix::fs::syncfs(&root).at("sync the file system of", &self.root)?;
+        for ((id, _), new) in snapshots.iter().zip(written) {
+            stdfs::rename(&new, self.dir(*id).join("meta")).at("rename", &new)?;
+            remove_file(&self.applied(*id))?;
+        }
+        // The first of them takes the others along.
+        snapshots.iter().try_for_each(|(id, _)| sync(&self.dir(*id)))
     }
 
     fn write_new_meta(&self, id: SnapshotId, meta: &Meta) -> Result<PathBuf> {

@@ -94,6 +94,17 @@ pub struct Meta {
     pub labels: std::collections::BTreeMap<String, String>,
 }
 
+/// A snapshot to be committed with those that it stands on.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Its tree.
+    pub id: SnapshotId,
+    /// What is below, nearest first: also links before this one.
+    pub parents: Vec<SnapshotId>,
+    /// What it becomes.
+    pub meta: Meta,
+}
+
 /// Where trees live. `parents` is always the chain of committed snapshots below, nearest first. Every driver keeps its
 /// trees in the same layout below its root; what is the same for all is defined here.
 pub trait Driver: Send + Sync {
@@ -112,6 +123,12 @@ pub trait Driver: Send + Sync {
     /// Resolves what was applied without parents against `parents`, records what the tree is if a layer was applied to it, makes it
     /// durable, and writes `meta`.
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage>;
+
+    /// The same for several that stand on each other, the lowest first; those that can, wait for the disk once. If it fails, any of
+    /// them may have been committed: doing it again, one by one, is right.
+    fn commit_chain(&self, chain: &[Link]) -> Result<Vec<Usage>> {
+        chain.iter().map(|link| self.commit(link.id, &link.parents, &link.meta)).collect()
+    }
 
     /// Writes `meta` anew: the labels of a snapshot that is committed have changed.
     fn describe(&self, id: SnapshotId, meta: &Meta) -> Result<()> {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::At as _;
 use crate::layout::{Layout, check_mountable};
-use crate::{ApplyTarget, Driver, Error, Meta, Mount, Result, SnapshotId, Usage, Whiteouts};
+use crate::{ApplyTarget, Driver, Error, Link, Meta, Mount, Result, SnapshotId, Usage, Whiteouts};
 
 /// The driver `overlayfs`.
 #[derive(Debug)]
@@ -51,6 +51,17 @@ impl OverlayDriver {
     fn path_option(&self, name: &str, path: &Path) -> String {
         // `open` refused roots that are not UTF-8.
         format!("{name}={}", path.display())
+    }
+
+    /// Lets a tree be what it is on top of `parents`, and records what that is.
+    fn complete(&self, id: SnapshotId, parents: &[SnapshotId]) -> Result<Usage> {
+        let was_parentless = self.layout.read_meta(id).is_some_and(|meta| meta.parent.is_none());
+        let lowers: Vec<PathBuf> = parents.iter().map(|parent| self.layout.tree(*parent)).collect();
+        crate::settle::settle(&self.apply_target(id), &lowers)?;
+        if let (true, Some(nearest)) = (was_parentless, lowers.first()) {
+            crate::copy::root_attributes(nearest, &self.layout.tree(id))?;
+        }
+        self.layout.record(id)
     }
 }
 
@@ -96,15 +107,16 @@ impl Driver for OverlayDriver {
     }
 
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
-        let was_parentless = self.layout.read_meta(id).is_some_and(|meta| meta.parent.is_none());
-        let lowers: Vec<PathBuf> = parents.iter().map(|parent| self.layout.tree(*parent)).collect();
-        crate::settle::settle(&self.apply_target(id), &lowers)?;
-        if let (true, Some(nearest)) = (was_parentless, lowers.first()) {
-            crate::copy::root_attributes(nearest, &self.layout.tree(id))?;
-        }
-        let usage = self.layout.record(id)?;
+        let usage = self.complete(id, parents)?;
         self.layout.commit(id, meta)?;
         Ok(usage)
+    }
+
+    fn commit_chain(&self, chain: &[Link]) -> Result<Vec<Usage>> {
+        let usages = chain.iter().map(|link| self.complete(link.id, &link.parents)).collect::<Result<_>>()?;
+        let snapshots: Vec<_> = chain.iter().map(|link| (link.id, &link.meta)).collect();
+        self.layout.commit_all(&snapshots)?;
+        Ok(usages)
     }
 
     fn root(&self) -> &Path {

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use orlop_oci::{Compression, DiffId, Digest};
 use orlop_snapshot::apply::{Limits, Options, apply};
 use orlop_snapshot::diff::diff_tree;
-use orlop_snapshot::{Driver, Error, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
+use orlop_snapshot::{Driver, Error, Link, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
 use orlop_testkit::archive::oci_archive;
 use orlop_testkit::containerd::{self, Containerd, Programs};
 use orlop_testkit::corpus::stream::{BOMB_UNIT, bomb, many_entries};
@@ -56,17 +56,35 @@ fn native(case: &Case, dir: &Path) -> Result<Fingerprint> {
     Ok(tree(&driver.apply_target(SnapshotId(case.layers.len() as u64)).root))
 }
 
-/// Each layer by itself, the last one first, then committed in order and mounted.
+/// Each layer by itself, the last one first, then committed in order and mounted: one by one, and all at once, which is the same.
 fn overlayfs(case: &Case, dir: &Path) -> Result<Fingerprint> {
-    let driver = OverlayDriver::open(dir.join("overlayfs"))?;
+    let one_by_one = overlayfs_committed(case, dir, "overlayfs", |driver, chain| {
+        chain.iter().try_for_each(|link| driver.commit(link.id, &link.parents, &link.meta).map(drop))
+    });
+    let at_once = overlayfs_committed(case, dir, "at-once", |driver, chain| driver.commit_chain(chain).map(drop));
+    match (&one_by_one, &at_once) {
+        (Ok(one_by_one), Ok(at_once)) => assert_eq!(at_once, one_by_one, "{}", case.name),
+        (Err(_), Err(_)) => {}
+        _ => panic!("{}: one by one: {one_by_one:?}, at once: {at_once:?}", case.name),
+    }
+    one_by_one
+}
+
+fn overlayfs_committed(
+    case: &Case,
+    dir: &Path,
+    name: &str,
+    commit: impl Fn(&dyn Driver, &[Link]) -> Result<()>,
+) -> Result<Fingerprint> {
+    let driver = OverlayDriver::open(dir.join(name))?;
     for index in (0..case.layers.len()).rev() {
         let id = SnapshotId(index as u64 + 1);
         driver.create(id, &[], &meta(None))?;
         apply_one(&driver, id, case, index)?;
     }
-    for index in 0..case.layers.len() {
-        driver.commit(SnapshotId(index as u64 + 1), &chain(index), &meta(Some(index as u64)))?;
-    }
+    let below = |index: usize| index.checked_sub(1).map(|_| index as u64);
+    let link = |index| Link { id: SnapshotId(index as u64 + 1), parents: chain(index), meta: meta(below(index)) };
+    commit(&driver, &(0..case.layers.len()).map(link).collect::<Vec<_>>())?;
     let (view, parents) = (SnapshotId(1000), chain(case.layers.len()));
     driver.create(view, &parents, &meta(None))?;
     let mounted = TempMount::new(&driver.mounts(view, &parents, false)?, dir)?;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use orlop_content::{BlockingReader, Provider};
-use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
+use orlop_metadata::{self as metadata, Commit, Labels, Resource, ResourceKind, ScopedSnapshots, SnapshotKind};
 use orlop_oci::{ChainId, Descriptor, DiffId};
 use orlop_snapshot::apply;
 use tokio::sync::oneshot;
@@ -153,15 +153,8 @@ impl Unpacker {
 
     /// Commits an active snapshot under its chain ID. Somebody else's equal one is as good.
     fn commit(&self, step: &Step, key: &str, parent: &str) -> Result<()> {
-        let name = step.chain.to_string();
-        let mut map = Labels::from([
-            (labels::SNAPSHOT_REF.to_owned(), name.clone()),
-            (labels::SNAPSHOT_DIFF.to_owned(), step.diff_id.to_string()),
-        ]);
-        if !parent.is_empty() {
-            map.insert(labels::SNAPSHOT_PARENT.to_owned(), parent.to_owned());
-        }
-        match self.snapshots.commit(&name, key, Some(parent), map) {
+        let Commit { name, labels, .. } = wanted(step, key, parent);
+        match self.snapshots.commit(&name, key, Some(parent), labels) {
             Ok(()) => self.actives.done(key),
             Err(metadata::Error::AlreadyExists { .. }) => self.discard(key),
             // Links into the layers below are only made here.
@@ -171,6 +164,24 @@ impl Unpacker {
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Commits those that follow each other on `parent`: with one wait for the disk, if nothing is in the way.
+    fn commit_all(&self, ready: &[(Step, String)], parent: &str) -> Result<()> {
+        let parents: Vec<String> =
+            std::iter::once(parent.to_owned()).chain(ready.iter().map(|(step, _)| step.chain.to_string())).collect();
+        if ready.len() > 1 {
+            let chain = ready.iter().zip(&parents).map(|((step, key), parent)| wanted(step, key, parent)).collect();
+            match self.snapshots.commit_chain(parent, chain) {
+                Ok(()) => {
+                    ready.iter().for_each(|(_, key)| self.actives.done(key));
+                    return Ok(());
+                }
+                // One by one they tell which layer it is, and take what somebody else has made meanwhile.
+                Err(error) => tracing::debug!(%error, "layers are committed one by one"),
+            }
+        }
+        ready.iter().zip(&parents).try_for_each(|((step, key), parent)| self.commit(step, key, parent))
     }
 
     /// Removes an active snapshot; what cannot be removed now goes with its lease.
@@ -190,7 +201,7 @@ impl Unpacker {
 }
 
 impl Session<'_> {
-    /// Commits the steps from `from` on, in order, as they become ready.
+    /// Commits the steps from `from` on, in order, as they become ready; those that are ready at the same time, together.
     pub(crate) async fn commit_steps(
         &self,
         unpacker: &Unpacker,
@@ -198,19 +209,36 @@ impl Session<'_> {
         from: usize,
         ready: Vec<oneshot::Receiver<Ready>>,
     ) -> Result<()> {
-        for (at, receiver) in (from..).zip(ready) {
-            // A sender that is gone has failed; its own error is reported.
-            let Ok(state) = receiver.await else { return Err(Error::Interrupted) };
-            let parent = at.checked_sub(1).map(|below| steps[below].chain.to_string()).unwrap_or_default();
-            let (step, unpacker) = (steps[at].clone(), unpacker.clone());
+        let mut applied = Vec::new();
+        for (at, mut receiver) in (from..).zip(ready) {
+            let state = match receiver.try_recv() {
+                Ok(state) => state,
+                Err(_) => {
+                    // What is ready does not wait for what is not.
+                    self.commit_applied(unpacker, steps, std::mem::take(&mut applied)).await?;
+                    // A sender that is gone has failed; its own error is reported.
+                    receiver.await.map_err(|_| Error::Interrupted)?
+                }
+            };
             let key = match state {
                 Ready::Applied(key) => key,
-                Ready::Stored => self.apply_stored(&unpacker, &step, &parent).await?,
+                Ready::Stored => {
+                    self.commit_applied(unpacker, steps, std::mem::take(&mut applied)).await?;
+                    self.apply_stored(unpacker, &steps[at], &below(steps, at)).await?
+                }
             };
-            let span = info_span!("commit", snapshot = %step.chain, error = Empty);
-            self.images.blocking(move |_| entered(span, || unpacker.commit(&step, &key, &parent))).await?;
+            applied.push((at, key));
         }
-        Ok(())
+        self.commit_applied(unpacker, steps, applied).await
+    }
+
+    /// Commits steps that follow each other.
+    async fn commit_applied(&self, unpacker: &Unpacker, steps: &[Step], applied: Vec<(usize, String)>) -> Result<()> {
+        let (Some((first, _)), Some((last, _))) = (applied.first(), applied.last()) else { return Ok(()) };
+        let (parent, unpacker) = (below(steps, *first), unpacker.clone());
+        let span = info_span!("commit", snapshot = %steps[*last].chain, snapshots = applied.len(), error = Empty);
+        let ready: Vec<_> = applied.into_iter().map(|(at, key)| (steps[at].clone(), key)).collect();
+        self.images.blocking(move |_| entered(span, || unpacker.commit_all(&ready, &parent))).await
     }
 
     /// Applies a layer from the store. Where the disk is full and something gives way, it is done anew: a tree that is half written
@@ -246,6 +274,24 @@ impl Session<'_> {
             limit: Limit::Unknown,
         }));
     }
+}
+
+/// The chain ID that a step stands on; empty for the lowest.
+fn below(steps: &[Step], at: usize) -> String {
+    at.checked_sub(1).map(|below| steps[below].chain.to_string()).unwrap_or_default()
+}
+
+/// What an active snapshot becomes.
+fn wanted(step: &Step, key: &str, parent: &str) -> Commit {
+    let name = step.chain.to_string();
+    let mut labels = Labels::from([
+        (labels::SNAPSHOT_REF.to_owned(), name.clone()),
+        (labels::SNAPSHOT_DIFF.to_owned(), step.diff_id.to_string()),
+    ]);
+    if !parent.is_empty() {
+        labels.insert(labels::SNAPSHOT_PARENT.to_owned(), parent.to_owned());
+    }
+    Commit { name, key: key.to_owned(), labels }
 }
 
 /// A key that no other unpacking has: containerd's shape, with time, process and a count before the chain ID.

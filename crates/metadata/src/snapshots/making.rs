@@ -1,6 +1,6 @@
 //! Making, committing and removing snapshots.
 
-use orlop_snapshot::{Meta, Mount, SnapshotId, Usage};
+use orlop_snapshot::{Link, Meta, Mount, SnapshotId, Usage};
 use rusqlite::params;
 
 use super::{Found, ScopedSnapshots, SnapshotKind, chain, exists, failed, id_column, not_found, number};
@@ -20,6 +20,35 @@ const MAKING_NANOS: i64 = 3600 * 1_000_000_000;
 struct Reserved {
     id: SnapshotId,
     parents: Vec<SnapshotId>,
+}
+
+/// An active snapshot that is to be committed.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// What it is called then.
+    pub name: String,
+    /// What it is called now.
+    pub key: String,
+    /// What takes the place of its labels.
+    pub labels: Labels,
+}
+
+impl Commit {
+    fn checked(self) -> Result<Self> {
+        if self.name.is_empty() {
+            return Err(Error::Invalid { what: "snapshot name", reason: "it is empty".to_owned() });
+        }
+        labels::validate(&self.labels)?;
+        Ok(Self { labels: labels::without_empty(self.labels), ..self })
+    }
+}
+
+/// What a commit found.
+struct Planned {
+    found: Found,
+    parent: String,
+    parents: Vec<SnapshotId>,
+    meta: Meta,
 }
 
 impl ScopedSnapshots {
@@ -156,39 +185,74 @@ impl ScopedSnapshots {
     /// it was prepared without one (containerd's `rebase`). The tree is durable before the row is. If `name` exists, it
     /// is AlreadyExists, yet leased.
     pub fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: Labels) -> Result<()> {
-        if name.is_empty() {
-            return Err(Error::Invalid { what: "snapshot name", reason: "it is empty".to_owned() });
-        }
-        labels::validate(&labels)?;
-        let labels = labels::without_empty(labels);
+        let link = Commit { name: name.to_owned(), key: key.to_owned(), labels }.checked()?;
         let parent = parent.filter(|p| !p.is_empty());
-        let planned = self.store.read(|conn| {
-            if self.find(conn, name)?.is_some() {
-                return Ok(None);
-            }
-            let found = self.active(conn, key)?;
-            let parent = self.parent_at_commit(&found, parent)?;
-            let parents = chain(conn, self.committed(conn, &parent)?.map(|p| p.id))?;
-            Ok(Some((found, parent, parents)))
-        })?;
-        let Some((found, parent, parents)) = planned else {
+        let Some(planned) = self.store.read(|conn| self.plan(conn, &link, parent, None))? else {
             self.store.lent_together("lease snapshot", |tx| leases::add(tx, &self.scope, &self.kind(), name))?;
             return Err(exists(name));
         };
-        let meta = self.meta(name, SnapshotKind::Committed, parents.first().copied(), labels.clone());
-        let usage = self.store.with_room(|| Ok(self.driver()?.commit(found.id, &parents, &meta)?))?;
-        self.store.bring_together("commit snapshot", |tx| {
-            leases::add(tx, &self.scope, &self.kind(), name)?;
-            if self.find(tx, name)?.is_some() {
-                return Ok(Err(exists(name)));
+        let Planned { found, parents, meta, .. } = &planned;
+        let usage = self.store.with_room(|| Ok(self.driver()?.commit(found.id, parents, meta)?))?;
+        self.store.bring_together("commit snapshot", |tx| self.record_planned(tx, &link, &planned, usage))?
+    }
+
+    /// Commits several, each on the one before and the first on `parent`, as [`ScopedSnapshots::commit`] does it: all of them or, with
+    /// the first error, none; what is in their trees may be settled then, and each can still be committed alone.
+    pub fn commit_chain(&self, parent: &str, chain: Vec<Commit>) -> Result<()> {
+        let chain = chain.into_iter().map(Commit::checked).collect::<Result<Vec<_>>>()?;
+        let planned = self.store.read(|conn| {
+            let mut planned: Vec<Planned> = Vec::new();
+            let mut below = parent;
+            for link in &chain {
+                let next = self.plan(conn, link, Some(below).filter(|p| !p.is_empty()), planned.last())?;
+                planned.push(next.ok_or_else(|| exists(&link.name))?);
+                below = &link.name;
             }
-            let now_active = self.active(tx, key)?;
-            let parent_id = self.committed(tx, &parent)?.map(|p| p.id);
-            if now_active.id != found.id || parent_id != parents.first().copied() {
-                return Err(failed(key, "it, or its parent, was replaced while it was being committed"));
-            }
-            self.record_commit(tx, name, &now_active, &parent, parent_id, &labels, usage).map(Ok)
-        })?
+            Ok(planned)
+        })?;
+        let link = |p: &Planned| Link { id: p.found.id, parents: p.parents.clone(), meta: p.meta.clone() };
+        let links: Vec<Link> = planned.iter().map(link).collect();
+        let usages = self.store.with_room(|| Ok(self.driver()?.commit_chain(&links)?))?;
+        self.store.bring_together("commit snapshots", |tx| {
+            let mut all = chain.iter().zip(&planned).zip(&usages);
+            all.try_for_each(|((link, planned), usage)| self.record_planned(tx, link, planned, *usage)?)
+        })
+    }
+
+    /// What committing is about, with what is below, perhaps planned too; `None` if the name is taken.
+    fn plan(
+        &self,
+        conn: &rusqlite::Connection,
+        link: &Commit,
+        parent: Option<&str>,
+        below: Option<&Planned>,
+    ) -> Result<Option<Planned>> {
+        if self.find(conn, &link.name)?.is_some() {
+            return Ok(None);
+        }
+        let found = self.active(conn, &link.key)?;
+        let parent = self.parent_at_commit(&found, parent)?;
+        let parents = match below {
+            Some(below) => std::iter::once(below.found.id).chain(below.parents.iter().copied()).collect(),
+            None => chain(conn, self.committed(conn, &parent)?.map(|p| p.id))?,
+        };
+        let meta = self.meta(&link.name, SnapshotKind::Committed, parents.first().copied(), link.labels.clone());
+        Ok(Some(Planned { found, parent, parents, meta }))
+    }
+
+    /// Writes what was planned, if it is still so. The outer error rolls back; the inner one is an answer that comes with a lease.
+    fn record_planned(&self, tx: &Tx<'_>, link: &Commit, planned: &Planned, usage: Usage) -> Result<Result<()>> {
+        let Planned { found, parent, parents, .. } = planned;
+        leases::add(tx, &self.scope, &self.kind(), &link.name)?;
+        if self.find(tx, &link.name)?.is_some() {
+            return Ok(Err(exists(&link.name)));
+        }
+        let now_active = self.active(tx, &link.key)?;
+        let parent_id = self.committed(tx, parent)?.map(|p| p.id);
+        if now_active.id != found.id || parent_id != parents.first().copied() {
+            return Err(failed(&link.key, "it, or its parent, was replaced while it was being committed"));
+        }
+        self.record_commit(tx, &link.name, &now_active, parent, parent_id, &link.labels, usage).map(Ok)
     }
 
     #[allow(clippy::too_many_arguments, reason = "the columns of one row")]

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 
 pub use healing::Healing;
 use jiff::Timestamp;
+pub use making::Commit;
 use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, Usage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 pub use totals::SnapshotTotals;
