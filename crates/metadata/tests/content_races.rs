@@ -22,16 +22,21 @@ use support::{digest, scope};
 
 type Act = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send>;
 
-/// A store in memory that does something after the next commit, before it tells.
+/// A store in memory that does something before the next write is opened, or after the next commit, before it tells.
 #[derive(Clone, Default)]
 struct Stopping {
     inner: MemoryStore,
+    first: Arc<Mutex<Option<Act>>>,
     then: Arc<Mutex<Option<Act>>>,
 }
 
 impl Stopping {
     fn then<F: Future<Output = Result<()>> + Send + 'static>(&self, act: impl FnOnce() -> F + Send + 'static) {
         *self.then.lock().unwrap() = Some(Box::new(|| Box::pin(act())));
+    }
+
+    fn first<F: Future<Output = Result<()>> + Send + 'static>(&self, act: impl FnOnce() -> F + Send + 'static) {
+        *self.first.lock().unwrap() = Some(Box::new(|| Box::pin(act())));
     }
 }
 
@@ -71,6 +76,10 @@ impl Writer for StoppingWriter {
 #[async_trait]
 impl Ingester for Stopping {
     async fn writer(&self, options: IngestOptions) -> Result<Box<dyn Writer>> {
+        let act = self.first.lock().unwrap().take();
+        if let Some(act) = act {
+            act().await?;
+        }
         let inner = self.inner.writer(options).await?;
         Ok(Box::new(StoppingWriter { inner, then: self.then.clone() }))
     }
@@ -319,5 +328,30 @@ async fn a_blob_that_is_collected_within_a_commit_is_written_anew() {
     for result in results {
         result.unwrap();
     }
+    sound(&world).await;
+}
+
+/// Regression: who opened a ref at the moment when its write ended, and its blob went again, wrote beside every row. He was told in the
+/// end that there is no such write, and what he had written stayed on disk for a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_ends_while_its_ref_is_opened_leaves_nothing_without_a_row() {
+    let world = world();
+    let content = world.store.content(&scope());
+    let expected = Digest::of(b"bytes");
+    let mut before = content.writer(named("bytes", Some(&expected))).await.unwrap();
+    before.write(Bytes::from_static(b"bytes")).await.unwrap();
+    let (store, digest) = (world.store.clone(), expected.clone());
+    world.raw.first(move || async move {
+        before.commit(0, None).await?;
+        drop(before);
+        store.content(&scope()).forget(&digest).unwrap();
+        collect(&store).await
+    });
+    let mut writer = content.writer(named("bytes", Some(&expected))).await.unwrap();
+    assert_eq!(content.statuses().await.unwrap().len(), 1, "it is a write with a row");
+    assert_eq!(world.raw.statuses().await.unwrap().len(), 1);
+    writer.write(Bytes::from_static(b"bytes")).await.unwrap();
+    writer.commit(0, None).await.unwrap();
+    assert_eq!(world.raw.statuses().await.unwrap(), []);
     sound(&world).await;
 }

@@ -12,6 +12,9 @@ use super::writer::{Adopted, ScopedWriter, Source};
 use super::{ContentInfo, ScopedContent};
 use crate::{Asking, Error, ObjectKind, Result};
 
+/// How often opening starts again because another has just ended the write under that ref.
+const ROUNDS: usize = 16;
+
 impl From<Error> for content::Error {
     fn from(error: Error) -> Self {
         match error {
@@ -81,6 +84,16 @@ impl ScopedContent {
         if options.reference.is_empty() {
             return Err(content::Error::Invalid("an ingest needs a ref that is not empty"));
         }
+        for _ in 0..ROUNDS {
+            if let Some(writer) = self.try_to_open(options.clone()).await? {
+                return Ok(writer);
+            }
+        }
+        Err(content::Error::Locked(options.reference))
+    }
+
+    /// Opens the row and then the bytes; `None` if the row went in between.
+    async fn try_to_open(&self, options: IngestOptions) -> content::Result<Option<ScopedWriter>> {
         let (mut opened, mut refill) = (self.open_row(&options, false).await?, false);
         if let (Opened::Exists { .. }, Some(digest)) = (&opened, &options.expected)
             && self.is_lost(digest).await?
@@ -98,7 +111,25 @@ impl ScopedContent {
             (Opened::Exists { .. }, None) => unreachable!("only an expected digest exists"),
         };
         let source = self.source_with_room(&options, &backend).await.map_err(|e| renamed(e, &options.reference))?;
-        Ok(ScopedWriter::new(self.clone(), options, backend, source, refill))
+        let is_raw = matches!(source, Source::Raw(_));
+        if is_raw && !self.is_of(&options.reference, &backend).await? {
+            // It was another's write, which has ended since: what was opened now has no row, and nobody would remove it.
+            drop(source);
+            return match self.store.raw_content().abort(&backend).await {
+                Ok(()) | Err(content::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(renamed(error, &options.reference)),
+            };
+        }
+        Ok(Some(ScopedWriter::new(self.clone(), options, backend, source, refill)))
+    }
+
+    /// Whether the raw store's write `backend` has a row.
+    async fn is_of(&self, reference: &str, backend: &str) -> content::Result<bool> {
+        match self.backend(reference).await {
+            Ok(found) => Ok(found == backend),
+            Err(content::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn open_row(&self, options: &IngestOptions, refill: bool) -> content::Result<Opened> {
