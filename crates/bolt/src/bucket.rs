@@ -5,10 +5,8 @@ use bytes::Bytes;
 use crate::db::{Db, MAX_NESTING, MAX_TREE_DEPTH};
 use crate::error::{Error, Place, Result};
 use crate::iter::Iter;
-use crate::page::{Bounds, HEADER, Page};
-
-/// Bytes before a bucket's page, if it is in a value: where its root is, and its sequence number.
-const PREFIX: usize = 16;
+use crate::leaf::Leaf;
+use crate::page::{self, Bounds, PREFIX, Page};
 
 /// A bucket. Nothing of it is read before it is asked.
 #[derive(Debug, Clone)]
@@ -99,6 +97,15 @@ impl<'db> Bucket<'db> {
         Iter::new(self.clone())
     }
 
+    /// All that it has, if that is on one page.
+    ///
+    /// # Errors
+    /// If that page cannot be read.
+    pub fn leaf(&self) -> Result<Option<Leaf<'_, 'db>>> {
+        let page = self.first_page()?;
+        Ok((!page.is_branch).then(|| Leaf::new(self, page)))
+    }
+
     /// The number that the bucket's owner last drew from it.
     pub fn sequence(&self) -> u64 {
         self.sequence
@@ -108,11 +115,7 @@ impl<'db> Bucket<'db> {
         match &self.root {
             Root::Page { id, by } => self.db.page(*id, *by, true, &Bounds::default()),
             Root::Inline { page, index, value, offset } => {
-                let (expected, length) = (PREFIX + HEADER, value.len());
-                if length < expected {
-                    return Err(Error::Bucket { place: *page, index: *index, length, expected });
-                }
-                let place = Place { page: page.page, offset: offset + PREFIX as u64 };
+                let place = page::inline(*page, *index, *offset, value.len())?;
                 Page::inline(place, value.slice(PREFIX..), self.db.meta().order)
             }
         }

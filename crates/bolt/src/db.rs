@@ -3,12 +3,10 @@
 //! Single-threaded: it remembers what each page belongs to, without a lock.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 
-use bytes::Bytes;
-
 use crate::bucket::Bucket;
+use crate::claims::Claims;
 use crate::error::{Error, Place, Result};
 use crate::meta::{self, DamagedMeta, Meta};
 use crate::page::{Bounds, HEADER, Header, Page};
@@ -29,8 +27,8 @@ pub struct Db<'s> {
     pages: u64,
     meta: Meta,
     damaged: Option<DamagedMeta>,
-    /// By first page: how many pages it runs over, and the byte of the file where it is named.
-    claims: RefCell<BTreeMap<u64, (u64, u64)>>,
+    /// What pages belong to.
+    claims: RefCell<Claims>,
 }
 
 impl<'s> Db<'s> {
@@ -91,32 +89,14 @@ impl<'s> Db<'s> {
         if run > self.pages - id {
             return Err(outside(header.overflow));
         }
-        self.claim(id, run, by)?;
-        let bytes = if run == 1 { first } else { self.run(place, run * page_size)? };
+        // Before anything is noted of each of its pages.
+        if run > 1 && run * page_size > MAX_RUN_BYTES {
+            return Err(Error::LongRun { place, bytes: run * page_size, limit: MAX_RUN_BYTES });
+        }
+        let claimed = self.claims.borrow_mut().claim(id, run, by);
+        claimed.map_err(|(page, first)| Error::Shared { page, first, second: by })?;
+        let bytes = if run == 1 { first } else { read(self.source, place.offset, (run * page_size) as usize)? };
         Page::new(place, bytes, self.meta.order, is_root, bounds)
-    }
-
-    fn run(&self, place: Place, bytes: u64) -> Result<Bytes> {
-        if bytes > MAX_RUN_BYTES {
-            return Err(Error::LongRun { place, bytes, limit: MAX_RUN_BYTES });
-        }
-        read(self.source, place.offset, bytes as usize)
-    }
-
-    /// Notes that pages belong to what is at a byte of the file.
-    fn claim(&self, page: u64, run: u64, by: u64) -> Result<()> {
-        let mut claims = self.claims.borrow_mut();
-        // Claims do not overlap, so the last one that begins before the end is the only one that can.
-        match claims.range(..page + run).next_back() {
-            Some((first, (length, owner))) if first + length > page => {
-                let same = (*first, *length, *owner) == (page, run, by);
-                if same { Ok(()) } else { Err(Error::Shared { page: *first, first: *owner, second: by }) }
-            }
-            _ => {
-                claims.insert(page, (run, by));
-                Ok(())
-            }
-        }
     }
 }
 

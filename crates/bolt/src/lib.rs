@@ -24,9 +24,11 @@
 //! between, and afterwards none can. It takes as much memory as the file has pages in use or free.
 
 mod bucket;
+mod claims;
 mod db;
 mod error;
 mod iter;
+mod leaf;
 mod meta;
 mod page;
 mod source;
@@ -35,5 +37,6 @@ pub use bucket::{Bucket, Entry};
 pub use db::{Db, MAX_NESTING, MAX_RUN_BYTES, MAX_TREE_DEPTH};
 pub use error::{Error, Place, Result};
 pub use iter::Iter;
+pub use leaf::{Inner, Leaf, Pair};
 pub use meta::{DamagedMeta, Meta, MetaDamage};
 pub use source::{Source, copy};

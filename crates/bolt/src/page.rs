@@ -5,7 +5,7 @@
 //! leaf pages have a value. A bucket that is small enough is a leaf page in a value.
 
 use std::cmp::Ordering;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use bytes::Bytes;
 
@@ -13,6 +13,8 @@ use crate::error::{Error, Place, Result};
 
 /// Bytes of a page's header.
 pub(crate) const HEADER: usize = 16;
+/// Bytes before a bucket's page, if it is in a value: where its root is, and its sequence number.
+pub(crate) const PREFIX: usize = 16;
 /// Bytes of an element, of either kind.
 const ELEMENT: usize = 16;
 const BRANCH: u16 = 0x01;
@@ -75,19 +77,19 @@ impl Header {
     }
 }
 
-/// A checked page.
+/// A checked page, of bytes of its own or lent ones.
 #[derive(Debug, Clone)]
-pub(crate) struct Page {
+pub(crate) struct Page<B = Bytes> {
     pub(crate) place: Place,
     pub(crate) is_branch: bool,
-    bytes: Bytes,
+    bytes: B,
     order: Order,
     count: usize,
 }
 
-impl Page {
+impl<B: Deref<Target = [u8]>> Page<B> {
     /// Checks a page of a tree.
-    pub(crate) fn new(place: Place, bytes: Bytes, order: Order, is_root: bool, bounds: &Bounds) -> Result<Self> {
+    pub(crate) fn new(place: Place, bytes: B, order: Order, is_root: bool, bounds: &Bounds) -> Result<Self> {
         let page = Self::sized(place, bytes, order, place.page)?;
         if page.count == 0 && (page.is_branch || !is_root) {
             return Err(Error::Empty { place });
@@ -97,7 +99,7 @@ impl Page {
     }
 
     /// Checks a bucket that is in a value.
-    pub(crate) fn inline(place: Place, bytes: Bytes, order: Order) -> Result<Self> {
+    pub(crate) fn inline(place: Place, bytes: B, order: Order) -> Result<Self> {
         let page = Self::sized(place, bytes, order, 0)?;
         if page.is_branch {
             return Err(Error::PageKind { place, expected: "0x0002 (leaf) of a bucket in a value", found: BRANCH });
@@ -106,7 +108,7 @@ impl Page {
         Ok(page)
     }
 
-    fn sized(place: Place, bytes: Bytes, order: Order, expected: u64) -> Result<Self> {
+    fn sized(place: Place, bytes: B, order: Order, expected: u64) -> Result<Self> {
         let header = Header::parse(&bytes, order);
         if header.id != expected {
             return Err(Error::PageId { place, expected, found: header.id });
@@ -160,28 +162,26 @@ impl Page {
         self.count
     }
 
-    pub(crate) fn key(&self, index: usize) -> Bytes {
-        self.bytes.slice(self.key_range(index))
-    }
-
     /// The page that an element of a branch names, and the byte of the file where it does.
     pub(crate) fn child(&self, index: usize) -> (u64, u64) {
         let at = HEADER + index * ELEMENT + 8;
         (self.order.u64(&self.bytes, at), self.place.offset + at as u64)
     }
 
-    /// The keys that the page which an element of a branch names may have.
-    pub(crate) fn bounds(&self, index: usize, outer: &Bounds) -> Bounds {
-        let to = if index + 1 < self.count { Some(self.key(index + 1)) } else { outer.to.clone() };
-        Bounds { from: Some(self.key(index)), to }
+    /// The bytes of an element's value, and whether it is a bucket.
+    pub(crate) fn value_bytes(&self, index: usize) -> (&[u8], bool) {
+        (&self.bytes[self.value_range(index)], self.field(index, 0) & BUCKET != 0)
     }
 
-    /// The value of an element of a leaf, the byte of the file where it begins, and whether it is a bucket.
-    pub(crate) fn value(&self, index: usize) -> (Bytes, u64, bool) {
-        let key = self.key_range(index);
-        let length = self.field(index, 12) as usize;
-        let value = self.bytes.slice(key.end..key.end + length);
-        (value, self.place.offset + key.end as u64, self.field(index, 0) & BUCKET != 0)
+    /// The bucket in the value of an element of a leaf, unless its pages are elsewhere.
+    pub(crate) fn bucket_in(&self, index: usize) -> Option<Result<Page<&[u8]>>> {
+        let (value, is_bucket) = self.value_bytes(index);
+        if !is_bucket || self.order.u64(value, 0) != 0 {
+            return None;
+        }
+        let offset = self.place.offset + self.value_range(index).start as u64;
+        let place = inline(self.place, index, offset, value.len());
+        Some(place.and_then(|place| Page::inline(place, &value[PREFIX..], self.order)))
     }
 
     /// The element with that key, or else where it would be.
@@ -218,7 +218,41 @@ impl Page {
         start..start + self.field(index, if self.is_branch { 4 } else { 8 }) as usize
     }
 
-    fn key_bytes(&self, index: usize) -> &[u8] {
+    /// The bytes of a key.
+    pub(crate) fn key_bytes(&self, index: usize) -> &[u8] {
         &self.bytes[self.key_range(index)]
     }
+
+    fn value_range(&self, index: usize) -> Range<usize> {
+        let start = self.key_range(index).end;
+        start..start + self.field(index, 12) as usize
+    }
+}
+
+impl Page {
+    pub(crate) fn key(&self, index: usize) -> Bytes {
+        self.bytes.slice(self.key_range(index))
+    }
+
+    /// The keys that the page which an element of a branch names may have.
+    pub(crate) fn bounds(&self, index: usize, outer: &Bounds) -> Bounds {
+        let to = if index + 1 < self.count { Some(self.key(index + 1)) } else { outer.to.clone() };
+        Bounds { from: Some(self.key(index)), to }
+    }
+
+    /// The value of an element of a leaf, the byte of the file where it begins, and whether it is a bucket.
+    pub(crate) fn value(&self, index: usize) -> (Bytes, u64, bool) {
+        let range = self.value_range(index);
+        let offset = self.place.offset + range.start as u64;
+        (self.bytes.slice(range), offset, self.field(index, 0) & BUCKET != 0)
+    }
+}
+
+/// Where the page of a bucket in a value is.
+pub(crate) fn inline(page: Place, index: usize, offset: u64, length: usize) -> Result<Place> {
+    let expected = PREFIX + HEADER;
+    if length < expected {
+        return Err(Error::Bucket { place: page, index, length, expected });
+    }
+    Ok(Place { page: page.page, offset: offset + PREFIX as u64 })
 }

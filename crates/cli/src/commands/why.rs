@@ -60,7 +60,8 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
             let reached = model.reached(&roots);
             model.nodes(NodeKind::Snapshot).filter(|node| reached.contains(*node)).collect()
         })
-        .await?;
+        .await?
+        .for_the_rest_of_the_process();
     if output::is_document(context.global.output) {
         let things = nodes.iter().map(|node| thing(&look.model, *node)).collect();
         return output::document(context.global.output, &Document { schema: "orlop.why/v1", things });

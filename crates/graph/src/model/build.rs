@@ -8,7 +8,9 @@ use orlop_oci::DigestTable;
 use orlop_oci::condition::{self, Conditional};
 
 use super::nodes::{Edges, Stated};
-use super::{Collector, Inventory, Labels, Missing, Model, NamespaceId, NodeId, NodeKind, RecordRow, Resource, Root};
+use super::{
+    Collector, Inventory, Labels, Missing, Model, NamespaceId, NodeId, NodeKind, RecordRow, Resource, Root, SnapshotRow,
+};
 use crate::intern::{Bits, FastMap};
 
 const REF: &str = "containerd.io/gc.ref.";
@@ -20,6 +22,9 @@ const FLAT: &str = "containerd.io/gc.flat";
 /// How long a write that no lease lists is kept after it began (containerd, `core/metadata/content.go`).
 const INGEST_AGE: SignedDuration = SignedDuration::from_hours(24);
 
+/// From so many rows on a second thread is worth its start.
+const MANY: usize = 20_000;
+
 /// Rows while their edges are found.
 struct Linker<'i> {
     rows: &'i Inventory,
@@ -27,10 +32,7 @@ struct Linker<'i> {
     digests: DigestTable,
     numbers: Vec<u32>,
     blobs: FastMap<(u32, u32), NodeId>,
-    records: HashMap<(NamespaceId, Arc<str>), NodeId>,
-    snapshots: HashMap<super::nodes::Place, NodeId>,
-    ingests: HashMap<(NamespaceId, Arc<str>), NodeId>,
-    containers: HashMap<(NamespaceId, Arc<str>), NodeId>,
+    names: Names,
     missing: Vec<Missing>,
     absent: HashMap<Missing, NodeId>,
     /// What a label keeps, in the order of the nodes.
@@ -39,20 +41,66 @@ struct Linker<'i> {
     edges: Vec<(NodeId, NodeId, Stated)>,
 }
 
+/// Nodes by their names.
+#[derive(Default)]
+struct Names {
+    records: HashMap<(NamespaceId, Arc<str>), NodeId>,
+    snapshots: HashMap<super::nodes::Place, NodeId>,
+    ingests: HashMap<(NamespaceId, Arc<str>), NodeId>,
+    containers: HashMap<(NamespaceId, Arc<str>), NodeId>,
+}
+
+impl Names {
+    fn of(rows: &Inventory, firsts: [u32; 8]) -> Self {
+        let node = |kind: NodeKind, at: usize| NodeId(firsts[kind as usize] + at as u32);
+        let records = rows.records.iter().enumerate();
+        let snapshots = rows.snapshots.iter().enumerate();
+        let ingests = rows.ingests.iter().enumerate();
+        let containers = rows.containers.iter().enumerate();
+        let place = |row: &SnapshotRow| (row.namespace, row.snapshotter.clone(), row.key.clone());
+        Self {
+            records: records.map(|(at, r)| ((r.namespace, r.name.clone()), node(NodeKind::Record, at))).collect(),
+            snapshots: snapshots.map(|(at, row)| (place(row), node(NodeKind::Snapshot, at))).collect(),
+            ingests: ingests.map(|(at, r)| ((r.namespace, r.reference.clone()), node(NodeKind::Ingest, at))).collect(),
+            containers: containers
+                .map(|(at, r)| ((r.namespace, r.id.clone()), node(NodeKind::Container, at)))
+                .collect(),
+        }
+    }
+}
+
+/// Does two things, of so many rows at the same time if those are many.
+fn beside<A: Send, B>(rows: usize, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    if rows < MANY {
+        return (one(), other());
+    }
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+    })
+}
+
 impl Model {
     /// Links what was read.
     pub fn new(inventory: Inventory) -> Self {
         let mut linker = Linker::new(&inventory);
         linker.link();
-        let Linker { mut firsts, digests, numbers, blobs, records, snapshots, missing, rooted, edges, .. } = linker;
+        let Linker { mut firsts, digests, numbers, blobs, names, missing, rooted, edges, .. } = linker;
+        let Names { records, snapshots, .. } = names;
         firsts[7] = firsts[6] + missing.len() as u32;
         let count = firsts[7] as usize;
         let (first_copy, next_copy) = copies(&numbers, digests.len(), firsts[NodeKind::Blob as usize]);
+        let (out, back) = beside(
+            edges.len(),
+            || sorted(count, edges.iter().copied()),
+            || sorted(count, edges.iter().map(|(from, to, stated)| (*to, *from, *stated))),
+        );
         let mut model = Self {
             missing,
             firsts,
-            out: sorted(count, edges.iter().map(|(from, to, stated)| (*from, *to, *stated))),
-            back: sorted(count, edges.iter().map(|(from, to, stated)| (*to, *from, *stated))),
+            out,
+            back,
             roots: Vec::new(),
             flat: Bits::default(),
             digests,
@@ -131,10 +179,7 @@ impl<'i> Linker<'i> {
             digests: DigestTable::with_capacity(rows.blobs.len()),
             numbers: Vec::with_capacity(rows.blobs.len()),
             blobs: FastMap::default(),
-            records: HashMap::with_capacity(rows.records.len()),
-            snapshots: HashMap::with_capacity(rows.snapshots.len()),
-            ingests: HashMap::new(),
-            containers: HashMap::new(),
+            names: Names::default(),
             missing: Vec::new(),
             absent: HashMap::new(),
             rooted: Vec::new(),
@@ -144,27 +189,23 @@ impl<'i> Linker<'i> {
         linker
     }
 
+    /// Numbers the rows: of a large store blobs on one thread and everything else on another.
     fn number(&mut self) {
-        let node = |kind: NodeKind, at: usize| NodeId(self.firsts[kind as usize] + at as u32);
-        self.blobs.reserve(self.rows.blobs.len());
-        for (at, row) in self.rows.blobs.iter().enumerate() {
-            let number = self.digests.add(&row.digest);
-            self.numbers.push(number);
-            self.blobs.insert((u32::from(row.namespace), number), node(NodeKind::Blob, at));
-        }
-        for (at, row) in self.rows.records.iter().enumerate() {
-            self.records.insert((row.namespace, row.name.clone()), node(NodeKind::Record, at));
-        }
-        for (at, row) in self.rows.snapshots.iter().enumerate() {
-            let place = (row.namespace, row.snapshotter.clone(), row.key.clone());
-            self.snapshots.insert(place, node(NodeKind::Snapshot, at));
-        }
-        for (at, row) in self.rows.ingests.iter().enumerate() {
-            self.ingests.insert((row.namespace, row.reference.clone()), node(NodeKind::Ingest, at));
-        }
-        for (at, row) in self.rows.containers.iter().enumerate() {
-            self.containers.insert((row.namespace, row.id.clone()), node(NodeKind::Container, at));
-        }
+        let (rows, firsts) = (self.rows, self.firsts);
+        self.names = beside(
+            rows.records.len() + rows.snapshots.len(),
+            || Names::of(rows, firsts),
+            || {
+                self.blobs.reserve(rows.blobs.len());
+                for (at, row) in rows.blobs.iter().enumerate() {
+                    let number = self.digests.add(&row.digest);
+                    self.numbers.push(number);
+                    let node = NodeId(firsts[NodeKind::Blob as usize] + at as u32);
+                    self.blobs.insert((u32::from(row.namespace), number), node);
+                }
+            },
+        )
+        .0;
     }
 
     fn link(&mut self) {
@@ -221,9 +262,7 @@ impl<'i> Linker<'i> {
 
     /// The edges that labels state.
     fn labels(&mut self, namespace: NamespaceId, node: NodeId, labels: &Labels) {
-        for (at, (key, value)) in labels.iter().enumerate().filter(|(_, (key, _))| key.starts_with("containerd.io/gc."))
-        {
-            let at = at as u32;
+        for (at, key, value) in labels.placed("containerd.io/gc.") {
             if let Some(kind) = key.strip_prefix(REF) {
                 self.stated(namespace, kind, value, |edges, other| edges.push((node, other, Stated::Label(at))));
             } else if let (Some(kind), true) = (key.strip_prefix(BACK_REF), self.rows.collector >= Collector::V2_2) {
@@ -255,7 +294,7 @@ impl<'i> Linker<'i> {
             return None;
         }
         let label = Conditional::parse(key, value)?;
-        let other = *self.snapshots.get(&(namespace, label.snapshotter.into(), label.key.into()))?;
+        let other = *self.names.snapshots.get(&(namespace, label.snapshotter.into(), label.key.into()))?;
         let row = &self.rows.snapshots[(other.0 - self.firsts[NodeKind::Snapshot as usize]) as usize];
         let uses = row.labels.starting(condition::USED_AT).filter_map(|(_, time)| nanoseconds(time.parse().ok()?));
         label.holds(uses, nanoseconds(self.rows.taken)?).then_some(other)
@@ -281,7 +320,7 @@ impl<'i> Linker<'i> {
             return Some(self.find(namespace, Resource::Image(value.into())));
         }
         if is("container") {
-            return self.containers.get(&(namespace, value.into())).copied();
+            return self.names.containers.get(&(namespace, value.into())).copied();
         }
         let snapshotter = kind.strip_prefix("snapshot.")?.split('/').next()?;
         Some(self.find(namespace, Resource::Snapshot { snapshotter: snapshotter.into(), key: value.into() }))
@@ -293,10 +332,10 @@ impl<'i> Linker<'i> {
                 let number = self.digests.add(digest);
                 self.blobs.get(&(u32::from(namespace), number))
             }
-            Resource::Image(name) => self.records.get(&(namespace, name.clone())),
-            Resource::Ingest(reference) => self.ingests.get(&(namespace, reference.clone())),
+            Resource::Image(name) => self.names.records.get(&(namespace, name.clone())),
+            Resource::Ingest(reference) => self.names.ingests.get(&(namespace, reference.clone())),
             Resource::Snapshot { snapshotter, key } => {
-                self.snapshots.get(&(namespace, snapshotter.clone(), key.clone()))
+                self.names.snapshots.get(&(namespace, snapshotter.clone(), key.clone()))
             }
             Resource::Other { .. } => None,
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orlop_oci::{Reference, RepositoryName};
+use orlop_oci::{Digest, Reference, RepositoryName};
 
 use super::{Model, Node, NodeId, NodeKind, UNCOMPRESSED};
 
@@ -29,8 +29,8 @@ pub struct Found {
     pub matched: Matched,
 }
 
-/// A prefix shorter than this means nothing.
-const SHORTEST: usize = 4;
+/// A beginning shorter than this means nothing.
+pub const SHORTEST: usize = 4;
 
 impl Model {
     /// Everything in all namespaces that `text` may mean, the best first: what it is exactly hides what it is only for
@@ -41,8 +41,13 @@ impl Model {
         let normal = text.parse::<Reference>().ok().map(|reference| reference.to_string());
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
         let digits = Some(hex).filter(|hex| hex.len() >= SHORTEST && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        // No label is read of a hundred thousand blobs for what cannot be a digest.
+        let may_be_digest = digits.is_some() || text.parse::<Digest>().is_ok();
         for node in (0..self.firsts[NodeKind::Missing as usize]).map(NodeId) {
-            found.extend(self.matched(node, text, normal.as_deref(), digits).map(|matched| Found { node, matched }));
+            found.extend(
+                self.matched(node, text, normal.as_deref(), digits, may_be_digest)
+                    .map(|matched| Found { node, matched }),
+            );
         }
         let best = found.iter().map(|f| rank(f.matched)).min();
         found.retain(|f| Some(rank(f.matched)) == best);
@@ -50,7 +55,14 @@ impl Model {
         found
     }
 
-    fn matched(&self, node: NodeId, text: &str, normal: Option<&str>, digits: Option<&str>) -> Option<Matched> {
+    fn matched(
+        &self,
+        node: NodeId,
+        text: &str,
+        normal: Option<&str>,
+        digits: Option<&str>,
+        may_be_digest: bool,
+    ) -> Option<Matched> {
         let digest =
             |digest: &str| digits.is_some_and(|hex| digest.strip_prefix("sha256:").is_some_and(|d| begins(d, hex)));
         let exact = |name: &str| name == text || name.strip_prefix("sha256:") == Some(text);
@@ -58,7 +70,8 @@ impl Model {
             Node::Record(row) if Some(&*row.name) == normal && !exact(&row.name) => return Some(Matched::Normalized),
             Node::Record(row) => (&row.name, digest(&row.name) || by_digest(&row.name, text)),
             Node::Blob(row) => {
-                let diff_id = row.labels.get(UNCOMPRESSED).filter(|id| *id != row.digest.as_str());
+                let diff_id = if may_be_digest { row.labels.get(UNCOMPRESSED) } else { None };
+                let diff_id = diff_id.filter(|id| *id != row.digest.as_str());
                 if diff_id.is_some_and(exact) {
                     return Some(Matched::DiffId);
                 }

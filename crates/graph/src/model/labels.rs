@@ -25,8 +25,13 @@ impl Labels {
 
     /// Labels whose key begins so, by key.
     pub fn starting<'l>(&'l self, prefix: &'l str) -> impl Iterator<Item = (&'l str, &'l str)> {
-        let rest = (self.first_from(prefix)..self.ends.len()).map(|at| self.at(at as u32));
-        rest.take_while(move |(key, _)| key.starts_with(prefix))
+        self.placed(prefix).map(|(_, key, value)| (key, value))
+    }
+
+    /// The same with their positions in [`iter`](Self::iter).
+    pub(super) fn placed<'l>(&'l self, prefix: &'l str) -> impl Iterator<Item = (u32, &'l str, &'l str)> {
+        let rest = (self.first_from(prefix)..self.ends.len()).map(|at| (at as u32, self.at(at as u32)));
+        rest.take_while(move |(_, (key, _))| key.starts_with(prefix)).map(|(at, (key, value))| (at, key, value))
     }
 
     /// The label at a position in [`iter`](Self::iter).

@@ -38,7 +38,7 @@ mod well_known;
 
 pub use collector::Collector;
 pub use cost::{Cost, Weight};
-pub use find::{Found, Matched};
+pub use find::{Found, Matched, SHORTEST};
 pub use findings::{Class, Facts, Finding, Mend};
 pub use images::{ImageNames, ImageSize, Role};
 pub use inventory::{

@@ -61,8 +61,9 @@ impl Model {
     fn going(&self, asked: &[NodeId]) -> Vec<NodeId> {
         let asked: BTreeSet<NodeId> = asked.iter().copied().collect();
         let mut going = asked.clone();
-        let families = Families::of(self);
-        for record in asked.iter().filter(|record| self.is_name(**record)) {
+        let names: Vec<&NodeId> = asked.iter().filter(|record| self.is_name(**record)).collect();
+        let families = if names.is_empty() { Families::default() } else { Families::of(self) };
+        for record in names {
             let siblings = families.siblings(self, *record);
             let is_left = |other: &&NodeId| self.is_name(**other) && !asked.contains(other);
             if !siblings.iter().any(|other| is_left(&other)) {
@@ -157,6 +158,7 @@ impl Model {
 }
 
 /// Records of one namespace that have the same target, or lead to the same image ID.
+#[derive(Default)]
 struct Families {
     ids: HashMap<NodeId, Digest>,
     by_id: HashMap<(NamespaceId, Digest), Vec<NodeId>>,

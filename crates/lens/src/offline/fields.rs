@@ -7,7 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use orlop_bolt::{Bucket, Entry};
+use orlop_bolt::{Bucket, Entry, Leaf, Pair};
 use orlop_graph::model::Labels;
 
 /// Seconds from the year 1 to 1970.
@@ -38,29 +38,39 @@ impl From<orlop_bolt::Error> for Broken {
 }
 
 /// All that a bucket has.
-pub(super) struct Fields<'db>(Vec<(Bytes, Entry<'db>)>);
+pub(super) enum Fields<'b, 'db> {
+    /// On one page.
+    Leaf(Leaf<'b, 'db>),
+    /// On several: somebody has very many labels.
+    Many(Vec<(Bytes, Entry<'db>)>),
+}
 
-impl<'db> Fields<'db> {
-    pub(super) fn of(bucket: &Bucket<'db>) -> Result<Self, Broken> {
-        Ok(Self(bucket.iter().collect::<Result<_, _>>()?))
-    }
-
-    fn entry(&self, name: &str) -> Option<&Entry<'db>> {
-        self.0.iter().find(|(key, _)| key == name.as_bytes()).map(|(_, entry)| entry)
+impl<'b, 'db> Fields<'b, 'db> {
+    pub(super) fn of(bucket: &'b Bucket<'db>) -> Result<Self, Broken> {
+        match bucket.leaf()? {
+            Some(leaf) => Ok(Self::Leaf(leaf)),
+            None => Ok(Self::Many(bucket.iter().collect::<Result<_, _>>()?)),
+        }
     }
 
     fn value(&self, name: &str) -> Option<&[u8]> {
-        match self.entry(name)? {
-            Entry::Value(value) => Some(value),
-            Entry::Bucket(_) => None,
+        match self {
+            Self::Leaf(leaf) => leaf.value(name.as_bytes()),
+            Self::Many(all) => match all.iter().find(|(key, _)| key == name.as_bytes())? {
+                (_, Entry::Value(value)) => Some(value),
+                (_, Entry::Bucket(_)) => None,
+            },
         }
     }
 
     /// A bucket below.
-    pub(super) fn bucket(&self, name: &str) -> Option<&Bucket<'db>> {
-        match self.entry(name)? {
-            Entry::Bucket(bucket) => Some(bucket),
-            Entry::Value(_) => None,
+    pub(super) fn bucket(&self, name: &str) -> Result<Option<Bucket<'db>>, Broken> {
+        match self {
+            Self::Leaf(leaf) => Ok(leaf.bucket(name.as_bytes())?),
+            Self::Many(all) => {
+                let found = all.iter().find(|(key, _)| key == name.as_bytes());
+                Ok(found.and_then(|(_, entry)| entry.clone().bucket()))
+            }
         }
     }
 
@@ -99,23 +109,31 @@ impl<'db> Fields<'db> {
 
     /// The labels.
     pub(super) fn labels(&self) -> Result<Labels, Broken> {
-        self.bucket("labels").map_or_else(|| Ok(Labels::default()), labels)
+        if let Self::Leaf(leaf) = self
+            && let Some(inner) = leaf.inner(b"labels")?
+        {
+            return pairs(inner.iter());
+        }
+        self.bucket("labels")?.map_or_else(|| Ok(Labels::default()), |bucket| labels(&bucket))
     }
 }
 
 /// A bucket whose keys and values are labels.
 pub(super) fn labels(bucket: &Bucket<'_>) -> Result<Labels, Broken> {
-    let mut all = Vec::new();
-    for entry in bucket.iter() {
-        let (key, entry) = entry?;
-        if let Entry::Value(value) = entry {
-            text("a label's key", &key)?;
-            text("a label", &value)?;
-            all.push((key, value));
-        }
+    if let Some(leaf) = bucket.leaf()? {
+        return pairs(leaf.iter());
     }
-    let checked = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
-    Ok(all.iter().map(|(key, value)| (checked(key), checked(value))).collect())
+    let all = bucket.iter().collect::<Result<Vec<_>, _>>()?;
+    pairs(all.iter().map(|(key, entry)| match entry {
+        Entry::Value(value) => (&key[..], Some(&value[..])),
+        Entry::Bucket(_) => (&key[..], None),
+    }))
+}
+
+fn pairs<'p>(all: impl Iterator<Item = Pair<'p>>) -> Result<Labels, Broken> {
+    let values = all.filter_map(|(key, value)| Some((key, value?)));
+    let texts = values.map(|(key, value)| Ok((text("a label's key", key)?, text("a label", value)?)));
+    texts.collect::<Result<Vec<_>, Broken>>().map(Labels::from_iter)
 }
 
 /// A name or value that must be text.

@@ -164,7 +164,7 @@ impl Metadata {
         &mut self,
         what: &str,
         part: &Part<'_, '_>,
-        read: impl Fn(&mut Self, NamespaceId, &str, &Fields<'_>) -> Result<(), Broken>,
+        read: impl Fn(&mut Self, NamespaceId, &str, &Fields<'_, '_>) -> Result<(), Broken>,
     ) {
         self.each_until(what, part, |_| false, read);
     }
@@ -174,7 +174,7 @@ impl Metadata {
         what: &str,
         part: &Part<'_, '_>,
         enough: impl Fn(&Self) -> bool,
-        read: impl Fn(&mut Self, NamespaceId, &str, &Fields<'_>) -> Result<(), Broken>,
+        read: impl Fn(&mut Self, NamespaceId, &str, &Fields<'_, '_>) -> Result<(), Broken>,
     ) {
         for entry in part.bucket.iter() {
             if enough(self) {
@@ -195,8 +195,9 @@ impl Metadata {
         }
     }
 
-    fn record(&mut self, namespace: NamespaceId, name: &str, fields: &Fields<'_>) -> Result<(), Broken> {
-        let target = fields.bucket("target").map(Fields::of).transpose()?;
+    fn record(&mut self, namespace: NamespaceId, name: &str, fields: &Fields<'_, '_>) -> Result<(), Broken> {
+        let target = fields.bucket("target")?;
+        let target = target.as_ref().map(Fields::of).transpose()?;
         let target = target.ok_or(Broken::Field { name: "target", found: "nothing".into(), expected: "a bucket" })?;
         let row = RecordRow {
             namespace,
@@ -212,7 +213,7 @@ impl Metadata {
         Ok(())
     }
 
-    fn container(&mut self, namespace: NamespaceId, id: &str, fields: &Fields<'_>) -> Result<(), Broken> {
+    fn container(&mut self, namespace: NamespaceId, id: &str, fields: &Fields<'_, '_>) -> Result<(), Broken> {
         let row = ContainerRow {
             namespace,
             id: id.into(),
@@ -226,14 +227,14 @@ impl Metadata {
         Ok(())
     }
 
-    fn lease(&mut self, namespace: NamespaceId, id: &str, fields: &Fields<'_>) -> Result<(), Broken> {
+    fn lease(&mut self, namespace: NamespaceId, id: &str, fields: &Fields<'_, '_>) -> Result<(), Broken> {
         let mut resources = Vec::new();
         for (kind, make) in LISTED {
-            for key in fields.bucket(kind).map_or_else(|| Ok(Vec::new()), keys)? {
+            for key in fields.bucket(kind)?.as_ref().map_or_else(|| Ok(Vec::new()), keys)? {
                 resources.push(make(text("a resource", &key)?));
             }
         }
-        if let Some(snapshotters) = fields.bucket("snapshots") {
+        if let Some(snapshotters) = fields.bucket("snapshots")? {
             for entry in snapshotters.iter() {
                 let (snapshotter, Entry::Bucket(bucket)) = entry? else { continue };
                 let snapshotter = self.texts.get(text("a snapshotter", &snapshotter)?.to_owned());
@@ -267,7 +268,7 @@ impl Metadata {
         }
     }
 
-    fn blob(&mut self, namespace: NamespaceId, digest: &str, fields: &Fields<'_>) -> Result<(), Broken> {
+    fn blob(&mut self, namespace: NamespaceId, digest: &str, fields: &Fields<'_, '_>) -> Result<(), Broken> {
         let row = BlobRow {
             namespace,
             digest: self::digest("its name", digest)?,
@@ -280,7 +281,7 @@ impl Metadata {
         Ok(())
     }
 
-    fn ingest(&mut self, namespace: NamespaceId, reference: &str, fields: &Fields<'_>) -> Result<(), Broken> {
+    fn ingest(&mut self, namespace: NamespaceId, reference: &str, fields: &Fields<'_, '_>) -> Result<(), Broken> {
         let expected = match fields.text("expected")? {
             "" => None,
             expected => Some(digest("expected", expected)?),

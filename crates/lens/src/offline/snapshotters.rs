@@ -130,7 +130,7 @@ fn one(
         match known.snapshots.remove(&backend) {
             Some(found) => {
                 used.insert(found.id);
-                known_to(directory, row, found, stored);
+                known_to(others.then_some(directory), row, found, stored);
             }
             // containerd leaves it out of its lists.
             None if whole => {
@@ -147,14 +147,18 @@ fn one(
     }
 }
 
-/// Takes in a snapshot that both databases have.
-fn known_to(directory: &Path, mut row: SnapshotRow, found: Backend, stored: &mut Stored) {
+/// Takes in a snapshot that both databases have, with its place if somebody wants to know.
+fn known_to(directory: Option<&Path>, mut row: SnapshotRow, found: Backend, stored: &mut Stored) {
     row.kind = found.kind;
     row.usage = found.usage;
     // As over the API: what the snapshotter has, and over it what the namespace has.
-    row.labels = found.labels.iter().chain(row.labels.iter()).collect();
-    let at = directory.join("snapshots").join(found.id.to_string());
-    stored.directories.insert((row.namespace, row.snapshotter.clone(), row.key.clone()), at);
+    if !found.labels.is_empty() {
+        row.labels = found.labels.iter().chain(row.labels.iter()).collect();
+    }
+    if let Some(directory) = directory {
+        let at = directory.join("snapshots").join(found.id.to_string());
+        stored.directories.insert((row.namespace, row.snapshotter.clone(), row.key.clone()), at);
+    }
     stored.inventory.snapshots.push(row);
 }
 
@@ -213,7 +217,7 @@ fn read(db: &Db<'_>, name: &str) -> Snapshotter {
     read
 }
 
-fn backend(snapshotter: &str, fields: &Fields<'_>) -> Result<Backend, Broken> {
+fn backend(snapshotter: &str, fields: &Fields<'_, '_>) -> Result<Backend, Broken> {
     let kind = match fields.byte("kind") {
         Some(1) => SnapshotKind::View,
         Some(2) => SnapshotKind::Active,

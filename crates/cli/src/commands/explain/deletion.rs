@@ -1,6 +1,6 @@
 //! What happens if a thing is deleted.
 
-use orlop_graph::model::{MANAGED, Model, Node, NodeId, NodeKind, Role, Why};
+use orlop_graph::model::{MANAGED, Model, Node, NodeId, NodeKind, Removal, Role, Why};
 use orlop_oci::Kind;
 use serde::Serialize;
 
@@ -27,18 +27,16 @@ const NAMED: usize = 3;
 
 impl Deletion {
     pub(crate) fn of(context: &Context, model: &Model, node: NodeId, siblings: &[NodeId]) -> Self {
-        let frees = match model.node(node) {
-            Node::Record(_) => {
-                let plan = model.removal(&[node]);
-                plan.freed.bytes() - plan.garbage.bytes()
-            }
-            _ => model.cost(&[node]).alone.bytes(),
+        let plan = matches!(model.node(node), Node::Record(_)).then(|| model.removal(&[node]));
+        let frees = match &plan {
+            Some(plan) => plan.freed.bytes() - plan.garbage.bytes(),
+            None => model.cost(&[node]).alone.bytes(),
         };
         let mut words = Vec::new();
         let mut comes_back = None;
         match model.node(node) {
             Node::Record(_) => {
-                comes_back = record(context, model, node, siblings, &mut words);
+                comes_back = plan.and_then(|plan| record(context, model, node, siblings, &plan, &mut words));
             }
             Node::Blob(_) => blob(model, node, &mut words),
             Node::Snapshot(_) => snapshot(model, node, frees, &mut words),
@@ -73,10 +71,10 @@ fn record(
     model: &Model,
     node: NodeId,
     siblings: &[NodeId],
+    plan: &Removal,
     words: &mut Vec<String>,
 ) -> Option<bool> {
     let others: Vec<NodeId> = siblings.iter().copied().filter(|other| *other != node).collect();
-    let plan = model.removal(&[node]);
     let freed = freed(plan.freed.bytes() - plan.garbage.bytes());
     let with_it = plan.records.len() as u64 - 1;
     let go = if with_it == 1 { "goes" } else { "go" };

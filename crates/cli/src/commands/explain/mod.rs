@@ -54,7 +54,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
     let meant = paths::meant(context, &look, &args.name).await?;
     let nodes = meant.nodes();
     // Only what these things keep is measured: each snapshot is a call.
-    let look = look.measured(|model| facts::of_interest(model, &nodes)).await?;
+    let look = look.measured(|model| facts::of_interest(model, &nodes)).await?.for_the_rest_of_the_process();
     let mut things = Vec::new();
     for node in nodes {
         let author = what::author(context, &look.model, node).await;
