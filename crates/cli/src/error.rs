@@ -1,5 +1,6 @@
 //! What a failure becomes at the edge: a message, a hint, an exit code.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use orlop_content::Trouble;
 
-use crate::paint::Tone;
+use crate::paint::{self, Tone};
 
 /// Stopped by a signal (contract: exit codes).
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -150,11 +151,22 @@ impl From<tonic::Status> for CliError {
 
 /// Prints a failure to standard error and picks the exit code.
 pub(crate) fn report(error: &CliError) -> ExitCode {
-    eprintln!("{} {}", Tone::Bad.paint_error("orlop:"), error.message);
+    eprintln!("{}", paint::fit(&format!("{} {}", Tone::Bad.paint_error("orlop:"), cut(&error.message))));
     if let Some(hint) = &error.hint {
-        eprintln!("  {} {hint}", Tone::Kind.paint_error("hint:"));
+        eprintln!("{}", paint::fit(&format!("  {} {}", Tone::Kind.paint_error("hint:"), cut(hint))));
     }
     ExitCode::from(exit_code(error.class))
+}
+
+/// A message without its middle, if somebody's name has filled it with more than anybody reads.
+fn cut(message: &str) -> Cow<'_, str> {
+    const READ: usize = 4_000;
+    const ENDS: usize = 200;
+    if message.len() <= READ {
+        return message.into();
+    }
+    let (head, tail) = (message.floor_char_boundary(ENDS), message.ceil_char_boundary(message.len() - ENDS));
+    format!("{} … {}", &message[..head], &message[tail..]).into()
 }
 
 /// Commands of docker, podman, crictl and skopeo by the names they have here.

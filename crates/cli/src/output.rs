@@ -137,13 +137,13 @@ impl Table {
 
     pub(crate) fn print(&self) -> Result<()> {
         let mut out = io::stdout().lock();
-        written(self.render(|lines| out.write_all(lines.as_bytes())).and_then(|()| out.flush()))
+        written(self.render(|lines| out.write_all(paint::fit(lines).as_bytes())).and_then(|()| out.flush()))
     }
 }
 
 /// Columns that a text takes.
 fn width(text: &str) -> usize {
-    if text.is_ascii() && !text.contains('\u{1b}') { text.len() } else { paint::width(text) }
+    if text.is_ascii() { text.len() } else { paint::width(text) }
 }
 
 /// A reader that went away is not an error.
@@ -156,6 +156,10 @@ fn written(result: io::Result<()>) -> Result<()> {
 
 /// Writes text to standard output; a reader that went away is not an error.
 pub(crate) fn print_text(text: &str) -> Result<()> {
+    print_as_it_is(&paint::fit(text))
+}
+
+fn print_as_it_is(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
@@ -168,18 +172,21 @@ pub(crate) fn line(text: impl AsRef<str>) -> Result<()> {
 /// Prints names, one a line.
 pub(crate) fn names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut text = String::new();
-    for name in names {
-        text.push_str(name);
-        text.push('\n');
-    }
+    names.into_iter().for_each(|name| push_name(&mut text, name));
     print_text(&text)
+}
+
+/// Adds a name as one line.
+pub(crate) fn push_name(text: &mut String, name: &str) {
+    text.push_str(&paint::plain(name));
+    text.push('\n');
 }
 
 /// Prints a document as JSON or YAML.
 pub(crate) fn document(format: Format, document: &impl Serialize) -> Result<()> {
     let bad = |e: &dyn std::fmt::Display| CliError::new(Class::Failed, format!("render output: {e}"));
     match format {
-        Format::Yaml => print_text(&serde_norway::to_string(document).map_err(|e| bad(&e))?),
+        Format::Yaml => print_as_it_is(&serde_norway::to_string(document).map_err(|e| bad(&e))?),
         _ => {
             let mut out = io::BufWriter::with_capacity(CHUNK_BYTES, io::stdout().lock());
             match serde_json::to_writer_pretty(&mut out, document) {

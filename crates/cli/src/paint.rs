@@ -2,15 +2,28 @@
 //!
 //! Only on a terminal, and not with `--no-color`, with `NO_COLOR` set to something (no-color.org), or where `TERM` is `dumb`
 //! or nothing. Documents and names are never painted.
+//!
+//! # Invariants
+//! What others put into names and labels never reaches a terminal as more than letters: it moves no cursor, rings no bell,
+//! paints nothing and turns no direction of writing. Texts are made [`fit`] where they leave; names that stand in a line of
+//! their own are made [`plain`] before, since they must not begin another.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use crate::args::Global;
 
 /// Whether standard output and standard error are painted.
 static PAINTED: OnceLock<[bool; 2]> = OnceLock::new();
+
+/// What stands for the escape character until a text is printed: a private one that no name can guess.
+static MARK: LazyLock<char> = LazyLock::new(|| {
+    let random = RandomState::new().hash_one(0u8) % 0xFFFD;
+    char::from_u32(0xF_0000 + random as u32).unwrap_or('\u{F0000}')
+});
 
 /// How something is painted: by what it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +75,7 @@ pub(crate) struct Painted<T> {
 impl<T: fmt::Display> fmt::Display for Painted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.tone {
-            Some(tone) => write!(f, "\u{1b}[{}m{}\u{1b}[0m", tone.code(), self.text),
+            Some(tone) => write!(f, "{0}[{1}m{2}{0}[0m", *MARK, tone.code(), self.text),
             None => self.text.fmt(f),
         }
     }
@@ -100,23 +113,71 @@ pub(crate) fn is_wanted_with(no_color: bool) -> bool {
 pub(crate) fn width(text: &str) -> usize {
     let mut columns = 0;
     let mut rest = text;
-    while let Some(at) = rest.find("\u{1b}[") {
+    while let Some(at) = rest.find(*MARK) {
         columns += rest[..at].chars().count();
         // Painting ends with the first letter.
-        let end =
-            rest[at + 2..].find(|c: char| c.is_ascii_alphabetic()).map_or(rest.len(), |letter| at + 2 + letter + 1);
+        let end = rest[at..].find(|c: char| c.is_ascii_alphabetic()).map_or(rest.len(), |letter| at + letter + 1);
         rest = &rest[end..];
     }
     columns + rest.chars().count()
 }
 
+/// A text as it may be printed: painting is painting, everything else that is no letter is told by its number.
+pub(crate) fn fit(text: &str) -> Cow<'_, str> {
+    told(text, |c| match c {
+        '\n' | '\t' => Some(c),
+        c if c == *MARK => Some('\u{1b}'),
+        _ => None,
+    })
+}
+
+/// A name as it may stand in a line.
+pub(crate) fn plain(name: &str) -> Cow<'_, str> {
+    told(name, |_| None)
+}
+
+/// Tells characters that are none to look at by their number, unless they stand for one.
+fn told(text: &str, stands_for: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
+    // All of ten thousand lines, usually.
+    if text.bytes().all(|b| matches!(b, b' '..=b'~' | b'\n')) && (stands_for('\n').is_some() || !text.contains('\n')) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match stands_for(c) {
+            Some(other) => shown.push(other),
+            None if is_letter(c) => shown.push(c),
+            None => shown.extend(c.escape_default()),
+        }
+    }
+    shown.into()
+}
+
+/// Whether a character is one to look at: no control character, and none that turns the direction of writing or is a line's end.
+fn is_letter(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !c.is_control() && c != *MARK && !turns
+}
+
 #[cfg(test)]
 mod tests {
-    use super::width;
+    use super::{MARK, fit, plain, width};
 
     #[test]
     fn what_only_paints_takes_no_column() {
-        assert_eq!(width("\u{1b}[31mrot\u{1b}[0m é"), 5);
-        assert_eq!((width("plain"), width("\u{1b}[")), (5, 0));
+        let mark = *MARK;
+        assert_eq!(width(&format!("{mark}[31mrot{mark}[0m é")), 5);
+        assert_eq!((width("plain"), width(&format!("{mark}["))), (5, 0));
+    }
+
+    #[test]
+    fn only_what_is_painted_here_paints() {
+        let mark = *MARK;
+        assert_eq!(fit(&format!("{mark}[31mrot{mark}[0m\tä\n")), "\u{1b}[31mrot\u{1b}[0m\tä\n");
+        let hostile = "a\u{1b}[2J\u{9b}31m\u{7}\r\u{7f}\u{202e}b…";
+        assert_eq!(fit(hostile), r"a\u{1b}[2J\u{9b}31m\u{7}\r\u{7f}\u{202e}b…");
+        assert_eq!(plain("one\ntwo\tthree"), r"one\ntwo\tthree");
+        assert_eq!(plain(&mark.to_string()).chars().next(), Some('\\'));
+        assert_eq!((plain("r.example/é:1"), fit("x\ny")), ("r.example/é:1".into(), "x\ny".into()));
     }
 }

@@ -9,6 +9,7 @@ use super::Context;
 use crate::args::Format;
 use crate::error::{Class, CliError, Result};
 use crate::output::{self, Names, Table, size, time, time_short};
+use crate::paint::plain;
 
 /// Bytes a write message; well under the 16 MiB bound.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -177,7 +178,7 @@ pub(crate) fn print_labels(
 
 /// Sorted `k=v,k=v`, or a dash.
 pub(crate) fn join_labels(labels: &std::collections::BTreeMap<String, String>) -> String {
-    let pairs: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let pairs: Vec<String> = labels.iter().map(|(k, v)| plain(&format!("{k}={v}")).into_owned()).collect();
     if pairs.is_empty() { "-".to_owned() } else { pairs.join(",") }
 }
 
@@ -289,7 +290,7 @@ async fn active(context: &Context) -> Result<()> {
     let mut table = Table::new(&["REF", "WRITTEN", "TOTAL", "UPDATED"]);
     for s in statuses {
         table.row([
-            s.r#ref,
+            plain(&s.r#ref).into_owned(),
             size(s.offset.max(0) as u64),
             size(s.total.max(0) as u64),
             time_short(s.updated_at.as_ref()),

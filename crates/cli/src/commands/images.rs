@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::look::rows;
 use crate::look::words::abbreviated;
 use crate::output::{self, Table, short, size, time, time_short};
-use crate::paint::Tone;
+use crate::paint::{Tone, plain};
 
 /// Options of `images`.
 #[derive(Debug, clap::Args)]
@@ -169,11 +169,6 @@ impl<D> Sheet<D> {
     }
 }
 
-fn push_name(names: &mut String, name: &str) {
-    names.push_str(name);
-    names.push('\n');
-}
-
 fn wanted(args: &Args, documents: bool) -> rows::Wanted<'_> {
     rows::Wanted { filters: &args.filter, all_namespaces: args.all_namespaces, documents }
 }
@@ -186,7 +181,7 @@ async fn images(context: &Context, args: &Args) -> Result<()> {
     let mut show = |row: pb::ImageRow, is_measured: bool| match &mut sheet {
         Sheet::Names(names) => {
             let without_tag = row.hash_references.iter().find(|name| row.names.is_empty() && name.contains('@'));
-            row.names.iter().chain(without_tag).for_each(|name| push_name(names, name));
+            row.names.iter().chain(without_tag).for_each(|name| output::push_name(names, name));
         }
         Sheet::Document(images) => images.push(Image::of(row, is_measured)),
         Sheet::Table(table) => {
@@ -222,8 +217,8 @@ fn image_cells<'r>(row: &'r pb::ImageRow, sizes: &Sizes, wide: bool, namespaces:
     let or_dash = |bytes: Option<u64>| bytes.map_or(Cow::Borrowed("-"), |bytes| size(bytes).into());
     let mut names = match row.names.as_slice() {
         [] => untagged(&row.hash_references),
-        [name] => Cow::Borrowed(name.as_str()),
-        names => Cow::Owned(names.join("\n")),
+        [name] => plain(name),
+        names => Cow::Owned(names.iter().map(|name| plain(name)).collect::<Vec<_>>().join("\n")),
     };
     if row.incomplete {
         names += "  (incomplete)";
@@ -260,7 +255,7 @@ async fn records(context: &Context, args: &Args) -> Result<()> {
     let mut sheet = Sheet::new(format, args.all_namespaces, &columns, &wide);
     let brief = matches!(format, Format::Table | Format::Name);
     let mut show = |row: pb::RecordRow| match &mut sheet {
-        Sheet::Names(names) => push_name(names, &row.name),
+        Sheet::Names(names) => output::push_name(names, &row.name),
         Sheet::Document(records) => records.push(Record::from(row)),
         Sheet::Table(table) => table.row(record_cells(&row, format == Format::Wide, args.all_namespaces)),
     };
@@ -298,7 +293,7 @@ fn record_cells(row: &pb::RecordRow, wide: bool, namespaces: bool) -> Vec<Cow<'_
     let mut cells: Vec<Cow<'_, str>> = Vec::with_capacity(10);
     cells.extend(namespaces.then_some(row.namespace.as_str().into()));
     cells.extend([
-        row.name.as_str().into(),
+        plain(&row.name),
         kind_cell(&row.kind),
         target.map_or("", |t| &t.media_type).into(),
         target.map_or("", |t| &t.digest).into(),
@@ -306,7 +301,7 @@ fn record_cells(row: &pb::RecordRow, wide: bool, namespaces: bool) -> Vec<Cow<'_
         platforms,
     ]);
     if wide {
-        let labels: Vec<String> = row.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let labels: Vec<String> = row.labels.iter().map(|(k, v)| plain(&format!("{k}={v}")).into_owned()).collect();
         let updated = time_short(row.updated_at.as_ref());
         cells.extend([row.image_id.as_str().into(), labels.join(",").into(), updated.into()]);
     }

@@ -11,6 +11,7 @@ use super::content::{join_labels, parse_labels};
 use crate::args::Format;
 use crate::error::{Class, CliError, Result};
 use crate::output::{self, Names, Table, time, time_short};
+use crate::paint::plain;
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -108,7 +109,7 @@ async fn list(context: &Context, filters: Vec<String>) -> Result<()> {
             let mut table = Table::new(&["ID", "CREATED", "LABELS"]);
             for l in leases {
                 let labels = join_labels(&l.labels);
-                table.row([l.id, time_short(l.created_at.as_ref()), labels]);
+                table.row([plain(&l.id).into_owned(), time_short(l.created_at.as_ref()), labels]);
             }
             table.print()
         }
@@ -139,7 +140,7 @@ async fn resources(context: &Context, id: String) -> Result<()> {
         Format::Table | Format::Wide => {
             let mut table = Table::new(&["KIND", "NAME"]);
             for r in resources {
-                table.row([r.r#type, r.id]);
+                table.row([plain(&r.r#type), plain(&r.id)]);
             }
             table.print()
         }

@@ -60,7 +60,7 @@ impl Context {
     /// Says something on standard error, unless `--quiet`.
     pub(crate) fn say(&self, text: impl AsRef<str>) {
         if !self.global.quiet {
-            eprintln!("{}", text.as_ref());
+            eprintln!("{}", crate::paint::fit(text.as_ref()));
         }
     }
 

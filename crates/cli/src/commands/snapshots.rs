@@ -12,6 +12,7 @@ use super::content::{label_mask, parse_labels, print_labels};
 use crate::args::Format;
 use crate::error::Result;
 use crate::output::{self, Names, Table, size, time};
+use crate::paint::plain;
 
 /// Which driver.
 #[derive(Debug, clap::Args)]
@@ -220,8 +221,8 @@ fn print_list(context: &Context, infos: Vec<api::Info>) -> Result<()> {
         Format::Table | Format::Wide => {
             let mut table = Table::new(&["KEY", "PARENT", "KIND"]);
             for i in infos {
-                let kind = kind_word(i.kind()).to_owned();
-                table.row([i.name, i.parent, kind]);
+                let kind = kind_word(i.kind());
+                table.row([plain(&i.name), plain(&i.parent), kind.into()]);
             }
             table.print()
         }
@@ -244,8 +245,7 @@ async fn tree(context: &Context, driver: Driver) -> Result<()> {
         if format != Format::Name {
             text.push_str(&"  ".repeat(depth));
         }
-        text.push_str(name);
-        text.push('\n');
+        output::push_name(&mut text, name);
         stack.extend(children.get(name).into_iter().flatten().rev().map(|n| (depth + 1, *n)));
     }
     output::print_text(&text)
@@ -269,7 +269,7 @@ async fn usage(context: &Context, driver: &Driver, keys: Vec<String>) -> Result<
         Format::Table | Format::Wide => {
             let mut table = Table::new(&["KEY", "SIZE", "INODES"]);
             for used in snapshots {
-                table.row([used.name, size(used.size), used.inodes.to_string()]);
+                table.row([plain(&used.name).into_owned(), size(used.size), used.inodes.to_string()]);
             }
             table.print()
         }

@@ -7,7 +7,7 @@ use super::Context;
 use crate::args::Format;
 use crate::error::Result;
 use crate::look::facts::{Bytes, Keeper, Named};
-use crate::look::words::{abbreviated, called, name, reason};
+use crate::look::words::{abbreviated, called, name, reason, shown};
 use crate::look::{Look, paths};
 use crate::output::{self, count, size};
 
@@ -138,7 +138,7 @@ fn text(model: &Model, node: NodeId, short: bool) -> String {
                 let reason = reason(link.why);
                 // `has as config sha256:…` says already what it is.
                 let what = if reason.starts_with("has as") {
-                    abbreviated(&name(model, link.node))
+                    abbreviated(&shown(model, link.node))
                 } else {
                     called(model, link.node)
                 };
@@ -178,7 +178,7 @@ fn alike(chains: Vec<Chain<'_>>) -> Vec<(Vec<NodeId>, Chain<'_>)> {
 
 /// What is to be removed, in a word that a command has.
 fn removal(model: &Model, root: NodeId) -> String {
-    let name = name(model, root);
+    let name = shown(model, root);
     match model.kind(root) {
         NodeKind::Record => format!("image record {name}"),
         NodeKind::Container => format!("container {}", abbreviated(&name)),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{find, words};
 use crate::error::{Class, Result};
+use crate::paint::plain;
 
 /// An image with all its names, whatever their namespace.
 #[derive(Debug, Clone)]
@@ -31,11 +32,8 @@ impl Name {
 
     /// The name, with its namespace if that is another than `here`.
     pub(crate) fn seen_from(&self, here: &str) -> String {
-        if self.namespace == here {
-            self.name.clone()
-        } else {
-            format!("{}  (namespace {})", self.name, self.namespace)
-        }
+        let name = plain(&self.name);
+        if self.namespace == here { name.into_owned() } else { format!("{name}  (namespace {})", self.namespace) }
     }
 }
 

@@ -17,12 +17,13 @@ pub(crate) mod words;
 use std::collections::HashSet;
 use std::mem::ManuallyDrop;
 
-use orlop_graph::model::{Found, Inventory, Matched, Model, NodeId, SnapshotRow};
+use orlop_graph::model::{Found, Inventory, Matched, Model, NodeId, SHORTEST, SnapshotRow};
 
 pub(crate) use source::Source;
 
 use crate::commands::Context;
 use crate::error::{Class, CliError, Result};
+use crate::paint::plain;
 
 /// How many names are proposed to who has mistyped one.
 const PROPOSED: usize = 5;
@@ -121,7 +122,7 @@ pub(crate) fn find(model: &Model, text: &str, namespace: &str) -> Result<Vec<Fou
         return Err(not_found(model, text));
     }
     // Of one name there may be several things: an image ID is a record and a config.
-    let mut names: Vec<String> = found.iter().map(|f| words::name(model, f.node)).collect();
+    let mut names: Vec<String> = found.iter().map(|f| words::shown(model, f.node)).collect();
     names.dedup();
     if found[0].matched == Matched::Prefix && names.iter().any(|name| *name != names[0]) {
         let more = names.len().saturating_sub(PROPOSED);
@@ -134,7 +135,12 @@ pub(crate) fn find(model: &Model, text: &str, namespace: &str) -> Result<Vec<Fou
 }
 
 fn not_found(model: &Model, text: &str) -> CliError {
-    let error = CliError::new(Class::NotFound, format!("nothing in this store is called {text:?}, or begins so"));
+    let begins = if text.len() < SHORTEST {
+        "; the beginning of a name counts from four characters on"
+    } else {
+        ", or begins so"
+    };
+    let error = CliError::new(Class::NotFound, format!("nothing in this store is called {text:?}{begins}"));
     let part = text.rsplit('/').next().unwrap_or(text);
     let part = part.split([':', '@']).next().filter(|part| part.len() > 2).unwrap_or(text);
     let is_digest = part == "sha256" || (part.len() > 3 && part.bytes().all(|b| b.is_ascii_hexdigit()));
@@ -144,5 +150,6 @@ fn not_found(model: &Model, text: &str) -> CliError {
     if near.is_empty() {
         return error.hint("`orlop images --all -A` lists the records of all namespaces");
     }
+    let near: Vec<_> = near.iter().map(|name| plain(name)).collect();
     error.hint(format!("there is {}", near.join(", ")))
 }

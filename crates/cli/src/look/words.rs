@@ -6,6 +6,7 @@ use orlop_graph::model::{Labels, Model, NamespaceId, Node, NodeId, NodeKind, Res
 use orlop_oci::Kind;
 
 use crate::output::short;
+use crate::paint::plain;
 
 /// What a node is called.
 pub(crate) fn name(model: &Model, node: NodeId) -> String {
@@ -24,6 +25,11 @@ pub(crate) fn name(model: &Model, node: NodeId) -> String {
             other => format!("{other:?}"),
         },
     }
+}
+
+/// The same as it may stand in a line.
+pub(crate) fn shown(model: &Model, node: NodeId) -> String {
+    plain(&name(model, node)).into_owned()
 }
 
 /// A snapshot's place.
@@ -60,7 +66,7 @@ pub(crate) const fn role(role: Role) -> &'static str {
 
 /// A node in a few words: `tag docker.io/library/alpine:3.20`, `layer sha256:0123…`.
 pub(crate) fn called(model: &Model, node: NodeId) -> String {
-    let name = name(model, node);
+    let name = shown(model, node);
     match model.node(node) {
         Node::Record(_) => match model.record_kind(node) {
             Kind::Tag | Kind::Other => format!("name {name}"),
@@ -91,10 +97,11 @@ fn container(labels: &Labels, id: &str) -> String {
     let (pod, namespace) = (labels.get("io.kubernetes.pod.name"), labels.get("io.kubernetes.pod.namespace"));
     let Some(pod) = pod else { return format!("container {id}") };
     let pod = namespace.map_or_else(|| pod.to_owned(), |namespace| format!("{namespace}/{pod}"));
-    match labels.get("io.kubernetes.container.name") {
+    let text = match labels.get("io.kubernetes.container.name") {
         Some(name) => format!("container {name} of pod {pod} ({id})"),
         None => format!("sandbox of pod {pod} ({id})"),
-    }
+    };
+    plain(&text).into_owned()
 }
 
 /// Digests shortened, wherever they stand in a name.
@@ -105,8 +112,9 @@ pub(crate) fn abbreviated(name: &str) -> String {
         return if hex { name[..12].to_owned() } else { name.to_owned() };
     };
     let (before, digest) = name.split_at(at);
-    let end = digest.len().min("sha256:".len() + 64);
-    format!("{before}{}{}", short(&digest[..end]), &digest[end..])
+    let digits = digest["sha256:".len()..].bytes().take_while(u8::is_ascii_hexdigit).count();
+    let (digest, after) = digest.split_at("sha256:".len() + digits.min(64));
+    format!("{before}{}{after}", short(digest))
 }
 
 /// What one thing has to do with the one below, as a verb that takes that one: `points at`, `has as layer 3`.

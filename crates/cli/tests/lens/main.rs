@@ -11,6 +11,7 @@ mod doctor;
 mod doctor_own;
 mod explain;
 mod history;
+mod hostile;
 mod identifiers;
 mod images;
 mod node;

@@ -7,6 +7,8 @@ use std::process::Command;
 use orlop_api::NAMESPACE_HEADER;
 use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
+use orlop_api::containerd::services::images::v1 as images;
+use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
 use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_oci::Digest;
@@ -123,6 +125,17 @@ impl Ward {
     /// A lease with these labels that lists these things.
     pub(crate) fn lease(&self, id: &str, labels: &[(&str, &str)], resources: &[(&str, &str)]) {
         self.runtime.block_on(lease(self.channel(), id, labels, resources));
+    }
+
+    /// A record of any name, beside another of the same image, with these labels.
+    pub(crate) fn record(&self, name: &str, like: &str, labels: &[(&str, &str)]) {
+        let mut client = ImagesClient::new(self.channel());
+        self.runtime.block_on(async {
+            let known = client.get(request(images::GetImageRequest { name: like.to_owned() })).await.unwrap();
+            let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let image = known.into_inner().image.map(|image| images::Image { name: name.to_owned(), labels, ..image });
+            client.create(request(images::CreateImageRequest { image, ..Default::default() })).await.unwrap();
+        });
     }
 
     /// A blob that nothing refers to.

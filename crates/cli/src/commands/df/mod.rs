@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::look::words::abbreviated;
 use crate::look::{Look, Measured, rows};
 use crate::output::{self, Table, count, short, size};
+use crate::paint::plain;
 
 /// Every image.
 const ALL: rows::Wanted<'static> = rows::Wanted { filters: &[], all_namespaces: true, documents: true };
@@ -119,7 +120,7 @@ async fn layers(context: &Context) -> Result<()> {
     }
     let mut table = Table::new(&["LAYER", "COMPRESSED", "IMAGES", "OF"]);
     for layer in &layers {
-        let images = layer.images.join("\n");
+        let images = layer.images.iter().map(|name| plain(name)).collect::<Vec<_>>().join("\n");
         table.row([short(&layer.digest), &size(layer.bytes), &layer.images.len().to_string(), &images]);
     }
     table.print()
@@ -152,7 +153,7 @@ async fn images(context: &Context) -> Result<()> {
     let mut table = Table::new(&["IMAGE", "NAMESPACE", "COMPRESSED", "UNPACKED", "SHARED", "UNIQUE"]);
     for row in &rows {
         let sizes = row.size.unwrap_or_default();
-        let name = if wide { called(row).to_owned() } else { abbreviated(called(row)) };
+        let name = if wide { plain(called(row)).into_owned() } else { abbreviated(&plain(called(row))) };
         let [compressed, unpacked, shared, unique] =
             [sizes.compressed, sizes.unpacked, sizes.shared, sizes.unique].map(size);
         table.row([name, row.namespace.clone(), compressed, unpacked, shared, unique]);
@@ -180,7 +181,7 @@ async fn parts(context: &Context, by: By) -> Result<()> {
     }
     let mut table = Table::new(&[title, "IMAGES", "SIZE", "UNIQUE"]);
     for part in parts {
-        table.row([part.name.clone(), part.images.to_string(), size(part.bytes), size(part.unique)]);
+        table.row([plain(&part.name).into_owned(), part.images.to_string(), size(part.bytes), size(part.unique)]);
     }
     table.print()
 }

@@ -6,7 +6,7 @@ use super::{Examined, Found, words};
 use crate::commands::Context;
 use crate::look::words::abbreviated;
 use crate::output::{count, size};
-use crate::paint::Tone;
+use crate::paint::{Tone, plain};
 
 /// Where lines are broken.
 const WIDTH: usize = 110;
@@ -64,7 +64,7 @@ fn block(context: &Context, examined: &Examined, class: Class, found: &[&Found])
         let detail = words::detail(model, found);
         let detail = if detail.is_empty() { detail } else { format!(": {detail}") };
         let subject = words::subject(model, found);
-        text.push_str(&format!("  {}{detail}{gives}\n", abbreviated(&subject)));
+        text.push_str(&format!("  {}{detail}{gives}\n", abbreviated(&plain(&subject))));
         text.push_str(&format!("      {}\n", words::command(context, model, found)));
     }
     text

@@ -145,7 +145,7 @@ pub(super) fn command(context: &Context, model: &Model, found: &Found) -> String
     let Finding { class, subject, things, mend, .. } = &found.finding;
     let namespace = model.namespace(model.node(*subject).namespace());
     let orlop = orlop(context, namespace);
-    let names = |nodes: &[NodeId]| nodes.iter().map(|node| quoted(&name(model, *node))).collect::<Vec<_>>().join(" ");
+    let names = |nodes: &[NodeId]| arguments(nodes.iter().map(|node| name(model, *node)));
     match (class, mend) {
         (Class::Stranded | Class::ForeignPlatform, _) => format!("{orlop} rm {}", names(things)),
         (Class::MissingDigest, Mend::Write { name: new, like }) => {
@@ -177,9 +177,9 @@ pub(super) fn command(context: &Context, model: &Model, found: &Found) -> String
 }
 
 fn removal(model: &Model, orlop: &str, snapshots: &[NodeId]) -> String {
-    let keys: Vec<String> = snapshots.iter().map(|node| quoted(&name(model, *node))).collect();
+    let keys = arguments(snapshots.iter().map(|node| name(model, *node)));
     let driver = snapshots.first().map(|node| driver(model, *node)).unwrap_or_default();
-    format!("{orlop} snapshots rm{driver} {}", keys.join(" "))
+    format!("{orlop} snapshots rm{driver} {keys}")
 }
 
 /// The option that names a snapshot's driver, where it is not the usual one.
@@ -240,7 +240,27 @@ pub(super) fn quoted(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:@=+,".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         word.to_owned()
+    } else if word.chars().any(char::is_control) {
+        // No other way is the same in all shells.
+        format!("\"$(printf '{}')\"", word.chars().map(escaped).collect::<String>())
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
+}
+
+/// A character in a text for `printf` in single quotes.
+fn escaped(c: char) -> String {
+    match c {
+        '\'' => r"\047".to_owned(),
+        '\\' | '%' => format!("{c}{c}"),
+        c if c.is_control() => c.encode_utf8(&mut [0; 4]).bytes().map(|byte| format!("\\{byte:03o}")).collect(),
+        c => c.to_string(),
+    }
+}
+
+/// Words behind a command; none of them is taken for an option.
+fn arguments(words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
+    let end_of_options = if words.iter().any(|word| word.starts_with('-')) { "-- " } else { "" };
+    format!("{end_of_options}{}", words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "))
 }

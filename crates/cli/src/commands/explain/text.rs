@@ -3,7 +3,7 @@
 use super::facts::Explanation;
 use crate::look::facts::{Bytes, Keeper, Named};
 use crate::output::{count, size};
-use crate::paint::Tone;
+use crate::paint::{Tone, plain};
 
 /// The column in which texts begin.
 const INDENT: usize = 14;
@@ -18,7 +18,7 @@ pub(crate) fn all(things: &[Explanation]) -> String {
 }
 
 fn one(thing: &Explanation) -> String {
-    let (name, kind_of) = (Tone::Title.paint(&thing.thing.name), Tone::Kind.paint(kind(&thing.thing)));
+    let (name, kind_of) = (Tone::Title.paint(plain(&thing.thing.name)), Tone::Kind.paint(kind(&thing.thing)));
     let mut text = format!("{name}   ({kind_of}, namespace {})\n", thing.thing.namespace);
     field(&mut text, "what", [thing.what.clone()]);
     field(&mut text, "why", thing.why.clone());
@@ -156,7 +156,7 @@ fn bytes(bytes: &Bytes) -> String {
 fn field(text: &mut String, title: &str, lines: impl IntoIterator<Item = String>) {
     let mut title = title;
     for line in lines {
-        for part in broken(&line) {
+        for part in broken(&plain(&line)) {
             let title_painted = if title == "beware" { Tone::Warning.paint(title) } else { Tone::Faint.paint(title) };
             let pad = " ".repeat(INDENT - 2 - title.len());
             text.push_str(&format!("  {title_painted}{pad}{part}\n"));

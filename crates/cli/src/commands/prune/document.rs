@@ -8,6 +8,7 @@ use crate::commands::Context;
 use crate::commands::rm::Plan;
 use crate::look::words::{abbreviated, called, name};
 use crate::output::short;
+use crate::paint::plain;
 
 /// How many containers are named before the rest is counted.
 const NAMED: usize = 3;
@@ -150,8 +151,8 @@ impl Image {
     /// What people call it: a tag, else by digest.
     pub(super) fn called(&self) -> String {
         match (self.names.first(), self.hash_references.iter().find(|name| name.contains('@'))) {
-            (Some(name), _) => name.clone(),
-            (None, Some(name)) => abbreviated(name),
+            (Some(name), _) => plain(name).into_owned(),
+            (None, Some(name)) => abbreviated(&plain(name)),
             (None, None) => self.hash_references.first().map_or("<none>", |id| short(id)).to_owned(),
         }
     }

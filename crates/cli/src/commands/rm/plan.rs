@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::client::pb;
 use crate::commands::Context;
 use crate::output::{count, short, size};
+use crate::paint::plain;
 
 /// A plan (contract: `--plan -o json`).
 #[derive(Debug, Default, Serialize)]
@@ -111,7 +112,7 @@ impl Plan {
     pub(in crate::commands) fn text(&self, has_trash: bool, brief: bool, command: &str) -> String {
         let records = if brief { format!(": {}", self.records.len()) } else { String::new() };
         let mut lines = vec![format!("Records that go{records}")];
-        lines.extend(self.records.iter().map(|r| format!("  {r}")).filter(|_| !brief));
+        lines.extend(self.records.iter().map(|r| format!("  {}", plain(r))).filter(|_| !brief));
         let bytes: u64 = self.blobs.iter().map(|blob| blob.size).sum();
         lines.push(format!("Content that goes: {}{}", count(self.blobs.len() as u64, "blob"), sum(brief, bytes)));
         let blobs = self.blobs.iter().map(|b| format!("  {}  {:>10}", short(&b.digest), size(b.size)));
@@ -147,7 +148,7 @@ fn sum(brief: bool, bytes: u64) -> String {
 fn section(lines: &mut Vec<String>, title: &str, reasons: &[Reason]) {
     if !reasons.is_empty() {
         lines.push(title.to_owned());
-        lines.extend(reasons.iter().map(|r| format!("  {}: {}", r.name, r.reason)));
+        lines.extend(reasons.iter().map(|r| format!("  {}: {}", plain(&r.name), plain(&r.reason))));
     }
 }
 
