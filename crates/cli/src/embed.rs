@@ -23,6 +23,8 @@ use crate::settings::Settings;
 
 /// How long a daemon may take to end; by default it lets calls go on for ten seconds.
 const ENDING: Duration = Duration::from_secs(30);
+/// How long a server may take to say who it is: one that a socket has just started opens its store first.
+const ANSWER: Duration = Duration::from_secs(30);
 
 const STEP: Duration = Duration::from_millis(50);
 
@@ -45,10 +47,7 @@ pub(crate) async fn connect(settings: &Settings, reach: Reach) -> Result<(Channe
 async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Store)> {
     let namespace = || settings.namespace.clone().unwrap_or_else(|| KUBERNETES.to_owned());
     if let Some(socket) = &settings.address {
-        let channel = dial(socket)
-            .await
-            .map_err(|failed| failed.hint("is the daemon running? Without an address the store at --root is used"))?;
-        let server = probe::server(channel).await?;
+        let server = answering(socket).await?;
         let product = find::product_of(&server, socket, settings);
         return described(settings, product, server, socket, "its address was given").await;
     }
@@ -84,6 +83,25 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
         server.follow_others();
     }
     Ok((server.in_process(), Store::own(At::Directory(settings.root.clone()), namespace(), "Orlop's own")))
+}
+
+/// The server at an address that was given.
+async fn answering(socket: &Path) -> Result<probe::Server> {
+    let asked = async {
+        let channel = dial(socket).await.map_err(|failed| match failed.class {
+            Class::NotPermitted => {
+                failed.hint("run as root (usually with sudo), or as a user to whom the socket is open")
+            }
+            _ => failed.hint("is the daemon running? Without an address the store at --root is used"),
+        })?;
+        Ok(probe::server(channel).await?)
+    };
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| {
+        let (socket, seconds) = (socket.display(), ANSWER.as_secs());
+        let message = format!("{socket} takes connections, and nobody has answered within {seconds} s");
+        Err(CliError::new(Class::Unavailable, message)
+            .hint("is it a containerd's socket? `orlop stores` shows what is here"))
+    })
 }
 
 /// The first other store that answers, if there is none of Orlop's, or nothing in it.

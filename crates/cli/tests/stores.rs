@@ -309,6 +309,25 @@ fn what_may_not_be_opened_is_told_with_what_to_do() {
 }
 
 #[test]
+fn an_address_at_which_nobody_speaks_or_that_is_not_open_to_this_user_holds_nobody_up() {
+    let host = Host::new();
+    let socket = host.place("silent.sock");
+    let silent = UnixListener::bind(&socket).unwrap();
+    let mut command = binary();
+    let done = Done::of(&command.arg("--address").arg(&socket).arg("images").output().unwrap());
+    assert_eq!(done.code, 8, "{}", done.err);
+    assert!(done.err.contains("nobody has answered within") && done.err.contains("hint:"), "{}", done.err);
+    drop(silent);
+    if common::is_root("an_address_at_which_nobody_speaks_or_that_is_not_open_to_this_user_holds_nobody_up") {
+        std::fs::set_permissions(host.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let done = host.run_as_nobody(&["--address", socket.to_str().unwrap(), "images"]);
+        assert_eq!(done.code, 7, "{}", done.err);
+        assert!(done.err.contains("sudo") && !done.err.contains("is the daemon running"), "{}", done.err);
+    }
+}
+
+#[test]
 fn a_user_finds_the_containerd_of_his_own_session() {
     if !common::is_root("a_user_finds_the_containerd_of_his_own_session") {
         return;
