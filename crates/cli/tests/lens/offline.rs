@@ -39,6 +39,36 @@ fn a_stopped_containerd_is_explained_from_its_files_as_while_it_ran() {
     }
 }
 
+#[test]
+fn what_a_stopped_containerds_files_lack_is_found_and_what_they_do_not_tell_is_not_called_sound() {
+    for programs in generations("what_a_stopped_containerds_files_lack_is_found") {
+        let Some(mut node) = Node::start(&programs) else { return };
+        let content = image("cni", 200_000);
+        node.pull("calico/cni:v3.25.1", &content);
+        let root = node.containerd.root();
+        let files = node.stop();
+        let doctor = || {
+            let done = files.run(&["doctor", "-o", "json"]);
+            (done.code, serde_json::from_str::<serde_json::Value>(&done.out).unwrap())
+        };
+        let sound = serde_json::json!([]);
+        assert!(matches!(doctor(), (0, document) if document["problems"] == sound && document["unknown"] == sound));
+        let layer = content.layers().pop().unwrap();
+        std::fs::remove_file(blob(&root, &layer)).unwrap();
+        let (code, document) = doctor();
+        assert_eq!((code, &document["ok"]), (5, &false.into()), "{document:#}");
+        let problem = &document["problems"][0];
+        assert_eq!((&problem["class"], &problem["subject"]), (&"damaged".into(), &layer.to_string().into()));
+        assert!(problem["detail"].as_str().unwrap().contains("its file is gone"), "{problem:#}");
+        assert_eq!(problem["cost"]["bytes"], 0);
+        std::fs::write(root.join("io.containerd.metadata.v1.bolt/meta.db"), b"no database").unwrap();
+        let (_, document) = doctor();
+        assert!(document["unknown"][0].as_str().unwrap().contains("meta.db"), "{document:#}");
+        let told = files.run(&["doctor"]).out;
+        assert!(told.contains("not everything could be read") && !told.starts_with("nothing is wrong"), "{told}");
+    }
+}
+
 /// What is large is a matter of the file's size.
 fn grown(root: &Path) {
     let database = root.join("io.containerd.metadata.v1.bolt/meta.db");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use orlop_graph::model::{Class, Facts, Finding, Mend, Model, Node, NodeId, NodeKind};
+use orlop_graph::model::{Class, Facts, Finding, Mend, Model, Node, NodeId, NodeKind, Weight};
 use orlop_lens::Bytes;
 use orlop_oci::Digest;
 
@@ -28,6 +28,18 @@ pub(super) async fn examine(context: &Context, args: &Args, look: &Look, facts: 
         found.extend(super::trees::examine(context, &look.model, facts).await?);
     }
     Ok(found)
+}
+
+/// Blobs that are listed and whose files are gone: of a store that is only files that is known without reading any.
+pub(super) fn without_files(look: &Look) -> Vec<Found> {
+    let (Source::Files(_, stored), model) = (&look.reader, &look.model) else { return Vec::new() };
+    let blobs = stored.absent.iter().filter_map(|digest| model.copies(digest).next());
+    let found = |blob| {
+        let mut found = failing(model, blob, Bytes::Unreadable("its file is gone".into()))?;
+        found.finding.frees = Weight::default();
+        Some(found)
+    };
+    blobs.filter_map(found).collect()
 }
 
 /// Blobs whose bytes are not those of their digest; each digest is read once.

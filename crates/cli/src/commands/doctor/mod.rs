@@ -121,6 +121,8 @@ struct Document {
     store: String,
     ok: bool,
     problems: Vec<Problem>,
+    /// What could not be looked at.
+    unknown: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<mend::Plan>,
 }
@@ -147,7 +149,10 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<ExitCode> {
 
 fn document(context: &Context, examined: &Examined, plan: Option<mend::Plan>) -> Document {
     let problems = problems(context, examined);
-    Document { schema: "orlop.doctor/v1", store: context.store.to_string(), ok: problems.is_empty(), problems, plan }
+    let gaps = &examined.look.model.inventory().gaps;
+    let unknown = gaps.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
+    let (ok, store) = (problems.is_empty(), context.store.to_string());
+    Document { schema: "orlop.doctor/v1", store, ok, problems, unknown, plan }
 }
 
 fn problems(context: &Context, examined: &Examined) -> Vec<Problem> {
@@ -199,6 +204,9 @@ async fn examine(context: &Context, args: &Args) -> Result<Examined> {
         .await?;
     let plain = |finding| Found { finding, detail: None, target: None };
     let mut found: Vec<Found> = list(&look.model).into_iter().map(plain).collect();
+    if args.wants(Class::Damaged) {
+        found.extend(deep::without_files(&look));
+    }
     if args.deep {
         found.extend(deep::examine(context, args, &look, &facts).await?);
     }

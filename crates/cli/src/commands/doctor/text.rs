@@ -6,7 +6,7 @@ use super::{Examined, Found, words};
 use crate::commands::Context;
 use crate::look::words::abbreviated;
 use crate::output::{count, size};
-use crate::paint::{Tone, plain};
+use crate::paint::{Painted, Tone, plain};
 
 /// Where lines are broken.
 const WIDTH: usize = 110;
@@ -38,13 +38,21 @@ pub(super) fn all(context: &Context, examined: &Examined) -> String {
         let rows = model.inventory();
         return format!(
             "{}: {}, {}, {}\n",
-            Tone::Good.paint("nothing is wrong"),
+            sound(rows.gaps.is_empty()),
             count(rows.records.len() as u64, "record"),
             count(rows.blobs.len() as u64, "blob"),
             count(rows.snapshots.len() as u64, "snapshot"),
         );
     }
     blocks.join("\n")
+}
+
+/// Of what could not be read nobody can say that nothing is wrong with it.
+fn sound(whole: bool) -> Painted<&'static str> {
+    match whole {
+        true => Tone::Good.paint("nothing is wrong"),
+        false => Tone::Warning.paint("not everything could be read; nothing is wrong with the rest"),
+    }
 }
 
 fn block(context: &Context, examined: &Examined, class: Class, found: &[&Found]) -> String {
