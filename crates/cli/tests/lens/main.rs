@@ -21,5 +21,6 @@ mod plan;
 mod prune;
 mod readonly;
 mod resolve;
+mod transcripts;
 mod tree;
 mod ward;
