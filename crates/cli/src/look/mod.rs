@@ -41,6 +41,7 @@ impl Look {
     pub(crate) async fn at(context: &Context, measured: Measured) -> Result<Self> {
         let (reader, inventory) = Source::read(context, measured).await?;
         say_gaps(context, &inventory);
+        say_where_it_is_not(context, &inventory);
         let asked = match &reader {
             Source::Api(api, _) if measured == Measured::All => Some(tokio::spawn(api.usage(&inventory, |_| true))),
             _ => None,
@@ -70,6 +71,7 @@ impl Look {
     pub(crate) async fn listing(context: &Context, most: usize) -> Result<(Self, bool)> {
         let (reader, inventory, all_snapshots) = Source::listing(context, most).await?;
         say_gaps(context, &inventory);
+        say_where_it_is_not(context, &inventory);
         Ok((Self { reader, model: Model::new(inventory), is_part: false }, all_snapshots))
     }
 
@@ -106,6 +108,18 @@ fn say_gaps(context: &Context, inventory: &Inventory) {
     for gap in &inventory.gaps {
         context.say(format!("unknown: {}: {}", gap.what, gap.why));
     }
+}
+
+/// Says that the namespace of the call is none of another store's: an empty list would be taken for an answer.
+fn say_where_it_is_not(context: &Context, inventory: &Inventory) {
+    let mut names: Vec<_> = inventory.namespaces.iter().map(|namespace| plain(&namespace.name)).collect();
+    if context.store.is_own() || names.is_empty() || names.contains(&context.store.namespace.as_str().into()) {
+        return;
+    }
+    let more = names.len().saturating_sub(PROPOSED);
+    names.truncate(PROPOSED);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    context.say(format!("there is no namespace {:?} here, but {}{rest}", context.store.namespace, names.join(", ")));
 }
 
 /// What a text means: in the namespace of the call if it means something there, else anywhere.

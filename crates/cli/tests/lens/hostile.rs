@@ -65,6 +65,19 @@ fn no_name_or_label_is_more_than_letters_on_a_terminal() {
 }
 
 #[test]
+fn a_namespace_that_is_not_there_is_not_shown_as_an_empty_one() {
+    for programs in generations("a_namespace_that_is_not_there_is_not_shown_as_an_empty_one") {
+        let Some(ward) = Ward::open(&programs) else { return };
+        for look in ["images", "tree", "df", "doctor"] {
+            let done = ward.node.run(&["-n", "k8s", look]);
+            assert!(done.err.contains("there is no namespace \"k8s\" here, but k8s.io"), "{look}: {}", done.err);
+            let done = ward.node.run(&[look]);
+            assert!(!done.err.contains("there is no namespace"), "{look}: {}", done.err);
+        }
+    }
+}
+
+#[test]
 fn what_looks_like_an_option_is_a_name_in_the_commands_that_mend() {
     for programs in generations("what_looks_like_an_option_is_a_name_in_the_commands_that_mend") {
         let Some(mut ward) = Ward::open(&programs) else { return };
