@@ -95,7 +95,13 @@ async fn empties(clients: &[Client]) {
 
 fn files(root: &Path, below: &str) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(root.join(below)) else { return Vec::new() };
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    let shown = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.unwrap();
+        // What a write that was left has to say of itself.
+        let meta = std::fs::read_to_string(entry.path().join("meta")).unwrap_or_default();
+        format!("{} {meta}", entry.file_name().display())
+    };
+    entries.map(shown).collect()
 }
 
 /// The end of what the daemon has logged.
@@ -157,7 +163,7 @@ fn two_hundred_clients_at_once_lose_nothing_and_leave_nothing() {
         assert_eq!(gauge(&format!("orlop_stored{{kind=\"{kind}\"}}")), Some(0), "{kind}");
     }
     for below in ["content/blobs/sha256", "content/ingest", "snapshots/overlayfs"] {
-        assert_eq!(files(&store.root(), below), Vec::<String>::new(), "{below}");
+        assert_eq!(files(&store.root(), below), Vec::<String>::new(), "{below}\n{}", said(&served));
     }
     // Marking everything finds nothing that was left.
     let full = store.json(["gc", "--full"]);
