@@ -355,3 +355,30 @@ async fn a_write_that_ends_while_its_ref_is_opened_leaves_nothing_without_a_row(
     assert_eq!(world.raw.statuses().await.unwrap(), []);
     sound(&world).await;
 }
+
+/// Regression: a write of what another namespace brought meanwhile was ended by another opener of its ref, who found the blob there; when the
+/// blob went again, the bytes of the first stayed on disk for a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_another_ended_by_what_was_there_leaves_nothing() {
+    for commits in [true, false] {
+        let world = world();
+        let content = world.store.content(&scope());
+        let expected = Digest::of(b"bytes");
+        let mut first = content.writer(named("bytes", Some(&expected))).await.unwrap();
+        first.write(Bytes::from_static(b"bytes")).await.unwrap();
+        assert_eq!(put(&world.store, &other(), "bytes").await.unwrap(), expected);
+        let mut second = content.writer(named("bytes", Some(&expected))).await.unwrap();
+        second.commit(0, None).await.unwrap();
+        for scope in [scope(), other()] {
+            world.store.content(&scope).forget(&expected).unwrap();
+        }
+        collect(&world.store).await.unwrap();
+        if commits {
+            let error = first.commit(0, None).await.unwrap_err();
+            assert!(matches!(error, Error::NotFound { kind: "ingest", .. }), "{error:?}");
+        }
+        drop(first);
+        assert_eq!(world.raw.statuses().await.unwrap(), []);
+        sound(&world).await;
+    }
+}

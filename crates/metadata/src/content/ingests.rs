@@ -164,6 +164,12 @@ pub(super) fn finish(
     Ok(Finished::Committed)
 }
 
+/// Leaves to the collector what the raw store may have of a write that ended without it: another may have opened it before the blob
+/// was there, and go on until he learns that it has no row any more.
+pub(super) fn leave(tx: &Tx<'_>, backend: &str) -> Result<()> {
+    doom(tx, "ingest", backend)
+}
+
 /// Removes a write's row. The collector drops its bytes, should the caller not come to it, and the bytes it protected.
 pub(super) fn abort(tx: &Tx<'_>, scope: &Scope, reference: &str) -> Result<String> {
     let namespace = &scope.namespace;

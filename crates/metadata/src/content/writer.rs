@@ -172,11 +172,16 @@ impl ScopedWriter {
 
     async fn finish(&mut self, digest: &Digest, size: u64, brought: bool) -> content::Result<Finished> {
         let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
-        let labels = self.labels.clone();
+        let (labels, adopted) = (self.labels.clone(), matches!(self.source, Source::Adopted(_)));
         self.content
             .blocking(move |this| {
                 this.store.bring_together("commit content", |tx| {
-                    ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels, brought)
+                    let ended =
+                        ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels, brought)?;
+                    if adopted {
+                        ingests::leave(tx, &backend)?;
+                    }
+                    Ok(ended)
                 })
             })
             .await
