@@ -116,9 +116,21 @@ impl Layout {
         if let Some(notes) = Notes::load(&self.applied(id))? {
             return record::write(&self.tree(id), &notes, &digests);
         }
-        // What an earlier commit, which failed, wrote need not be true any more.
-        remove_file(&digests)?;
+        // An earlier commit has used the notes and was not the last: what it recorded may be true still, or not any more.
+        if !self.is_as_recorded(id) {
+            remove_file(&digests)?;
+        }
         self.usage(id)
+    }
+
+    fn is_as_recorded(&self, id: SnapshotId) -> bool {
+        let compared = || -> Result<bool> {
+            let Some(mut comparison) = self.compare(id)? else { return Ok(false) };
+            while comparison.step()?.is_some() {}
+            Ok(comparison.compared().fault().is_none())
+        };
+        // What cannot be compared is not known to be so.
+        compared().unwrap_or(false)
     }
 
     /// Compares the tree with what was recorded; `None` if nothing was.
