@@ -86,7 +86,7 @@ pub struct Removed {
 }
 
 /// The records a removal deletes, and what follows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct Doomed {
     /// Names of records, sorted.
     names: BTreeSet<String>,
@@ -177,19 +177,17 @@ impl Images {
                 reason: request.reason.clone().unwrap_or_else(|| format!("rm {}", request.names.join(" "))),
             },
         };
-        let decided = doomed.clone();
-        let report = self
-            .blocking(move |store| {
-                Ok(match strict {
-                    true => store.delete_images(&owned, &changes, &disposal, Some(state.version))?,
-                    false => {
-                        let outdated = |since: &[HistoryEntry]| decided.is_outdated(since);
-                        store.delete_images_decided_at(&owned, &changes, &disposal, state.change, outdated)?
-                    }
-                })
-            })
-            .await?;
-        Ok((plan, report.trash, doomed))
+        self.blocking(move |store| {
+            let report = match strict {
+                true => store.delete_images(&owned, &changes, &disposal, Some(state.version))?,
+                false => {
+                    let outdated = |since: &[HistoryEntry]| doomed.is_outdated(since);
+                    store.delete_images_decided_at(&owned, &changes, &disposal, state.change, outdated)?
+                }
+            };
+            Ok((plan, report.trash, doomed))
+        })
+        .await
     }
 
     /// What a plan has to know of: the records that are meant, all that have to do with their images, and who else has any of

@@ -170,6 +170,17 @@ impl Images {
     }
 }
 
+impl Images {
+    /// How layers are applied here.
+    pub(crate) fn apply_options(&self) -> apply::Options {
+        apply::Options {
+            squash_owners: !rustix::process::geteuid().is_root(),
+            limits: self.settings().limits.layer.clone(),
+            admission: Some(Arc::new(self.store().gate())),
+        }
+    }
+}
+
 /// Asks the registry what a reference means.
 pub(crate) async fn resolve(client: &Client, reference: &Reference) -> Result<orlop_remote::Resolved> {
     let asked = async { Ok(client.resolve(reference).await?) };
@@ -226,13 +237,7 @@ impl Session<'_> {
 
     fn unpacker(&self, plan: &Plan) -> Result<Unpacker> {
         let snapshots = self.images.store().snapshots(&self.scope, &plan.snapshotter)?;
-        let limits = self.images.settings().limits.layer.clone();
-        let options = apply::Options {
-            squash_owners: !rustix::process::geteuid().is_root(),
-            limits,
-            admission: Some(Arc::new(self.images.store().gate())),
-        };
-        Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), options })
+        Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), options: self.images.apply_options() })
     }
 
     async fn bring_blobs(&self, tree: &Tree, plan: &Plan, unpacker: &Unpacker) -> Result<()> {

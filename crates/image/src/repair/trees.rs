@@ -4,14 +4,13 @@
 //! it is gone the tree is healed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use orlop_content::{BlockingReader, Provider as _};
 use orlop_metadata::{Damage, Damaged, Scope, Store, Tree};
 use orlop_oci::{DiffId, Digest};
 use orlop_remote::Client;
 use orlop_snapshot::SnapshotId;
-use orlop_snapshot::apply::{self, Admission, Options};
+use orlop_snapshot::apply::{self, Options};
 
 use super::layers::{Layer, Layers, Named, Unpacks};
 use super::{End, Mending, RepairRequest, Repaired, scope_of};
@@ -206,9 +205,7 @@ impl Images {
             Err(error) => return Err(error.into()),
         };
         let handle = tokio::runtime::Handle::current();
-        let limits = self.settings().limits.layer.clone();
-        let admission: Option<Arc<dyn Admission>> = Some(Arc::new(self.store().gate()));
-        let options = Options { squash_owners: !rustix::process::geteuid().is_root(), limits, admission };
+        let options = self.apply_options();
         let (scope, tree, layer, unpacks) = (scope.clone(), tree.clone(), blob.clone(), unpacks.clone());
         self.blocking(move |store| {
             let mut asking = store.asking(0);
