@@ -199,6 +199,7 @@ const fn leaves(free: u64, held: u64, bytes: u64) -> bool {
     free >= (BYTES - held).saturating_add(bytes)
 }
 
-const fn free(stat: &StatVfs) -> u64 {
+/// Bytes of a file system that who is not root may have.
+pub(crate) const fn free(stat: &StatVfs) -> u64 {
     stat.f_bavail.saturating_mul(stat.f_frsize)
 }

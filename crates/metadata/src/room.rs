@@ -24,8 +24,7 @@ use orlop_content::Trouble;
 use rusqlite::Connection;
 
 use crate::gc::{self, Alone};
-use crate::trash;
-use crate::{Error, Result, Store, fault};
+use crate::{Error, Result, Store, fault, reserve, trash};
 
 /// What gives way at first, in bytes; twice as much each time that it was not enough.
 const FIRST: u64 = 16 << 20;
@@ -110,7 +109,7 @@ impl Store {
     }
 
     /// Lets something of the trash go. Says whether it is worth trying again: something gave way to this one, or to another
-    /// while he waited for it.
+    /// while he waited for it, or there is room after all. Blocks, for up to half a second where nothing gave way.
     pub fn make_room(&self, asking: &mut Asking) -> bool {
         match self.try_to_make_room(asking) {
             Ok(made) => made,
@@ -204,10 +203,9 @@ impl Store {
     /// What is free for who brings something in: not what is held back, wherever it is just now.
     fn room(&self) -> Option<Free> {
         let stat = rustix::fs::statvfs(self.root()).ok()?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         // Where files are not counted, there is no end of them.
         let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
-        Some(Free { bytes: free.saturating_sub(self.reserve().missing()), files })
+        Some(Free { bytes: reserve::free(&stat).saturating_sub(self.reserve().missing()), files })
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn apply_to_mounts(
             (ApplyTarget { root, whiteouts: Whiteouts::Delete, deferred: None, applied: None }, Some(mounted))
         }
     };
-    // What was there before cannot be told from what was made in vain.
+    // What was there before cannot be told from what was made in vain: then the trash gives way for the client's next try.
     let anew = mounted.is_none() && is_empty(&target.root);
     let mut asking = store.asking(0);
     let applied = loop {
