@@ -62,6 +62,9 @@ pub(crate) fn refused(error: &Error) -> Option<io::Error> {
 }
 
 /// `mmap`, which asks for the blocks of what is shared and written.
+///
+/// # Safety
+/// As `mmap`; `file` is open as long as the call lasts. SQLite alone calls it, in the place of `mmap`.
 unsafe extern "C" fn map(
     address: *mut c_void,
     length: usize,

@@ -105,8 +105,8 @@ impl Child {
         // With descriptors of its own it would keep busy what other threads are about to unmount, and locked what they unlock.
         let flags = i64::from(libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD);
         // SAFETY: without a stack or memory that is shared the call is what fork(2) is: the child has a copy of this process with
-        // this thread alone, and its table of descriptors, which it does not touch. Other threads may have held any lock, so it must not allocate or call what may; it makes a few
-        // bare system calls and never returns.
+        // this thread alone, and its table of descriptors, which it does not touch. Other threads may have held any lock, so it must
+        // not allocate or call what may; it makes a few bare system calls and never returns.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
         if pid == 0 {
             child(us);
