@@ -100,6 +100,30 @@ fn an_import_that_meets_another_one_and_no_space_says_the_latter() {
     }
 }
 
+/// A store with unpacked images of these names.
+fn store_with(words: &[&str]) -> Orlop {
+    let store = Orlop::new();
+    for word in words {
+        let file = store.path(&format!("{word}.tar"));
+        let name = format!("docker.io/library/{word}:1");
+        std::fs::write(&file, oci_archive(&[(&name, &image(word))])).expect("an archive");
+        store.ok(["import", file.to_str().expect("a plain path")]);
+    }
+    store
+}
+
+/// Does something each time before a command takes the lock of collections, so often at most.
+fn before_it_is_alone(most: usize, act: impl FnMut() + Send + 'static) -> Rule {
+    let met = Mutex::new(0);
+    let which = move |site: &Site| {
+        let is_next = site.call.starts_with("open") && site.path.ends_with("gc.lock");
+        let mut met = met.lock().expect("nothing panics");
+        *met += usize::from(is_next);
+        is_next && *met <= most
+    };
+    Rule { which: Box::new(which), from: 0, lasting: true, act: Act::Before(Box::new(act)) }
+}
+
 /// Regression: a removal beside somebody who writes all the time, to other records, gave up ("has changed meanwhile"). What somebody
 /// does to the records that are meant still makes it another removal.
 #[test]
@@ -107,13 +131,7 @@ fn a_removal_beside_others_who_write_all_the_time_is_done() {
     if !Faults::available() {
         return;
     }
-    let store = Orlop::new();
-    for word in ["one", "two"] {
-        let file = store.path(&format!("{word}.tar"));
-        let name = format!("docker.io/library/{word}:1");
-        std::fs::write(&file, oci_archive(&[(&name, &image(word))])).expect("an archive");
-        store.ok(["import", file.to_str().expect("a plain path")]);
-    }
+    let store = store_with(&["one", "two"]);
     store.ok(["tag", "one:1", "mine:1"]);
     let root = store.root();
     let mut remove = command(&root, &["rm", "mine:1", "one:1"]);
@@ -124,12 +142,7 @@ fn a_removal_beside_others_who_write_all_the_time_is_done() {
         written += 1;
         output(&mut command(&root, &["tag", "two:1", &format!("others:{written}")])).ok();
     };
-    faults.set(Rule {
-        which: Box::new(|site| site.call.starts_with("open") && site.path.ends_with("gc.lock")),
-        from: 0,
-        lasting: true,
-        act: Act::Before(Box::new(write)),
-    });
+    faults.set(before_it_is_alone(usize::MAX, write));
     output(&mut remove).ok();
     assert!(faults.clear().len() > 1, "the two have met");
     let left = store.records();
@@ -146,10 +159,7 @@ fn a_removal_whose_image_gets_another_name_leaves_that() {
     if !Faults::available() {
         return;
     }
-    let store = Orlop::new();
-    let file = store.path("one.tar");
-    std::fs::write(&file, oci_archive(&[("docker.io/library/one:1", &image("one"))])).expect("an archive");
-    store.ok(["import", file.to_str().expect("a plain path")]);
+    let store = store_with(&["one"]);
     let root = store.root();
     let mut remove = command(&root, &["rm", "one:1"]);
     let faults = Faults::over(&mut remove, &root).expect("the command can be watched");
@@ -159,20 +169,7 @@ fn a_removal_whose_image_gets_another_name_leaves_that() {
         output(&mut command(&root, &["tag", "--force", "one:1", &format!("other:{written}")])).ok();
     };
     // More often than it insists on being alone.
-    faults.set(Rule {
-        which: Box::new({
-            let met = Mutex::new(0);
-            move |site: &Site| {
-                let is_next = site.call.starts_with("open") && site.path.ends_with("gc.lock");
-                let mut met = met.lock().expect("nothing panics");
-                *met += usize::from(is_next);
-                is_next && *met <= 8
-            }
-        }),
-        from: 0,
-        lasting: true,
-        act: Act::Before(Box::new(write)),
-    });
+    faults.set(before_it_is_alone(8, write));
     output(&mut remove).ok();
     assert!(faults.clear().len() > 5, "the two have met");
     let left = store.records();
