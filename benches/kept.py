@@ -3,8 +3,9 @@
 
 Counted by callgrind, so that the machine's load makes no difference, of the debug build that tests use (crates/metadata/examples):
 a figure says nothing of how fast it is, and a rise says that something is done more often or in more steps. benches/kept.json has
-what each took, and by which compiler, valgrind, libraries and kind of processor: others count otherwise, so with others nothing is compared. A change that costs more than LIMIT says so
-by writing the new figures (--write) in the same commit, whose message says what they buy.
+what each took, and by which compiler, valgrind, libraries and kind of processor: others count otherwise, so with others nothing is
+compared. A change that costs more than LIMIT says so by writing the new figures (--write) in the same commit, whose message says
+what they buy.
 """
 import argparse, io, json, os, pathlib, platform, re, shutil, subprocess, sys, tarfile, tempfile, zlib
 
