@@ -26,8 +26,10 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
 fn image() -> Content {
-    let layer = |name: &str| Layer::new([Entry::file(name, "content")]).packed(Compression::Gzip);
-    Content::image(&Image::host().layer(layer("lower")).layer(layer("upper")))
+    // The lower one comes last, so that both are committed together.
+    let lower = Layer::noise("lower", 1, 8 << 20).packed(Compression::Gzip);
+    let upper = Layer::new([Entry::file("upper", "content")]).packed(Compression::Gzip);
+    Content::image(&Image::host().layer(lower).layer(upper))
 }
 
 /// Starts a daemon with variables in its environment.

@@ -15,7 +15,7 @@ use orlop_oci::{ChainId, Descriptor, DiffId};
 use orlop_snapshot::apply;
 use tokio::sync::oneshot;
 use tracing::field::Empty;
-use tracing::info_span;
+use tracing::{Span, info_span};
 
 use super::Session;
 use crate::span::entered;
@@ -27,6 +27,14 @@ pub(crate) struct Step {
     pub(crate) layer: Descriptor,
     pub(crate) diff_id: DiffId,
     pub(crate) chain: ChainId,
+}
+
+/// A layer that was applied, and may be committed once those below it may.
+struct Applied {
+    step: Step,
+    /// Its active snapshot.
+    key: String,
+    span: Span,
 }
 
 /// How a layer is ready for its turn.
@@ -167,21 +175,25 @@ impl Unpacker {
     }
 
     /// Commits those that follow each other on `parent`: with one wait for the disk, if nothing is in the way.
-    fn commit_all(&self, ready: &[(Step, String)], parent: &str) -> Result<()> {
+    fn commit_all(&self, ready: Vec<Applied>, parent: &str) -> Result<()> {
         let parents: Vec<String> =
-            std::iter::once(parent.to_owned()).chain(ready.iter().map(|(step, _)| step.chain.to_string())).collect();
+            std::iter::once(parent.to_owned()).chain(ready.iter().map(|layer| layer.step.chain.to_string())).collect();
         if ready.len() > 1 {
-            let chain = ready.iter().zip(&parents).map(|((step, key), parent)| wanted(step, key, parent)).collect();
+            let wanted = |(layer, parent): (&Applied, &String)| wanted(&layer.step, &layer.key, parent);
+            let chain = ready.iter().zip(&parents).map(wanted).collect();
             match self.snapshots.commit_chain(parent, chain) {
                 Ok(()) => {
-                    ready.iter().for_each(|(_, key)| self.actives.done(key));
+                    ready.iter().for_each(|layer| self.actives.done(&layer.key));
                     return Ok(());
                 }
                 // One by one they tell which layer it is, and take what somebody else has made meanwhile.
                 Err(error) => tracing::debug!(%error, "layers are committed one by one"),
             }
         }
-        ready.iter().zip(&parents).try_for_each(|((step, key), parent)| self.commit(step, key, parent))
+        ready
+            .into_iter()
+            .zip(&parents)
+            .try_for_each(|(Applied { step, key, span }, parent)| entered(span, || self.commit(&step, &key, parent)))
     }
 
     /// Removes an active snapshot; what cannot be removed now goes with its lease.
@@ -234,11 +246,16 @@ impl Session<'_> {
 
     /// Commits steps that follow each other.
     async fn commit_applied(&self, unpacker: &Unpacker, steps: &[Step], applied: Vec<(usize, String)>) -> Result<()> {
-        let (Some((first, _)), Some((last, _))) = (applied.first(), applied.last()) else { return Ok(()) };
+        let Some((first, _)) = applied.first() else { return Ok(()) };
         let (parent, unpacker) = (below(steps, *first), unpacker.clone());
-        let span = info_span!("commit", snapshot = %steps[*last].chain, snapshots = applied.len(), error = Empty);
-        let ready: Vec<_> = applied.into_iter().map(|(at, key)| (steps[at].clone(), key)).collect();
-        self.images.blocking(move |_| entered(span, || unpacker.commit_all(&ready, &parent))).await
+        let ready = applied.into_iter().map(|(at, key)| {
+            let step = steps[at].clone();
+            // One a layer, also where they wait together.
+            let span = info_span!("commit", snapshot = %step.chain, error = Empty);
+            Applied { step, key, span }
+        });
+        let ready = ready.collect();
+        self.images.blocking(move |_| unpacker.commit_all(ready, &parent)).await
     }
 
     /// Applies a layer from the store. Where the disk is full and something gives way, it is done anew: a tree that is half written
