@@ -3,7 +3,7 @@
 //! # Invariants
 //! - A command prints what was asked for, or says before it does anything that it cannot (exit code 2); it never prints a
 //!   table instead.
-//! - [`of`] names every command: the compiler asks of a new one what it prints, and `tests/formats.rs` runs each in each
+//! - [`of`] names every command: the compiler asks of a new one what it prints, and `tests/it/formats.rs` runs each in each
 //!   format. docs/output.md tells the shapes.
 
 use crate::args::{Command, Format};

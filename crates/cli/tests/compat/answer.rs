@@ -137,7 +137,13 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
 
 fn lines(text: &str, own: &[(String, &str)]) -> Vec<String> {
     let text = renamed(text, own);
-    let chance = ["io.containerd.deprecation/", "LAST OCCURRENCE", "failed to get content info", "active check failed"];
+    let chance = [
+        "io.containerd.deprecation/",
+        "LAST OCCURRENCE",
+        "failed to get content info",
+        "active check failed",
+        "progress stream failed to recv",
+    ];
     let mut deprecated = false;
     let mut all = Vec::new();
     for line in text.lines().filter(|line| !chance.iter().any(|word| line.contains(word))) {

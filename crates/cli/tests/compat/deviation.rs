@@ -23,6 +23,8 @@ pub(crate) enum How {
     Same(fn(Answer) -> Answer),
     /// Something else is answered: lines of containerd's answer and of Orlop's hold these words.
     Other { containerd: &'static str, orlop: &'static str },
+    /// containerd refuses, in these words, what Orlop does. That it did it, other steps see: progress may show nothing.
+    Refused(&'static str),
 }
 
 /// Classes of errors as containerd's clients end a sentence with them.
@@ -53,6 +55,7 @@ impl Deviation {
             How::Same(_) => false,
             How::Words => same_but_words(&theirs, &ours),
             How::Other { containerd, orlop } => holds(&theirs, containerd) && holds(&ours, orlop),
+            How::Refused(words) => theirs.code != 0 && holds(&theirs, words) && ours.code == 0 && ours.err.is_empty(),
         })
     }
 }

@@ -45,7 +45,8 @@ fn result(tried: &[&Tried]) -> String {
         }
     }
     let say = |other: bool| {
-        let of_kind = found.iter().filter(|(deviation, _)| matches!(deviation.how, How::Other { .. }) == other);
+        let of_kind =
+            found.iter().filter(|(deviation, _)| matches!(deviation.how, How::Other { .. } | How::Refused(_)) == other);
         of_kind.map(|(deviation, forms)| format!("{} ({})", deviation.name, forms.join("; "))).collect::<Vec<_>>()
     };
     let (but, other) = (say(false).join(", "), say(true).join(", "));

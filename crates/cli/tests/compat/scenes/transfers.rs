@@ -10,7 +10,7 @@ pub(crate) static ANY_SNAPSHOTTER: Deviation = Deviation {
     name: "unpacking with any snapshotter",
     reason: "containerd's transfer service unpacks only with what `unpack_config` lists and refuses others; Orlop unpacks \
              with each driver it has",
-    how: How::Other { containerd: "no unpack platforms defined", orlop: "layer" },
+    how: How::Refused("no unpack platforms defined"),
 };
 
 pub(crate) static NOTES_SOURCES: Deviation = Deviation {

@@ -1,0 +1,40 @@
+//! One program for all these tests, because each one more is linked and stored again with everything that Orlop is made of.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/terminal.rs"]
+mod terminal;
+
+mod architecture;
+mod archives;
+mod bad_input;
+mod bad_registry;
+mod cli;
+mod colour;
+mod confined;
+mod containerd;
+mod crowd;
+mod daemon;
+mod dependencies;
+mod formats;
+mod go_suites;
+mod helpers;
+mod joining;
+mod manners;
+mod mounting;
+mod networks;
+mod pressure;
+mod pruning;
+mod rebuild;
+mod reflinks;
+mod registry;
+mod reload;
+mod removal;
+mod repair;
+mod scrub;
+mod secrets;
+mod stores;
+mod top;
+mod trees;
+mod verification;
+mod watch;

@@ -1,0 +1,18 @@
+//! One program for all these tests, because each one more is linked and stored again with everything that Orlop is made of.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod archives;
+mod check;
+mod containers;
+mod cri;
+mod gate;
+mod kill;
+mod kin;
+mod listing;
+mod memory;
+mod pull;
+mod push;
+mod records;
+mod verifiers;

@@ -1,0 +1,16 @@
+//! One program for all these tests, because each one more is linked and stored again with everything that Orlop is made of.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod apply;
+mod confined;
+mod corpus;
+mod diff;
+mod disk;
+mod drivers;
+mod formats;
+mod hostile;
+mod rebase;
+mod record;
+mod rootless;

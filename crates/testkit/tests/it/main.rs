@@ -1,0 +1,7 @@
+//! One program for all these tests, because each one more is linked and stored again with everything that Orlop is made of.
+
+mod containerd_corpus;
+mod corpus;
+mod images;
+mod peers;
+mod power;
