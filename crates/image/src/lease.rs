@@ -22,7 +22,7 @@ impl Images {
     ///
     /// # Cancellation
     /// Dropped at any point, it ends its lease in the background.
-    pub(crate) async fn under_lease<T>(&self, scope: &Scope, work: impl AsyncFnOnce(Scope) -> Result<T>) -> Result<T> {
+    pub async fn under_lease<T>(&self, scope: &Scope, work: impl AsyncFnOnce(Scope) -> Result<T>) -> Result<T> {
         if scope.lease.is_some() || self.store().read_only_reason().is_some() {
             return work(scope.clone()).await;
         }

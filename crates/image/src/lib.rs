@@ -24,6 +24,7 @@
 //! `resolve`, `admit`, `fetch` and `unpack` for each blob, `commit`; and `reconcile`. One that failed has the `error`.
 
 mod allocated;
+mod beneath;
 mod catalog;
 mod check;
 mod cri;
@@ -57,6 +58,7 @@ mod walk;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use beneath::Handed;
 pub use check::{CheckRequest, Problem};
 pub use cri::{CriCatalog, CriImage, CriView, Gist, Pinned};
 pub use error::{ArchiveError, Error, ErrorKind, Missing, Result};

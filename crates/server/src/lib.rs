@@ -33,6 +33,7 @@ mod mounts;
 mod namespaces;
 mod orlop;
 mod page;
+mod raw;
 mod serve;
 mod services;
 mod snapshots;
@@ -45,7 +46,8 @@ mod version;
 
 pub use background::Background;
 pub use cri::CriSettings;
-pub use daemon::ServeOptions;
+pub use daemon::{Listening, ServeOptions, Surface};
+pub use raw::{Owner, OwnerError};
 pub use serve::Server;
 pub use traces::{Receive, SpanCounts, Traces};
 

@@ -25,6 +25,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
 
 use crate::Server;
+use crate::raw::Raw;
 
 /// A service with the bound on messages. The second argument is what implements it.
 macro_rules! bounded {
@@ -45,6 +46,17 @@ pub(crate) fn all(server: &Server) -> Routes {
 
     about(server, &mut routes);
 
+    routes.routes()
+}
+
+/// What a containerd above calls, and health.
+pub(crate) fn raw(raw: &Raw) -> Routes {
+    let mut routes = Routes::builder();
+    routes
+        .add_service(bounded!(ContentServer, raw.clone()))
+        .add_service(bounded!(SnapshotsServer, raw.clone()))
+        .add_service(bounded!(DiffServer, raw.clone()));
+    about(raw.server(), &mut routes);
     routes.routes()
 }
 

@@ -55,6 +55,8 @@ impl Programs {
 pub struct Options {
     /// Load the CRI plugin, which writes hash references in `k8s.io`.
     pub cri: bool,
+    /// Plugins that it is to go without.
+    pub disabled: Vec<&'static str>,
     /// Lines to add to the configuration.
     pub config: String,
     /// Where its content and snapshots are to be, if not below its own directory: a file system of a test's own.
@@ -214,6 +216,11 @@ fn spawned(programs: &Programs, directory: &Path) -> Daemon {
     let mut command = Command::new(&programs.containerd);
     // It unpacks by igzip or pigz where they are installed, which take what its own gzip refuses.
     command.env("CONTAINERD_DISABLE_IGZIP", "1").env("CONTAINERD_DISABLE_PIGZ", "1");
+    // The shim that belongs to it lies beside it.
+    let beside = programs.containerd.parent().unwrap_or(Path::new("/"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([beside.to_owned()].into_iter().chain(std::env::split_paths(&path)));
+    command.env("PATH", path.expect("directories"));
     command.arg("--config").arg(directory.join("config.toml"));
     let daemon = Daemon::start(&mut command, &directory.join("log"));
     daemon.unwrap_or_else(|e| panic!("{}: {e}", programs.containerd.display()))
@@ -242,6 +249,7 @@ fn configuration(programs: &Programs, options: &Options, dir: &Path) -> String {
     let old = programs.is_version_1();
     let version = if old { 2 } else { 3 };
     let mut disabled = vec!["io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp"];
+    disabled.extend(&options.disabled);
     if !options.cri {
         disabled.push("io.containerd.grpc.v1.cri");
         disabled.push("io.containerd.cri.v1.images");

@@ -90,6 +90,16 @@ pub fn need(program: &str, package: &str) -> Option<PathBuf> {
     found
 }
 
+/// Finds a program of Go's that `scripts/peers` builds, on `PATH` or where that puts it; or says that the test is skipped.
+pub fn need_peer(program: &str) -> Option<PathBuf> {
+    let built = PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join("go/bin").join(program);
+    let found = which(program).or_else(|| built.is_file().then_some(built));
+    if found.is_none() {
+        eprintln!("skipped: {program} is not installed (scripts/peers)");
+    }
+    found
+}
+
 /// Whether this process may do what root may; if not, says that the test is skipped.
 pub fn need_root() -> bool {
     let root = rustix::process::geteuid().is_root();

@@ -38,15 +38,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve starts a daemon on a root below dir and waits until it answers.
-func serve(ctx context.Context, dir string) (*containerd.Client, func() error, error) {
+// serve starts a daemon on a root below dir, waits until it answers and dials one of its sockets: "s", or "r", the raw one.
+func serve(dir, surface string) (*containerd.Client, func() error, error) {
 	// A socket's path must be short.
 	sockets, err := os.MkdirTemp("/tmp", "orlop")
 	if err != nil {
 		return nil, nil, err
 	}
-	socket := filepath.Join(sockets, "s")
-	command := exec.Command(os.Getenv("ORLOP_BIN"), "serve", "--root", filepath.Join(dir, "root"), "--socket", socket)
+	socket := filepath.Join(sockets, surface)
+	command := exec.Command(os.Getenv("ORLOP_BIN"), "serve", "--root", filepath.Join(dir, "root"),
+		"--socket", filepath.Join(sockets, "s"), "--raw-socket", filepath.Join(sockets, "r"))
 	var log strings.Builder
 	command.Stdout, command.Stderr = &log, &log
 	if err := command.Start(); err != nil {
@@ -101,7 +102,7 @@ func leased(client *containerd.Client) contentsuite.ContextWrapper {
 }
 
 func contentStore(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
-	client, stop, err := serve(ctx, root)
+	client, stop, err := serve(root, "s")
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -122,9 +123,22 @@ func TestContentAcrossNamespaces(t *testing.T) {
 	contentsuite.ContentCrossNSSharedSuite(t, "orlop", contentStore)
 }
 
-func snapshotter(name string) func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
+// rawContent has neither namespaces nor leases, as containerd calls a content store that is its plugin.
+func rawContent(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
+	client, stop, err := serve(root, "r")
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return ctx, client.ContentStore(), stop, nil
+}
+
+func TestContentOfRawSocket(t *testing.T) {
+	contentsuite.ContentSuite(t, "orlop", rawContent)
+}
+
+func snapshotter(surface, name string) func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
 	return func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		client, stop, err := serve(ctx, root)
+		client, stop, err := serve(root, surface)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -133,9 +147,17 @@ func snapshotter(name string) func(context.Context, string) (snapshots.Snapshott
 }
 
 func TestOverlayfs(t *testing.T) {
-	snapshotsuite.SnapshotterSuite(t, "overlayfs", snapshotter("overlayfs"))
+	snapshotsuite.SnapshotterSuite(t, "overlayfs", snapshotter("s", "overlayfs"))
 }
 
 func TestNative(t *testing.T) {
-	snapshotsuite.SnapshotterSuite(t, "native", snapshotter("native"))
+	snapshotsuite.SnapshotterSuite(t, "native", snapshotter("s", "native"))
+}
+
+func TestOverlayfsOfRawSocket(t *testing.T) {
+	snapshotsuite.SnapshotterSuite(t, "overlayfs", snapshotter("r", "orlop-overlay"))
+}
+
+func TestNativeOfRawSocket(t *testing.T) {
+	snapshotsuite.SnapshotterSuite(t, "native", snapshotter("r", "orlop-native"))
 }

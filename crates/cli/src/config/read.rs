@@ -114,6 +114,9 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
             return Err((key, "expected at least 1, found 0".into()));
         }
     }
+    for owner in serve.raw_sockets.keys() {
+        orlop_server::Owner::new(owner).map_err(|error| ("serve.raw_sockets", error.to_string()))?;
+    }
     if !(1..=3600).contains(&config.verify.verifier_seconds) {
         let found = config.verify.verifier_seconds;
         return Err(("verify.verifier_seconds", format!("expected 1 to 3600, found {found}")));

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use orlop_server::{ServeOptions, Server};
+use orlop_server::{Listening, Owner, ServeOptions, Server, Surface};
 use rustix::process::Resource;
 use signals::Signals;
 use socket::{Access, Socket};
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// Where to listen [default: /run/orlop/orlop.sock, or $XDG_RUNTIME_DIR/orlop/orlop.sock when not root]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Serve content, snapshots and diff, without namespaces and leases, for the proxy_plugins of a containerd
+    #[arg(long, value_name = "PATH")]
+    raw_socket: Option<PathBuf>,
     /// The socket's group, by name or number: its members may do everything
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
@@ -119,11 +122,11 @@ async fn run_traced(
     let server = Server::new(images).with_cri(reload::cri(&settings.config, trace.as_ref()));
     let server = traces.into_iter().fold(server, Server::with_traces);
     let mut held = Held::take(&settings.root)?;
-    let passed = systemd::passed()?;
+    let mut passed = systemd::passed()?;
     let mut beside = JoinSet::new();
-    let metrics = metrics_listener(settings, args, passed.metrics).await?;
-    let (socket, listeners) = listen(settings, args, passed.listeners)?;
-    if let Some(path) = listeners.iter().find_map(systemd::path) {
+    let metrics = metrics_listener(settings, args, passed.metrics.take()).await?;
+    let (sockets, listeners) = listen(settings, args, passed)?;
+    if let Some(path) = listeners.iter().find_map(whole) {
         tracing::info!(socket = %path.display(), root = %settings.root.display(), "serving");
         held.announce(&path)?;
     }
@@ -143,16 +146,16 @@ async fn run_traced(
     let (global, config) = (global.clone(), settings.config.clone());
     let reload = reload::Reload { global, overrides, config, server: server.clone(), options, log, trace };
     let reload = beside.spawn(reload.run(hangups));
-    serve(&server, listeners, watched, signals, socket.as_ref(), &reload).await
+    serve(&server, listeners, watched, signals, &sockets, &reload).await
 }
 
 /// Serves until a signal, and a little longer.
 async fn serve(
     server: &Server,
-    listeners: Vec<UnixListener>,
+    listeners: Listeners,
     options: watch::Receiver<ServeOptions>,
     mut signals: Signals,
-    socket: Option<&Socket>,
+    sockets: &[Socket],
     reload: &AbortHandle,
 ) -> Result<ExitCode> {
     let listeners = listeners.into_iter().map(for_runtime).collect::<std::io::Result<Vec<_>>>();
@@ -172,30 +175,64 @@ async fn serve(
                 served = serving => served,
                 signal = signals.next() => {
                     tracing::warn!(signal, "ended at once");
-                    socket.inspect(|socket| socket.remove());
+                    sockets.iter().for_each(Socket::remove);
                     // Nothing is lost: what is acknowledged is on disk, and writes in progress can be resumed.
                     std::process::exit(crate::error::INTERRUPTED.into());
                 }
             }
         }
     };
-    socket.inspect(|socket| socket.remove());
+    sockets.iter().for_each(Socket::remove);
     served.map_err(|e| CliError::io("serve", None, e))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The sockets that were handed over, else one of our own.
-fn listen(settings: &Settings, args: &Args, passed: Vec<UnixListener>) -> Result<(Option<Socket>, Vec<UnixListener>)> {
-    if !passed.is_empty() {
-        return Ok((None, passed));
-    }
-    let path = args.socket.clone().or_else(|| settings.default_socket.clone()).ok_or_else(|| {
-        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
-    })?;
+/// Where commands are to find the daemon.
+fn whole((listener, surface): &(UnixListener, Surface)) -> Option<PathBuf> {
+    if *surface == Surface::Whole { systemd::path(listener) } else { None }
+}
+
+/// Sockets with what is offered on each.
+type Listeners = Vec<(UnixListener, Surface)>;
+
+/// The sockets that were handed over, and those of our own that were not.
+fn listen(settings: &Settings, args: &Args, passed: systemd::Passed) -> Result<(Vec<Socket>, Listeners)> {
     let group = args.group.as_deref().or(settings.config.serve.group.as_deref());
     let access = Access::new(&settings.config.serve.socket_mode, group)?;
-    let (socket, listener) = Socket::bind(&path, &access)?;
-    Ok((Some(socket), vec![listener]))
+    let (mut sockets, mut listeners) = (Vec::new(), passed.listeners);
+    let mut bind = |path: &Path, surface| {
+        let (socket, listener) = Socket::bind(path, &access)?;
+        sockets.push(socket);
+        listeners.push((listener, surface));
+        Ok::<_, CliError>(())
+    };
+    if !passed.has_whole {
+        bind(&own_socket(settings, args)?, Surface::Whole)?;
+    }
+    for (owner, path) in raw_sockets(settings, args)? {
+        if !passed.owners.contains(&owner) {
+            tracing::info!(socket = %path.display(), %owner, "serving a containerd above");
+            bind(&path, Surface::Raw(owner))?;
+        }
+    }
+    Ok((sockets, listeners))
+}
+
+/// The raw sockets of the configuration; the option is of the default owner.
+fn raw_sockets(settings: &Settings, args: &Args) -> Result<Vec<(Owner, PathBuf)>> {
+    let mut paths = settings.config.serve.raw_sockets.clone();
+    paths.extend(args.raw_socket.clone().map(|path| (Owner::default().to_string(), path)));
+    let owner = |(name, path): (String, PathBuf)| match Owner::new(&name) {
+        Ok(owner) => Ok((owner, path)),
+        Err(error) => Err(CliError::new(Class::Usage, error.to_string())),
+    };
+    paths.into_iter().map(owner).collect()
+}
+
+fn own_socket(settings: &Settings, args: &Args) -> Result<PathBuf> {
+    args.socket.clone().or_else(|| settings.default_socket.clone()).ok_or_else(|| {
+        CliError::new(Class::Usage, "no place for the socket: XDG_RUNTIME_DIR is not set").hint("give --socket PATH")
+    })
 }
 
 async fn metrics_listener(
@@ -217,9 +254,9 @@ async fn metrics_listener(
 }
 
 /// The only handle to the socket: once it is dropped, nobody waits in its queue for an answer that will not come.
-fn for_runtime(listener: UnixListener) -> std::io::Result<tokio::net::UnixListener> {
+fn for_runtime((listener, surface): (UnixListener, Surface)) -> std::io::Result<Listening> {
     listener.set_nonblocking(true)?;
-    tokio::net::UnixListener::from_std(listener)
+    Ok(Listening { listener: tokio::net::UnixListener::from_std(listener)?, surface })
 }
 
 /// What is missing is said by whoever finds out first.

@@ -28,6 +28,7 @@ const FIXED: &[&str] = &[
     "root",
     "serve.group",
     "serve.metrics",
+    "serve.raw_sockets",
     "serve.socket",
     "serve.socket_mode",
     "snapshotter",

@@ -8,18 +8,25 @@ use std::time::Duration;
 
 use listenfd::ListenFd;
 use orlop_metadata::Store;
+use orlop_server::{Owner, OwnerError, Surface};
 use sd_notify::NotifyState;
 
 use crate::error::{Class, CliError, Result};
 
 /// The name (`FileDescriptorName=`) of a TCP socket for metrics.
 const METRICS: &str = "metrics";
+/// The name of a socket for a containerd above; with `raw-OWNER` of one that has another name.
+const RAW: &str = "raw";
 
 /// Sockets that were opened for us.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     /// For the services.
-    pub(super) listeners: Vec<UnixListener>,
+    pub(super) listeners: Vec<(UnixListener, Surface)>,
+    /// Whether there is one for commands and clients.
+    pub(super) has_whole: bool,
+    /// Whose raw sockets there are.
+    pub(super) owners: Vec<Owner>,
     /// For metrics.
     pub(super) metrics: Option<std::net::TcpListener>,
 }
@@ -39,11 +46,24 @@ pub(super) fn passed() -> Result<Passed> {
         if name == METRICS {
             passed.metrics = fds.take_tcp_listener(index).map_err(wrong)?;
         } else {
+            let owner = owner(name).map_err(|e| CliError::new(Class::Usage, e.to_string()))?;
             let listener = fds.take_unix_listener(index).map_err(wrong)?;
-            passed.listeners.extend(listener);
+            passed.has_whole |= owner.is_none();
+            passed.owners.extend(owner.clone());
+            let surface = owner.map_or(Surface::Whole, Surface::Raw);
+            passed.listeners.extend(listener.map(|listener| (listener, surface)));
         }
     }
     Ok(passed)
+}
+
+/// Whose a socket of this name is; `None`: it is for all.
+fn owner(name: &str) -> std::result::Result<Option<Owner>, OwnerError> {
+    match name.strip_prefix(RAW) {
+        Some("") => Ok(Some(Owner::default())),
+        Some(rest) => rest.strip_prefix('-').map(Owner::new).transpose(),
+        None => Ok(None),
+    }
 }
 
 /// Where a socket lies.

@@ -161,6 +161,8 @@ said! {
     pb::DamageFound: |m| damaged(m);
     pb::DamageMended: |m| Event::new("damage mended", &m.name).field("kind", json!(m.kind)).field("name", json!(m.name))
         .about(&m.kind);
+    pb::SnapshotFallback: |m| Event::new("layer left to containerd", &m.chain).field("chain", json!(m.chain))
+        .with("image", m.image, "of").with("owner", m.owner, "by").with("reason", m.reason, "");
     event::SandboxCreate: |m| sandbox("sandbox created", m.sandbox_id);
     event::SandboxStart: |m| sandbox("sandbox started", m.sandbox_id);
     event::SandboxExit: |m| sandbox("sandbox exited", m.sandbox_id).exit(m.exit_status);

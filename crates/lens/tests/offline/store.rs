@@ -49,7 +49,7 @@ impl Store {
     pub(crate) async fn filled(programs: &Programs, cri: bool) -> Self {
         // No collection but those that a test asks for.
         let config = "[plugins.\"io.containerd.gc.v1.scheduler\"]\nmutation_threshold = 100000\n".to_owned();
-        let containerd = Containerd::start(programs, &Options { cri, config, root: None });
+        let containerd = Containerd::start(programs, &Options { cri, config, ..Options::default() });
         let content = image("two");
         let blob = content.layers()[0].clone();
         let mut store = Self { containerd, blob, pulled: false, cri_pulled: false };

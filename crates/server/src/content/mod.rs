@@ -1,14 +1,14 @@
 //! containerd.services.content.v1.
 
 mod read;
-mod write;
+pub(crate) mod write;
 
 use std::borrow::Cow;
 
 use orlop_api::containerd::services::content::v1 as pb;
 use orlop_api::containerd::services::content::v1::content_server::Content;
 use orlop_content::{IngestManager, Status as IngestStatus};
-use orlop_metadata::{ContentInfo, Filter, ScopedContent};
+use orlop_metadata::{ContentInfo, Filter, Labels, ScopedContent};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::blocking::blocking;
@@ -18,7 +18,7 @@ use crate::status::ToStatus;
 use crate::{Answer, AnswerStream, Server, call};
 
 impl Server {
-    fn content_of<T>(&self, request: &Request<T>) -> Result<ScopedContent, Status> {
+    pub(crate) fn content_of<T>(&self, request: &Request<T>) -> Result<ScopedContent, Status> {
         Ok(self.store().content(&call::scope(request)?))
     }
 }
@@ -80,7 +80,7 @@ impl Content for Server {
 
     async fn write(&self, request: Request<Streaming<pb::WriteContentRequest>>) -> Answer<Self::WriteStream> {
         let content = self.content_of(&request)?;
-        Ok(Response::new(write::stream(content, request.into_inner())))
+        Ok(Response::new(write::stream(content, request.into_inner(), Labels::new())))
     }
 
     async fn abort(&self, request: Request<pb::AbortRequest>) -> Answer<()> {

@@ -15,12 +15,15 @@ use tonic::{Status, Streaming};
 use crate::AnswerStream;
 use crate::blocking::blocking;
 use crate::convert::{signed, timestamp};
+use crate::raw::set_claim;
 use crate::status::ToStatus;
 
 /// A call between two messages.
 struct Session {
     content: ScopedContent,
     messages: Streaming<pb::WriteContentRequest>,
+    /// Labels that a blob gets beside those of the client.
+    claim: Labels,
     open: Option<Open>,
 }
 
@@ -75,12 +78,13 @@ enum Step {
     Last(pb::WriteContentResponse),
 }
 
-/// Answers each message as it comes.
-pub(super) fn stream(
+/// Answers each message as it comes. What is committed gets `claim` beside the client's labels, which go before it.
+pub(crate) fn stream(
     content: ScopedContent,
     messages: Streaming<pb::WriteContentRequest>,
+    claim: Labels,
 ) -> AnswerStream<pb::WriteContentResponse> {
-    let session = Session { content, messages, open: None };
+    let session = Session { content, messages, claim, open: None };
     Box::pin(futures::stream::unfold(Some(session), |session| async {
         let mut session = session?;
         match session.step().await {
@@ -118,7 +122,9 @@ impl Session {
             }
             pb::WriteAction::Commit => {
                 let open = open.append(message.offset, message.data).await?;
-                open.commit(message.labels).await.map(|answer| Some(Step::Last(answer)))
+                let mut labels = message.labels;
+                set_claim(&mut labels, &self.claim);
+                open.commit(labels).await.map(|answer| Some(Step::Last(answer)))
             }
         }
     }

@@ -17,6 +17,7 @@ mod images;
 mod info;
 mod listing;
 mod pull;
+pub(crate) use pull::Progress;
 mod runtime;
 mod status;
 
@@ -124,6 +125,11 @@ impl Cri {
     /// How registries are reached without anybody's secrets.
     pub(crate) fn client(&self) -> Client {
         self.now().client.clone()
+    }
+
+    /// How long a pull may stand still.
+    pub(crate) fn progress_timeout(&self) -> Duration {
+        self.now().settings.progress_timeout
     }
 
     /// Has the first answer about images made, so that it is there, or on its way, when it is asked for.

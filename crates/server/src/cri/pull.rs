@@ -21,7 +21,7 @@ use super::{Cri, auth, scope};
 use crate::blocking::blocking;
 
 mod progress;
-use progress::Progress;
+pub(crate) use progress::Progress;
 
 /// Where older kubelets name the runtime handler of a sandbox.
 const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";

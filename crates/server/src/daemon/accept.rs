@@ -11,6 +11,7 @@ use orlop_api::channel;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::ServeOptions;
 use super::bound::{Bound, Place};
@@ -18,6 +19,7 @@ use super::calls::Calls;
 use super::flow::Flow;
 use super::greeting::{Greeted, Greeting};
 use super::peer::Peer;
+use crate::Server;
 
 /// Headers of one request. Namespaces, leases and actors are a few hundred bytes.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
@@ -32,9 +34,15 @@ const AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// How long a client may take to end its side after everything was said.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// A socket, and what answers on it.
+pub(super) struct Door {
+    pub(super) listener: UnixListener,
+    pub(super) calls: Arc<Calls>,
+}
+
 /// Takes connections and keeps them.
 pub(super) struct Accepting {
-    calls: Arc<Calls>,
+    stop: CancellationToken,
     flow: Flow,
     /// Connections at once.
     places: Arc<Bound>,
@@ -42,14 +50,14 @@ pub(super) struct Accepting {
 }
 
 impl Accepting {
-    pub(super) fn new(calls: Arc<Calls>, places: Arc<Bound>, options: Receiver<ServeOptions>) -> Self {
-        let flow = Flow::new(calls.metrics.waiting.clone());
-        Self { calls, flow, places, options }
+    pub(super) fn new(server: &Server, places: Arc<Bound>, options: Receiver<ServeOptions>) -> Self {
+        let flow = Flow::new(server.metrics().waiting.clone());
+        Self { stop: server.ending().clone(), flow, places, options }
     }
 
     /// Takes connections until the server is asked to end, and waits for the last one to end.
-    pub(super) async fn run(self, listeners: Vec<UnixListener>) -> io::Result<()> {
-        if listeners.is_empty() {
+    pub(super) async fn run(self, doors: Vec<Door>) -> io::Result<()> {
+        if doors.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is nothing to listen on"));
         }
         let mut connections = JoinSet::new();
@@ -57,14 +65,14 @@ impl Accepting {
         loop {
             let taken = tokio::select! {
                 biased;
-                () = self.calls.stop.cancelled() => break,
-                taken = self.next(&listeners) => taken,
+                () = self.stop.cancelled() => break,
+                taken = self.next(&doors) => taken,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
             match taken {
-                Ok((stream, place)) => {
+                Ok((stream, calls, place)) => {
                     number += 1;
-                    connections.spawn(self.connection(stream, number, place));
+                    connections.spawn(self.connection(stream, calls, number, place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be taken");
@@ -73,22 +81,28 @@ impl Accepting {
             }
         }
         // New clients must not wait for an answer that nobody will give.
-        drop(listeners);
+        drop(doors);
         while connections.join_next().await.is_some() {}
         Ok(())
     }
 
-    async fn next(&self, listeners: &[UnixListener]) -> io::Result<(UnixStream, Place)> {
+    async fn next(&self, doors: &[Door]) -> io::Result<(UnixStream, Arc<Calls>, Place)> {
         let place = self.places.take().await;
-        let accepts = listeners.iter().map(|listener| Box::pin(listener.accept()));
-        let (accepted, _, _) = futures::future::select_all(accepts).await;
-        Ok((accepted?.0, place))
+        let accepts = doors.iter().map(|door| Box::pin(door.listener.accept()));
+        let (accepted, at, _) = futures::future::select_all(accepts).await;
+        Ok((accepted?.0, doors[at].calls.clone(), place))
     }
 
     /// One connection until it ends.
-    fn connection(&self, stream: UnixStream, number: u64, place: Place) -> impl Future<Output = ()> + Send + use<> {
+    fn connection(
+        &self,
+        stream: UnixStream,
+        calls: Arc<Calls>,
+        number: u64,
+        place: Place,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let peer = Arc::new(Peer::of(&stream, number));
-        let (calls, flow) = (self.calls.clone(), self.flow.connection());
+        let flow = self.flow.connection();
         tracing::debug!(
             connection = number,
             pid = peer.pid,

@@ -74,18 +74,24 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(server: &Server, options: watch::Receiver<ServeOptions>) -> Self {
+    /// Of one surface of a server; all share the bound on calls and the end.
+    pub(super) fn new(
+        server: &Server,
+        routes: Routes,
+        options: watch::Receiver<ServeOptions>,
+        places: Arc<Bound>,
+        end: CancellationToken,
+    ) -> Self {
         let methods = services::methods().into_iter().map(|name| (name.clone(), name.into())).collect();
-        let max_calls = options.borrow().max_calls;
         Self {
-            routes: services::all(server).prepare(),
+            routes: routes.prepare(),
             metrics: server.metrics().clone(),
             methods,
             unknown: "unknown".into(),
-            places: Bound::new(max_calls),
+            places,
             options,
             stop: server.ending().clone(),
-            end: CancellationToken::new(),
+            end,
             ids: Ids::default(),
             traces: server.traces().cloned(),
         }

@@ -27,10 +27,14 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::Server;
 use crate::background::{self, Background};
+use crate::raw::{Owner, Raw};
+use crate::{Server, services};
+use accept::Door;
 use bound::Bound;
+use calls::Calls;
 
 /// How a server is offered.
 #[derive(Debug, Clone)]
@@ -62,6 +66,31 @@ impl Default for ServeOptions {
     }
 }
 
+/// What is offered on a socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Surface {
+    /// Every service, with namespaces and leases.
+    #[default]
+    Whole,
+    /// Content, snapshots and diff for a containerd above, which keeps namespaces and leases itself.
+    Raw(Owner),
+}
+
+/// A socket to serve.
+#[derive(Debug)]
+pub struct Listening {
+    /// The socket.
+    pub listener: UnixListener,
+    /// What is offered on it.
+    pub surface: Surface,
+}
+
+impl From<UnixListener> for Listening {
+    fn from(listener: UnixListener) -> Self {
+        Self { listener, surface: Surface::Whole }
+    }
+}
+
 impl Server {
     /// [`Server::serve`] on one socket with the default options.
     ///
@@ -78,7 +107,7 @@ impl Server {
     /// If a listener cannot be used; a client cannot make this fail.
     pub async fn serve(
         &self,
-        listeners: Vec<UnixListener>,
+        listeners: Vec<impl Into<Listening>>,
         options: &ServeOptions,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
@@ -93,18 +122,19 @@ impl Server {
     /// As there.
     pub async fn serve_by(
         &self,
-        listeners: Vec<UnixListener>,
+        listeners: Vec<impl Into<Listening>>,
         options: watch::Receiver<ServeOptions>,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let calls = Arc::new(calls::Calls::new(self, options.clone()));
+        let end = CancellationToken::new();
+        let doors = self.doors(listeners.into_iter().map(Into::into), &options, &end);
         let places = Bound::new(options.borrow().max_connections.max(1));
         // Dropping the set ends what goes on beside the calls.
         let mut beside = JoinSet::new();
         background::spawn(self, &options, &mut beside).await;
         beside.spawn(follow(options.clone(), places.clone()));
-        let accepting = accept::Accepting::new(calls.clone(), places, options.clone());
-        let served = accepting.run(listeners);
+        let accepting = accept::Accepting::new(self, places, options.clone());
+        let served = accepting.run(doors);
         tokio::pin!(served);
         tokio::select! {
             ended = &mut served => return ended,
@@ -115,8 +145,25 @@ impl Server {
             return ended;
         }
         tracing::warn!(?limit, "calls still run: they are cut");
-        calls.end.cancel();
+        end.cancel();
         served.await
+    }
+
+    /// What answers on each socket. One bound on calls holds for all.
+    fn doors(
+        &self,
+        listeners: impl Iterator<Item = Listening>,
+        options: &watch::Receiver<ServeOptions>,
+        end: &CancellationToken,
+    ) -> Vec<Door> {
+        let places = Bound::new(options.borrow().max_calls);
+        let calls = |routes| Arc::new(Calls::new(self, routes, options.clone(), places.clone(), end.clone()));
+        let whole = calls(services::all(self));
+        let door = |Listening { listener, surface }| match surface {
+            Surface::Whole => Door { listener, calls: whole.clone() },
+            Surface::Raw(owner) => Door { listener, calls: calls(services::raw(&Raw::new(self, owner))) },
+        };
+        listeners.map(door).collect()
     }
 }
 

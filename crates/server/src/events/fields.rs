@@ -100,6 +100,7 @@ fields! {
     event::ContainerDelete { "id" => id };
     pb::DamageFound { "kind" => kind, "name" => name, "fault" => fault, "detail" => detail };
     pb::DamageMended { "kind" => kind, "name" => name };
+    pb::SnapshotFallback { "owner" => owner, "image" => image, "chain" => chain, "reason" => reason };
     event::SandboxCreate { "sandbox_id" => sandbox_id };
     event::SandboxStart { "sandbox_id" => sandbox_id };
     event::SandboxExit { "sandbox_id" => sandbox_id };

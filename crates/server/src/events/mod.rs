@@ -83,6 +83,12 @@ impl Exchange {
         }
     }
 
+    /// Publishes what no change of the store tells.
+    pub(crate) fn tell<M: prost::Message + prost::Name>(&self, namespace: &str, topic: &str, event: &M) {
+        let (timestamp, namespace) = (Some(timestamp(jiff::Timestamp::now())), namespace.to_owned());
+        self.publish(Envelope { timestamp, namespace, topic: topic.to_owned(), event: Some(crate::any::pack(event)) });
+    }
+
     fn subscribe(&self) -> broadcast::Receiver<Arc<Envelope>> {
         self.sender.get_or_init(|| broadcast::channel(BACKLOG).0).subscribe()
     }

@@ -8,7 +8,7 @@ use orlop_testkit::process::{Output, output};
 use orlop_testkit::registry::Options;
 use serde_json::Value;
 
-use crate::rig::{Node, Shelf, address, id, made, program};
+use crate::rig::{Node, Shelf, address, id, made};
 
 async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || output(&mut command)).await.unwrap()
@@ -41,7 +41,7 @@ impl Crictl<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn crictl_works_as_with_any_runtime() {
-    let Some(program) = program("crictl", "scripts/peers") else { return };
+    let Some(program) = orlop_testkit::process::need_peer("crictl") else { return };
     let Some(shelf) = Shelf::start(&Options::new()) else { return };
     let (content, node) = (made(30), Node::new().await);
     let crictl = Crictl { program: &program, node: &node };

@@ -198,16 +198,6 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A program in the path or among Go's, or says that the test is skipped.
-pub(crate) fn program(name: &str, how: &str) -> Option<PathBuf> {
-    let gopath = PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join("go/bin").join(name);
-    let found = orlop_testkit::process::which(name).or_else(|| gopath.exists().then_some(gopath));
-    if found.is_none() {
-        eprintln!("skipped: {name} is not installed ({how})");
-    }
-    found
-}
-
 pub(crate) fn address(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }

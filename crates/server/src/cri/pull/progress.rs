@@ -9,7 +9,7 @@ use orlop_oci::Digest;
 use tokio::time::Instant;
 
 /// What a pull has told.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     seen: Mutex<Seen>,
 }
 
@@ -31,7 +31,7 @@ impl Default for Progress {
 
 impl Progress {
     /// Takes an event.
-    pub(super) fn note(&self, event: &Event) {
+    pub(crate) fn note(&self, event: &Event) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let got_on = match event {
             Event::Target(_) => !std::mem::replace(&mut seen.resolved, true),
@@ -50,7 +50,7 @@ impl Progress {
     }
 
     /// Ends when nothing came for `timeout` although something was waited for, and says what; zero: never.
-    pub(super) async fn stalled(&self, timeout: Duration) -> String {
+    pub(crate) async fn stalled(&self, timeout: Duration) -> String {
         if timeout.is_zero() {
             return std::future::pending().await;
         }

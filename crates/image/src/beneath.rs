@@ -1,0 +1,122 @@
+//! Images for a containerd that keeps its own records and wants the trees alone: brought without a name.
+//!
+//! # Invariants
+//! - Policy is asked as for any pull: what a containerd above is refused here it is refused, not given by another way.
+//! - No record is written. What is brought lives as long as the lease of the scope, and then as long as whoever was handed
+//!   a snapshot holds it: a snapshot says with its labels which blobs it is made of, so that the image can still be exported
+//!   and shared.
+
+use orlop_metadata::{Labels, Scope};
+use orlop_oci::{Descriptor, Digest, Document, MediaKind, Reference};
+use orlop_remote::Client;
+use tracing::field::Empty;
+use tracing::info_span;
+
+use crate::gate::Shelf;
+use crate::pull::{Registry, Session, resolve, signatures};
+use crate::span::within;
+use crate::walk::{Documents, Select, Tree};
+use crate::{Error, Images, Result, Sink, labels};
+
+/// A snapshot that was brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handed {
+    /// Its key: the chain ID.
+    pub chain: String,
+    /// What it keeps: its layer, and of the uppermost the manifest, with which the config goes.
+    pub labels: Labels,
+}
+
+impl Images {
+    /// Fetches and unpacks one manifest of an image for the host's platform. `image` is what the user asked for, of whose
+    /// repository the manifest is. Returns its snapshots, lowest first. The scope has a lease, which holds them.
+    ///
+    /// # Errors
+    /// As [`Images::pull`]. [`Error::Name`] if it is no image for this platform.
+    pub async fn bring_unnamed(
+        &self,
+        scope: &Scope,
+        client: &Client,
+        image: &str,
+        manifest: &Digest,
+        snapshotter: &str,
+        sink: Sink<'_>,
+    ) -> Result<Vec<Handed>> {
+        let asked: Reference = image.parse()?;
+        let Some(repository) = asked.repository().cloned() else {
+            let reason = "an image ID names no repository";
+            return Err(Error::Name { name: image.to_owned(), reason });
+        };
+        let exact: Reference = repository.with_digest(manifest);
+        let span = info_span!("pull", image = %exact, error = Empty);
+        let bringing = async {
+            let resolved = resolve(client, &exact).await?;
+            let scope = scope.clone().with_host(&resolved.host);
+            let host = self.platform().clone();
+            let plan = self.plan(Select::All, vec![host.clone()], snapshotter, 0);
+            let origin = Registry::new(self, client, repository.clone());
+            let session = self.session(scope, &origin, sink);
+            let [tags, referrers] = signatures(client, &origin.repository);
+            let shelves: [&dyn Shelf; 2] = [&tags, &referrers];
+            match session.admit(&asked.to_string(), &resolved.descriptor, &shelves).await {
+                Err(refused @ Error::Refused { .. }) => {
+                    let index = index_with(&session, client, &asked, manifest).await?.ok_or(refused)?;
+                    session.admit(&asked.to_string(), &index, &shelves).await?;
+                }
+                other => drop(other?),
+            }
+            if !matches!(resolved.descriptor.kind(), MediaKind::Manifest) {
+                return Err(Error::Name { name: exact.to_string(), reason: "it is no manifest of an image" });
+            }
+            let tree = session.bring(&exact.to_string(), &resolved.descriptor, &plan).await?;
+            let handed = handed(&tree, manifest);
+            if handed.is_empty() {
+                return Err(Error::Name { name: exact.to_string(), reason: "it is no image for this platform" });
+            }
+            session.finish(std::iter::once(&tree), &plan, |_| Ok(())).await?;
+            Ok(handed)
+        };
+        within(span, bringing).await
+    }
+}
+
+/// The index that the name stands for, if it has the manifest: that may be what was signed.
+async fn index_with(
+    session: &Session<'_>,
+    client: &Client,
+    asked: &Reference,
+    manifest: &Digest,
+) -> Result<Option<Descriptor>> {
+    let index = resolve(client, asked).await?.descriptor;
+    if index.kind() != MediaKind::Index {
+        return Ok(None);
+    }
+    let Some(raw) = session.load(&index, "index").await? else { return Ok(None) };
+    let document = Document::parse_as(raw, Some(&index.media_type), index.digest.algorithm())
+        .map_err(|source| Error::Document { digest: index.digest.clone(), source })?;
+    let has = document.index().is_some_and(|found| found.manifests.iter().any(|m| m.digest == *manifest));
+    Ok(has.then_some(index))
+}
+
+fn handed(tree: &Tree, manifest: &Digest) -> Vec<Handed> {
+    let node = tree.manifests().find(|node| node.document.digest().digest() == manifest);
+    let Some((image, document)) = node.and_then(|n| Some((n.image.as_ref()?, n.document.manifest()?))) else {
+        return Vec::new();
+    };
+    let layers = image.chain.iter().zip(&document.layers).map(|(chain, layer)| {
+        let chain = chain.to_string();
+        let mut keeps = Labels::from([(labels::SNAPSHOT_REF.to_owned(), chain.clone())]);
+        keeps.insert(key("layer", &layer.digest), layer.digest.to_string());
+        Handed { chain, labels: keeps }
+    });
+    let mut all: Vec<Handed> = layers.collect();
+    if let Some(top) = all.last_mut() {
+        top.labels.insert(key("manifest", manifest), manifest.to_string());
+    }
+    all
+}
+
+/// A key for each digest: one snapshot may be of several images.
+fn key(what: &str, digest: &Digest) -> String {
+    format!("{}{what}.{:.12}", labels::GC_CONTENT, digest.hex())
+}

@@ -1,0 +1,317 @@
+//! Snapshots of images for a containerd above, which skips what it is handed.
+//!
+//! containerd prepares the layers of an image one after the other, from the lowest, and names with each the image. At the
+//! first that is not there the whole image is brought, all layers at once; the others are there then when they are asked for.
+//!
+//! # Invariants
+//! - A snapshot is handed over only if containerd asked for its very chain ID and it is committed.
+//! - What is brought is held by a lease until it was handed over, or [`GRACE`] has passed.
+//! - What cannot be brought costs the owner nothing but time: containerd then fetches by itself, and the event
+//!   `/orlop/snapshot/fallback` says why. What policy refuses is an error, for containerd would not ask policy.
+//!
+//! # Concurrency
+//! One task brings an image, whoever waits for it; it goes on when they are gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use orlop_api::orlop::v1::SnapshotFallback;
+use orlop_image::{Error, Handed};
+use orlop_metadata::{self as metadata, Labels, Scope, ScopedSnapshots, SnapshotKind};
+use orlop_oci::Digest;
+use tokio::sync::{Notify, watch};
+use tonic::{Code, Status};
+use tracing::Instrument;
+
+use super::{CLAIM, Raw};
+use crate::blocking::blocking;
+use crate::cri::Progress;
+use crate::status::ToStatus;
+
+/// The chain ID that is to come of a layer.
+const TARGET: &str = "containerd.io/snapshot.ref";
+/// The image that was asked for, as a name with its host.
+const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
+/// The digest of its manifest.
+const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+
+/// How long what was brought is held for containerd to ask for it: it asks at once, layer by layer.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// A layer that containerd asks for, with the image that it is of.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    chain: String,
+    parent: String,
+    image: Wanted,
+}
+
+/// An image that is brought.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Wanted {
+    name: String,
+    manifest: Digest,
+    driver: String,
+}
+
+/// The images that are being brought, or were just now.
+#[derive(Default)]
+pub(super) struct Fetches {
+    flights: Mutex<HashMap<Wanted, Flight>>,
+}
+
+/// Tells how it ended, as soon as it has.
+type Flight = watch::Receiver<Option<Outcome>>;
+
+/// Why a layer could not be handed over.
+enum Trouble {
+    Refused(Status),
+    /// The snapshot was there, and is not any more.
+    Gone,
+    Other(String),
+}
+
+/// An image that was brought.
+#[derive(Debug)]
+struct Brought {
+    layers: Vec<Handed>,
+    /// The chain IDs of those that nobody was handed yet.
+    waiting: Mutex<HashSet<String>>,
+    /// Told when there are none.
+    done: Notify,
+}
+
+impl Brought {
+    fn handed(&self, chain: &str) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.remove(chain) && waiting.is_empty() {
+            self.done.notify_one();
+        }
+    }
+
+    /// The chain ID below a layer's; empty: nothing.
+    fn below(&self, at: usize) -> &str {
+        at.checked_sub(1).map_or("", |at| self.layers[at].chain.as_str())
+    }
+}
+
+/// How bringing an image ended.
+#[derive(Debug, Clone)]
+enum Outcome {
+    Brought(Arc<Brought>),
+    Refused(Status),
+    Failed(String),
+}
+
+impl Outcome {
+    fn of(error: &Error) -> Self {
+        let status = error.to_status();
+        match error {
+            Error::Refused(_) => Self::Refused(status),
+            _ => Self::Failed(status.message().to_owned()),
+        }
+    }
+}
+
+impl Asked {
+    /// What the labels of a snapshot that is prepared ask for; `None` if they name no image.
+    pub(super) fn of(labels: &Labels, parent: &str) -> Option<Self> {
+        let (chain, name) = (labels.get(TARGET)?.clone(), labels.get(IMAGE)?.clone());
+        let manifest = labels.get(MANIFEST)?.parse().ok()?;
+        let image = Wanted { name, manifest, driver: String::new() };
+        Some(Self { chain, parent: parent.to_owned(), image })
+    }
+}
+
+impl Raw {
+    /// Brings a layer's snapshot, with its image, and hands it over.
+    ///
+    /// # Errors
+    /// `ALREADY_EXISTS` if the owner has it now, `PERMISSION_DENIED` if policy refuses the image. Without an error it is not to
+    /// be had, and the reason was told.
+    pub(super) async fn hand_over(
+        &self,
+        scope: &Scope,
+        snapshots: &ScopedSnapshots,
+        mut asked: Asked,
+    ) -> Result<(), Status> {
+        asked.image.driver = snapshots.driver_name().to_owned();
+        let there = || Status::already_exists(format!("snapshot {}: it is there", asked.chain));
+        if self.is_claimed(snapshots, &asked).await? {
+            return Err(there());
+        }
+        let why = match self.try_to_hand_over(scope, snapshots, &asked).await {
+            // It was removed since it was brought.
+            Err(Trouble::Gone) => self.try_to_hand_over(scope, snapshots, &asked).await,
+            other => other,
+        };
+        match why {
+            Ok(()) => Err(there()),
+            Err(Trouble::Refused(status)) => Err(status),
+            Err(Trouble::Gone) => {
+                self.tell_fallback(scope, &asked, "it is removed as often as it is brought".to_owned());
+                Ok(())
+            }
+            Err(Trouble::Other(why)) => {
+                self.tell_fallback(scope, &asked, why);
+                Ok(())
+            }
+        }
+    }
+
+    async fn try_to_hand_over(&self, scope: &Scope, snapshots: &ScopedSnapshots, asked: &Asked) -> Result<(), Trouble> {
+        let (flight, outcome) = self.join(scope, &asked.image).await;
+        let brought = match outcome {
+            Outcome::Refused(status) => return Err(Trouble::Refused(status)),
+            Outcome::Failed(why) => return Err(Trouble::Other(why)),
+            Outcome::Brought(brought) => brought,
+        };
+        let Some(at) = brought.layers.iter().position(|layer| layer.chain == asked.chain) else {
+            return Err(Trouble::Other(format!("the manifest has no layer that unpacks to {}", asked.chain)));
+        };
+        if brought.below(at) != asked.parent {
+            let (on, below) = (&asked.parent, brought.below(at));
+            if on.is_empty() {
+                return Err(Trouble::Other(format!(
+                    "it was asked for without its parent {below}: the capability \"rebase\" and snapshots that are handed over do \
+                     not go together; take one of both out of the proxy plugin"
+                )));
+            }
+            return Err(Trouble::Other(format!("it was asked for on {on:?}, and lies on {below:?}")));
+        }
+        let claimed = self.claim(snapshots, &brought.layers[at]).await;
+        if claimed.as_ref().is_err_and(|status| status.code() == Code::NotFound) {
+            self.land(&asked.image, &flight);
+            return Err(Trouble::Gone);
+        }
+        claimed.map_err(|status| Trouble::Other(status.message().to_owned()))?;
+        brought.handed(&asked.chain);
+        Ok(())
+    }
+
+    /// Whether the owner has the snapshot already, on the parent that is asked for.
+    async fn is_claimed(&self, snapshots: &ScopedSnapshots, asked: &Asked) -> Result<bool, Status> {
+        let (snapshots, asked) = (snapshots.clone(), asked.clone());
+        blocking(move || match snapshots.stat(&asked.chain) {
+            Ok(info) => Ok(info.kind == SnapshotKind::Committed
+                && info.parent == asked.parent
+                && info.labels.contains_key(CLAIM)),
+            Err(metadata::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Makes a snapshot that was brought the owner's.
+    async fn claim(&self, snapshots: &ScopedSnapshots, layer: &Handed) -> Result<(), Status> {
+        let (snapshots, chain, mut labels) = (snapshots.clone(), layer.chain.clone(), layer.labels.clone());
+        self.mark(&mut labels);
+        blocking(move || {
+            let mask: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
+            snapshots.update(&chain, labels, &mask).map(drop)
+        })
+        .await
+    }
+
+    /// Waits for an image that is being brought, or begins to bring it.
+    async fn join(&self, scope: &Scope, wanted: &Wanted) -> (Flight, Outcome) {
+        let mut flight = {
+            let mut flights = self.flights();
+            match flights.get(wanted) {
+                Some(flight) => flight.clone(),
+                None => {
+                    let (told, flight) = watch::channel(None);
+                    flights.insert(wanted.clone(), flight.clone());
+                    let (raw, scope, wanted) = (self.clone(), scope.clone(), wanted.clone());
+                    tokio::spawn(async move { raw.fly(scope, wanted, told).await }.in_current_span());
+                    flight
+                }
+            }
+        };
+        let ended = flight.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        let outcome = ended.ok().flatten().unwrap_or_else(|| Outcome::Failed("the server is shutting down".to_owned()));
+        (flight, outcome)
+    }
+
+    /// Forgets what was brought: whoever asks next has it brought anew.
+    fn land(&self, wanted: &Wanted, flight: &Flight) {
+        let mut flights = self.flights();
+        if flights.get(wanted).is_some_and(|known| known.same_channel(flight)) {
+            flights.remove(wanted);
+        }
+    }
+
+    /// Brings an image, tells how that ended, and holds what came for a while.
+    async fn fly(self, scope: Scope, wanted: Wanted, told: watch::Sender<Option<Outcome>>) {
+        let (images, flight) = (self.server.images(), told.subscribe());
+        let held = images.under_lease(&scope, async |scope| {
+            let outcome = self.bring(&scope, &wanted).await;
+            if let Outcome::Brought(brought) = &outcome {
+                told.send_replace(Some(outcome.clone()));
+                tokio::select! {
+                    () = brought.done.notified() => {}
+                    () = tokio::time::sleep(GRACE) => {}
+                    () = self.server.ending().cancelled() => {}
+                }
+            }
+            Ok(outcome)
+        });
+        let outcome = held.await.unwrap_or_else(|error| Outcome::of(&error));
+        self.land(&wanted, &flight);
+        told.send_replace(Some(outcome));
+        // What nobody was handed goes.
+        self.server.collector().request();
+    }
+
+    async fn bring(&self, scope: &Scope, wanted: &Wanted) -> Outcome {
+        let (progress, cri) = (Progress::default(), self.server.cri());
+        let (sink, client, timeout) = (|event| progress.note(&event), cri.client(), cri.progress_timeout());
+        let Wanted { name, manifest, driver } = wanted;
+        tokio::select! {
+            brought = self.server.images().bring_unnamed(scope, &client, name, manifest, driver, &sink) => match brought {
+                Ok(layers) => self.brought(scope, driver, layers).await,
+                Err(error) => Outcome::of(&error),
+            },
+            what = progress.stalled(timeout) => Outcome::Failed(format!("nothing came for {timeout:?}: {what}")),
+            () = self.server.ending().cancelled() => Outcome::of(&Error::Interrupted),
+        }
+    }
+
+    /// What came, of which the owner may have some already.
+    async fn brought(&self, scope: &Scope, driver: &str, layers: Vec<Handed>) -> Outcome {
+        let (store, scope, driver, asked) =
+            (self.server.store().clone(), scope.clone(), driver.to_owned(), layers.clone());
+        let missing = blocking(move || {
+            let snapshots = store.snapshots(&scope, &driver)?;
+            let mut missing = HashSet::new();
+            for layer in asked {
+                if !snapshots.stat(&layer.chain)?.labels.contains_key(CLAIM) {
+                    missing.insert(layer.chain);
+                }
+            }
+            Ok::<_, metadata::Error>(missing)
+        });
+        match missing.await {
+            Ok(waiting) => {
+                let done = Notify::new();
+                if waiting.is_empty() {
+                    done.notify_one();
+                }
+                Outcome::Brought(Arc::new(Brought { layers, waiting: Mutex::new(waiting), done }))
+            }
+            Err(status) => Outcome::Failed(status.message().to_owned()),
+        }
+    }
+
+    fn tell_fallback(&self, scope: &Scope, asked: &Asked, reason: String) {
+        let (image, chain) = (asked.image.name.clone(), asked.chain.clone());
+        tracing::warn!(image, chain, reason, owner = %self.owner, "a layer is left to containerd to fetch");
+        let event = SnapshotFallback { owner: self.owner.to_string(), image, chain, reason };
+        self.server.exchange().tell(&scope.namespace, "/orlop/snapshot/fallback", &event);
+    }
+
+    fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<Wanted, Flight>> {
+        self.fetches.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
