@@ -1,6 +1,6 @@
 //! `orlop why`: what keeps a thing on disk, and what would have to go for it to go.
 
-use orlop_graph::model::{Chain, Model, Node, NodeId, NodeKind};
+use orlop_graph::model::{Chain, Model, Node, NodeId, NodeKind, Root};
 use serde::Serialize;
 
 use super::Context;
@@ -184,6 +184,7 @@ fn removal(model: &Model, root: NodeId) -> String {
         NodeKind::Container => format!("container {}", abbreviated(&name)),
         NodeKind::Lease => format!("lease {name}"),
         NodeKind::Ingest => format!("write in progress {name}"),
+        _ if model.root(root) == Some(Root::Owner) => format!("{}, by the containerd above", called(model, root)),
         _ => format!("label containerd.io/gc.root of {}", called(model, root)),
     }
 }

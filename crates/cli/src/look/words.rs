@@ -156,6 +156,7 @@ pub(crate) const fn root(root: Root) -> &'static str {
         Root::Container => "container",
         Root::Lease => "lease",
         Root::Label => "label containerd.io/gc.root",
+        Root::Owner => "containerd above",
         Root::Ingest => "write in progress",
     }
 }

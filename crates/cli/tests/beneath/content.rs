@@ -1,6 +1,6 @@
 //! containerd's content lies in Orlop's store.
 
-use crate::stack::{Of, Stack, ways};
+use crate::stack::{Of, Stack, text, ways};
 
 #[test]
 fn what_containerd_fetches_lies_in_orlops_store_and_goes_with_the_image() {
@@ -22,6 +22,19 @@ fn what_containerd_fetches_lies_in_orlops_store_and_goes_with_the_image() {
             if let Some(said) = stack.run("one", &["--rm"], "cat /etc/kept") {
                 assert_eq!(said, "kept", "{what}");
             }
+            // What another store owns is nothing to clean up here.
+            let socket = stack.served.socket();
+            let own = |args: &[&str]| stack.store.run([&["--address", text(&socket)], args].concat());
+            let found = own(&["doctor"]);
+            assert!(found.code == 0 && found.out.contains("nothing is wrong"), "{what}: {}{}", found.out, found.err);
+            let digest = listed.lines().next().expect("a blob");
+            let said = own(&["explain", digest]);
+            assert!(
+                said.out.contains("itself: it is a blob of the containerd above"),
+                "{what}: {}{}",
+                said.out,
+                said.err
+            );
             stack.remove();
             stack.is_emptied();
             stack.store.is_sound();

@@ -16,6 +16,9 @@ use crate::intern::{Bits, FastMap};
 const REF: &str = "containerd.io/gc.ref.";
 const BACK_REF: &str = "containerd.io/gc.bref.";
 const ROOT: &str = "containerd.io/gc.root";
+/// What its value begins with where Orlop set it for an owner, and what the owners' namespaces begin with.
+const OWNED: &str = "owner ";
+const OWNERS: &str = "raw.";
 const EXPIRE: &str = "containerd.io/gc.expire";
 const FLAT: &str = "containerd.io/gc.flat";
 
@@ -36,7 +39,7 @@ struct Linker<'i> {
     missing: Vec<Missing>,
     absent: HashMap<Missing, NodeId>,
     /// What a label keeps, in the order of the nodes.
-    rooted: Vec<NodeId>,
+    rooted: Vec<(NodeId, Root)>,
     /// Every edge once: from, to, what states it.
     edges: Vec<(NodeId, NodeId, Stated)>,
 }
@@ -116,7 +119,7 @@ impl Model {
         model
     }
 
-    fn find_roots(&mut self, rooted: &[NodeId]) {
+    fn find_roots(&mut self, rooted: &[(NodeId, Root)]) {
         let (rows, now) = (&self.inventory, self.inventory.taken);
         let live = |labels: &Labels| expiry(labels).is_none_or(|at| at >= now);
         let mut roots = Vec::new();
@@ -128,7 +131,7 @@ impl Model {
         for at in positions(&mut rows.records.iter().map(stays).enumerate()) {
             add(NodeKind::Record, at, Root::Record);
         }
-        let labelled = rooted.iter().map(|node| (*node, Root::Label));
+        let labelled = rooted.iter().copied();
         roots.extend(labelled);
         let mut add = |kind, at, root| roots.push((self.number(kind, at), root));
         for at in positions(&mut rows.leases.iter().map(|r| live(&r.labels)).enumerate()) {
@@ -272,7 +275,9 @@ impl<'i> Linker<'i> {
                 self.edges.extend(other.map(|other| (node, other, Stated::Condition(at))));
             } else if key == ROOT && (self.firsts[1]..self.firsts[3]).contains(&node.0) {
                 // Blobs and snapshots.
-                self.rooted.push(node);
+                let owned =
+                    value.starts_with(OWNED) && self.rows.namespaces[namespace as usize].name.starts_with(OWNERS);
+                self.rooted.push((node, if owned { Root::Owner } else { Root::Label }));
             }
         }
     }

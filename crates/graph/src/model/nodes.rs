@@ -87,6 +87,8 @@ pub enum Root {
     Lease,
     /// A blob or snapshot with the label `containerd.io/gc.root`.
     Label,
+    /// The same, set by Orlop for a containerd above it, which owns the blob or snapshot.
+    Owner,
     /// A write in progress.
     Ingest,
 }

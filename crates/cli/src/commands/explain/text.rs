@@ -1,7 +1,10 @@
 //! Explanations for people.
 
+use orlop_graph::model::Root;
+
 use super::facts::Explanation;
 use crate::look::facts::{Bytes, Keeper, Named};
+use crate::look::words;
 use crate::output::{count, size};
 use crate::paint::{Tone, plain};
 
@@ -102,6 +105,7 @@ fn root(keeper: &Keeper) -> String {
             Some("digest" | "id") => "hash reference".into(),
             _ => "name".into(),
         },
+        kind if keeper.reason == words::root(Root::Owner) => format!("{kind} of the containerd above"),
         "blob" | "snapshot" => format!("{} with the label containerd.io/gc.root", keeper.root.kind),
         "ingest" => "write in progress".into(),
         kind => kind.into(),
