@@ -91,7 +91,9 @@ impl Table {
         for column in &mut self.widths {
             if let Some(cell) = cells.next() {
                 let cell = cell.as_ref();
-                *column = cell.lines().map(width).max().unwrap_or(0).max(*column);
+                let columns =
+                    if cell.contains('\n') { cell.lines().map(width).max().unwrap_or(0) } else { width(cell) };
+                *column = columns.max(*column);
                 self.text.push_str(cell);
             }
             self.ends.push(self.text.len());
@@ -107,11 +109,12 @@ impl Table {
         let mut cells = Vec::new();
         for ends in self.ends.chunks_exact(self.widths.len().max(1)) {
             cells.clear();
+            let row = start;
             cells.extend(ends.iter().map(|end| &self.text[std::mem::replace(&mut start, *end)..*end]));
-            let height = cells.iter().map(|cell| cell.lines().count()).max().unwrap_or(0);
-            if height <= 1 {
-                self.push_line(&mut lines, cells.iter().map(|cell| cell.lines().next().unwrap_or("")));
+            if !self.text[row..start].contains('\n') {
+                self.push_line(&mut lines, cells.iter().copied());
             } else {
+                let height = cells.iter().map(|cell| cell.lines().count()).max().unwrap_or(0);
                 let line = |n| cells.iter().map(move |cell| cell.lines().nth(n).unwrap_or(""));
                 (0..height).for_each(|n| self.push_line(&mut lines, line(n)));
             }

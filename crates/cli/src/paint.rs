@@ -138,8 +138,9 @@ pub(crate) fn plain(name: &str) -> Cow<'_, str> {
 
 /// Tells characters that are none to look at by their number, unless they stand for one.
 fn told(text: &str, stands_for: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
-    // All of ten thousand lines, usually.
-    if text.bytes().all(|b| matches!(b, b' '..=b'~' | b'\n')) && (stands_for('\n').is_some() || !text.contains('\n')) {
+    // All of ten thousand lines, usually: many bytes at a time are looked at as one.
+    let is_shown = |bytes: &[u8]| bytes.iter().fold(true, |all, byte| all & matches!(byte, b' '..=b'~' | b'\n'));
+    if text.as_bytes().chunks(256).all(is_shown) && (stands_for('\n').is_some() || !text.contains('\n')) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len() + 16);
