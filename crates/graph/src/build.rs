@@ -5,7 +5,7 @@ use std::sync::Arc;
 use orlop_oci::{ChainId, Digest, DigestNumber, DigestTable, ImageId, Kind, Platform, PlatformMatcher, classify};
 
 use crate::intern::{Bits, FastMap, Number};
-use crate::reach::Store;
+use crate::reach::{Base, Store};
 use crate::{Graph, Records};
 
 /// What is known of a manifest or an index.
@@ -96,11 +96,49 @@ pub(crate) struct Numbered {
     pub(crate) is_name: bool,
 }
 
+impl Numbered {
+    fn new(namespace: NamespaceNumber, name: Arc<str>, target: Number, pinned: bool) -> Self {
+        let kind = classify(&name);
+        Self { namespace, name, target, kind, pinned, is_name: !kind.is_hash_reference() }
+    }
+}
+
+/// Collects other records over blobs, snapshots and manifests that were taken in before, with the numbers of then.
+#[derive(Debug, Clone)]
+pub struct Retelling {
+    base: Arc<Base>,
+    records: Vec<Numbered>,
+}
+
+impl Records {
+    /// Starts with all that these were built over, and no record.
+    pub fn retelling(&self) -> Retelling {
+        Retelling { base: self.store.base().clone(), records: Vec::new() }
+    }
+}
+
+impl Retelling {
+    /// As [`Builder::record_at`].
+    pub fn record_at(&mut self, namespace: NamespaceNumber, name: Arc<str>, target: DigestNumber, pinned: bool) {
+        self.records.push(Numbered::new(namespace, name, target, pinned));
+    }
+
+    /// As [`Builder::build`].
+    pub fn build(self) -> Graph {
+        Graph::new(Store::over(self.base, self.records))
+    }
+
+    /// As [`Builder::build_records`].
+    pub fn build_records(self) -> Records {
+        Records::new(Store::over(self.base, self.records))
+    }
+}
+
 /// Collects a store's state.
 #[derive(Debug)]
 pub struct Builder {
     pub(crate) wanted: PlatformMatcher,
-    pub(crate) digests: DigestTable,
+    pub(crate) digests: Arc<DigestTable>,
     /// By number of digest: its size if the blob is there.
     pub(crate) sizes: Vec<u64>,
     /// By namespace: the blobs it has.
@@ -119,11 +157,12 @@ pub(crate) type Place = (NamespaceNumber, Number);
 impl Builder {
     /// Starts empty; `wanted` says which manifest of an index is the image.
     pub fn new(wanted: PlatformMatcher) -> Self {
-        Self::over(wanted, DigestTable::default())
+        Self::over(wanted, Arc::default())
     }
 
-    /// Starts with digests that have numbers: the methods that end in `_at` take them.
-    pub fn over(wanted: PlatformMatcher, digests: DigestTable) -> Self {
+    /// Starts with digests that have numbers: the methods that end in `_at` take them. Others may have the same table; it is
+    /// copied if a digest comes that has none.
+    pub fn over(wanted: PlatformMatcher, digests: Arc<DigestTable>) -> Self {
         Self {
             wanted,
             sizes: Vec::with_capacity(digests.len()),
@@ -148,9 +187,13 @@ impl Builder {
         }) as NamespaceNumber
     }
 
+    fn number(&mut self, digest: &Digest) -> Number {
+        Arc::make_mut(&mut self.digests).add(digest)
+    }
+
     /// A blob that a namespace has; its size in bytes.
     pub fn blob(&mut self, namespace: &str, digest: &Digest, size: u64) {
-        let (namespace, number) = (self.namespace(namespace), self.digests.add(digest));
+        let (namespace, number) = (self.namespace(namespace), self.number(digest));
         self.blob_at(namespace, number, size);
     }
 
@@ -166,7 +209,7 @@ impl Builder {
 
     /// A committed snapshot; the same chain may be there once for each driver.
     pub fn snapshot(&mut self, namespace: &str, chain: &Digest, bytes: u64) {
-        let (namespace, number) = (self.namespace(namespace), self.digests.add(chain));
+        let (namespace, number) = (self.namespace(namespace), self.number(chain));
         self.snapshot_at(namespace, number, bytes);
     }
 
@@ -177,7 +220,7 @@ impl Builder {
 
     /// What is known of a manifest or index.
     pub fn manifest(&mut self, digest: &Digest, manifest: &Manifest) {
-        let digests = &mut self.digests;
+        let digests = Arc::make_mut(&mut self.digests);
         let number = digests.add(digest);
         let platform = |p: &Option<Platform>| p.clone().map(Arc::new);
         let numbered = NumberedManifest {
@@ -199,14 +242,13 @@ impl Builder {
 
     /// An image record.
     pub fn record(&mut self, record: Record) {
-        let (namespace, target) = (self.namespace(&record.namespace), self.digests.add(&record.target));
+        let (namespace, target) = (self.namespace(&record.namespace), self.number(&record.target));
         self.record_at(namespace, record.name.into(), target, record.pinned);
     }
 
     /// The same by number.
     pub fn record_at(&mut self, namespace: NamespaceNumber, name: Arc<str>, target: DigestNumber, pinned: bool) {
-        let kind = classify(&name);
-        self.records.push(Numbered { namespace, name, target, kind, pinned, is_name: !kind.is_hash_reference() });
+        self.records.push(Numbered::new(namespace, name, target, pinned));
     }
 
     /// The record given last, a hash reference, was asked for by digest: it is a reason to keep its image, as a tag is.
@@ -216,7 +258,7 @@ impl Builder {
 
     /// A blob keeps another one for another reason than its content: a referrer, a foreign label.
     pub fn link(&mut self, from: &Digest, to: &Digest) {
-        let link = (self.digests.add(from), self.digests.add(to));
+        let link = (self.number(from), self.number(to));
         self.links.push(link);
     }
 

@@ -30,7 +30,7 @@ mod plan;
 mod reach;
 mod records;
 
-pub use build::{Builder, Held, Holder, Manifest, NamespaceNumber, NumberedManifest, Record};
+pub use build::{Builder, Held, Holder, Manifest, NamespaceNumber, NumberedManifest, Record, Retelling};
 pub use images::{Freed, Graph, Image, Sizes};
 pub use plan::{InUse, Plan, PlanError, PlanRequest, Return, Why};
 pub use records::{RecordView, Records};

@@ -1,6 +1,6 @@
 //! What each record's target is and reaches.
 
-use std::ops::Range;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use orlop_oci::{ChainId, Digest, DigestTable, ImageId, Platform, PlatformMatcher};
@@ -14,15 +14,23 @@ const NONE: Number = Number::MAX;
 /// Everything that was taken in, by number.
 #[derive(Debug)]
 pub(crate) struct Store {
-    pub(crate) digests: DigestTable,
+    base: Arc<Base>,
+    pub(crate) records: Vec<Numbered>,
+    pub(crate) holders: Vec<Holder>,
+}
+
+/// All but who names it: several graphs may have the same.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) digests: Arc<DigestTable>,
     /// By number of digest: its size if the blob is there.
     sizes: Vec<u64>,
     /// By namespace: the blobs it has.
     here: Vec<Bits>,
     namespaces: Vec<Arc<str>>,
     pub(crate) snapshots: Vec<(Place, u64)>,
-    /// Snapshots of a namespace and chain, as a range: they are sorted.
-    by_place: FastMap<Place, Range<u32>>,
+    /// By number of a chain ID: its first snapshot, for they are sorted by that; and behind the last number, how many there are.
+    first_of: Vec<u32>,
     /// By number of a chain ID: the chain ID of the layers below.
     below: Vec<Number>,
     documents: Vec<Document>,
@@ -30,8 +38,14 @@ pub(crate) struct Store {
     document_of: Vec<u32>,
     links: FastMap<Number, Vec<Number>>,
     wanted: PlatformMatcher,
-    pub(crate) records: Vec<Numbered>,
-    pub(crate) holders: Vec<Holder>,
+}
+
+impl Deref for Store {
+    type Target = Base;
+
+    fn deref(&self) -> &Base {
+        &self.base
+    }
 }
 
 /// A manifest or index.
@@ -66,33 +80,47 @@ struct Leaf<'a> {
 
 impl Store {
     pub(crate) fn new(mut builder: Builder) -> Self {
-        builder.snapshots.sort_unstable();
+        let (records, holders) = (std::mem::take(&mut builder.records), std::mem::take(&mut builder.holders));
+        Self { base: Arc::new(Base::new(builder)), records, holders }
+    }
+
+    /// The same with other records, and without holders.
+    pub(crate) fn over(base: Arc<Base>, records: Vec<Numbered>) -> Self {
+        Self { base, records, holders: Vec::new() }
+    }
+
+    pub(crate) fn base(&self) -> &Arc<Base> {
+        &self.base
+    }
+}
+
+impl Base {
+    fn new(mut builder: Builder) -> Self {
         let length = builder.digests.len();
+        let (snapshots, first_of) = by_chain(&builder.snapshots, length);
         builder.sizes.resize(length, 0);
-        let mut store = Self {
+        let mut base = Self {
             digests: builder.digests,
             sizes: builder.sizes,
             here: builder.here,
             namespaces: builder.namespaces,
-            by_place: places(&builder.snapshots),
-            snapshots: builder.snapshots,
+            snapshots,
+            first_of,
             below: vec![NONE; length],
             documents: Vec::with_capacity(builder.manifests.len()),
             document_of: vec![NONE; length],
             links: FastMap::default(),
             wanted: builder.wanted,
-            records: builder.records,
-            holders: builder.holders,
         };
         let mut ranks = Vec::new();
         for (number, manifest) in builder.manifests {
-            store.document_of[number as usize] = store.documents.len() as u32;
-            store.take(manifest, &mut ranks);
+            base.document_of[number as usize] = base.documents.len() as u32;
+            base.take(manifest, &mut ranks);
         }
         for (from, to) in builder.links {
-            store.links.entry(from).or_default().push(to);
+            base.links.entry(from).or_default().push(to);
         }
-        store
+        base
     }
 
     /// Takes in a document.
@@ -166,16 +194,21 @@ impl Store {
 
     /// Marks the snapshots of a chain, if its top is there: collection keeps the lower ones only as parents.
     fn reach_chain(&self, top: Place, marks: &mut Marks, snapshot: &mut impl FnMut(u32)) {
-        let mut place = top;
-        while let Some(range) = self.by_place.get(&place) {
+        let (namespace, mut chain) = top;
+        while let Some(&[first, end]) = self.first_of.get(chain as usize..).and_then(<[u32]>::first_chunk) {
             // A chain that was seen is seen to its end.
-            for at in range.clone() {
+            let mut is_here = false;
+            for at in (first..end).filter(|at| self.snapshots[*at as usize].0.0 == namespace) {
                 if !marks.insert(at) {
                     return;
                 }
                 snapshot(at);
+                is_here = true;
             }
-            place.1 = self.below[place.1 as usize];
+            if !is_here {
+                return;
+            }
+            chain = self.below[chain as usize];
         }
     }
 
@@ -299,14 +332,18 @@ fn contents(manifest: &NumberedManifest) -> u64 {
     manifest.layers.iter().fold(manifest.config_size, |sum, (_, size)| sum.saturating_add(*size))
 }
 
-fn places(sorted: &[(Place, u64)]) -> FastMap<Place, Range<u32>> {
-    let mut places = FastMap::default();
-    places.reserve(sorted.len());
-    let mut start = 0;
-    for same in sorted.chunk_by(|a, b| a.0 == b.0) {
-        let end = start + same.len() as u32;
-        places.insert(same[0].0, start..end);
-        start = end;
+/// Sorts snapshots by chain ID, of which there are so many; with where each one's begin.
+fn by_chain(snapshots: &[(Place, u64)], digests: usize) -> (Vec<(Place, u64)>, Vec<u32>) {
+    let mut first_of = vec![0; digests + 1];
+    snapshots.iter().for_each(|((_, chain), _)| first_of[*chain as usize + 1] += 1);
+    for at in 0..digests {
+        first_of[at + 1] += first_of[at];
     }
-    places
+    let (mut next, mut sorted) = (first_of.clone(), vec![((0, 0), 0); snapshots.len()]);
+    for snapshot in snapshots {
+        let place = &mut next[snapshot.0.1 as usize];
+        sorted[*place as usize] = *snapshot;
+        *place += 1;
+    }
+    (sorted, first_of)
 }

@@ -35,6 +35,7 @@ mod gate;
 mod import;
 mod labels;
 mod lease;
+mod overview;
 mod place;
 mod pull;
 mod push;
@@ -56,7 +57,7 @@ mod users;
 mod walk;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub use beneath::Handed;
 pub use check::{CheckRequest, Problem};
@@ -95,13 +96,24 @@ struct Inner {
     platform: orlop_oci::Platform,
     settings: RwLock<Arc<Settings>>,
     pulled: Arc<AtomicU64>,
+    /// What listings show; see [`overview`].
+    overview: tokio::sync::Mutex<Option<overview::Kept>>,
+    /// What was measured of files that do not change.
+    measured: Mutex<usage::Memory>,
 }
 
 impl Images {
     /// Operations on a root.
     pub fn new(store: orlop_metadata::Store, settings: Settings) -> Self {
-        let (platform, settings) = (settings.platform.clone(), RwLock::new(Arc::new(settings)));
-        Self { inner: Arc::new(Inner { store, platform, settings, pulled: Arc::default() }) }
+        let inner = Inner {
+            store,
+            platform: settings.platform.clone(),
+            settings: RwLock::new(Arc::new(settings)),
+            pulled: Arc::default(),
+            overview: Default::default(),
+            measured: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The root.

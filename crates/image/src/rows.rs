@@ -1,17 +1,17 @@
 //! Listing: one row an image, or one row a record.
 //!
-//! A listing is read from one snapshot of the database. Rows of records need only what their documents say; rows of
-//! images need the graph of the whole store, since what other namespaces use is shared too. Either way rows are made
+//! A listing is of one snapshot of the database ([`crate::overview`]). Rows of records need only what their documents say;
+//! rows of images need the graph of the whole store, since what other namespaces use is shared too. Either way rows are made
 //! one by one when they are asked for, so that ten thousand of them are never there at once.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use orlop_graph::{Builder, Graph, NumberedManifest, Records};
-use orlop_metadata::{Labels, ListedImage, ListedManifest, Listing, ListingRequest, ManifestSummary, Scope};
-use orlop_oci::{Descriptor, Digest, ImageId, Kind, Platform, PlatformMatcher};
+use orlop_metadata::{Labels, ListingRequest, Scope};
+use orlop_oci::{Descriptor, Digest, ImageId, Kind, Platform};
 
-use crate::reconcile::{is_name_of, is_pinned};
+use crate::overview::{Depth, Overview};
+use crate::reconcile::is_name_of;
 use crate::{Images, Result};
 
 /// What to list.
@@ -101,46 +101,12 @@ pub struct SnapshotRow {
     pub inodes: u64,
 }
 
-/// What is asked of the state of a store: of records alone, or of images.
-trait Answers: Sized + Send + 'static {
-    const USAGE: bool;
-    fn build(builder: Builder) -> Self;
-    fn records(&self) -> &Records;
-}
-
-impl Answers for Records {
-    const USAGE: bool = false;
-
-    fn build(builder: Builder) -> Self {
-        builder.build_records()
-    }
-
-    fn records(&self) -> &Records {
-        self
-    }
-}
-
-impl Answers for Graph {
-    const USAGE: bool = true;
-
-    fn build(builder: Builder) -> Self {
-        builder.build()
-    }
-
-    fn records(&self) -> &Records {
-        self.records()
-    }
-}
-
-/// Records with the answers to what is asked of them.
-struct Answered<A> {
-    answers: A,
-    /// In the order of the answers.
-    listed: Vec<ListedImage>,
-}
-
 /// The images of a store; those of the wanted namespace have rows.
-pub(crate) struct View(Answered<Graph>);
+pub(crate) struct View {
+    overview: Arc<Overview>,
+    /// Which records are wanted; `None`: all.
+    wanted: Option<Vec<bool>>,
+}
 
 impl Images {
     /// One row an image, by first name.
@@ -154,11 +120,10 @@ impl Images {
         scope: &Scope,
         request: &ListRequest,
     ) -> Result<impl Iterator<Item = ImageRow> + Send + use<>> {
-        let view = View(self.answers(scope, request).await?);
-        Ok((0..view.0.answers.images().len()).filter_map(move |at| {
-            let image = &view.0.answers.images()[at];
-            let wanted = image.records.iter().any(|record| view.0.listed[*record].matches);
-            wanted.then(|| view.image_row(image))
+        let view = self.view_of(scope, request, Depth::Images).await?;
+        Ok((0..view.overview.graph().images().len()).filter_map(move |at| {
+            let image = &view.overview.graph().images()[at];
+            image.records.iter().any(|record| view.wants(*record)).then(|| view.image_row(image))
         }))
     }
 
@@ -173,70 +138,43 @@ impl Images {
         scope: &Scope,
         request: &ListRequest,
     ) -> Result<impl Iterator<Item = RecordRow> + Send + use<>> {
-        let Answered { answers, listed } = self.answers::<Records>(scope, request).await?;
-        Ok(listed.into_iter().enumerate().map(move |(at, record)| record_row(&answers, at, record)))
+        let view = self.view_of(scope, request, Depth::Records).await?;
+        let records = 0..view.overview.listing().images.len();
+        Ok(records.filter_map(move |at| {
+            let is_wanted = view.wants(at);
+            is_wanted.then(|| record_row(&view.overview, at))
+        }))
     }
 
     /// The images of the scope's namespace, measured against the whole store.
     pub(crate) async fn view(&self, scope: &Scope) -> Result<View> {
-        Ok(View(self.answers(scope, &ListRequest::default()).await?))
+        self.view_of(scope, &ListRequest::default(), Depth::Images).await
     }
 
-    async fn answers<A: Answers>(&self, scope: &Scope, request: &ListRequest) -> Result<Answered<A>> {
+    async fn view_of(&self, scope: &Scope, request: &ListRequest, depth: Depth) -> Result<View> {
         let request = ListingRequest {
             namespace: (!request.all_namespaces).then(|| scope.namespace.clone()),
             filters: request.filters.clone(),
-            usage: A::USAGE,
         };
-        let first = self.answers_with::<A>(&request, Vec::new()).await?;
-        let records = first.answers.records();
-        let unknown = records.unknown().into_iter().map(|at| {
-            let scope = Scope { namespace: records.get(at).namespace.to_owned(), ..scope.clone() };
-            (scope, target(records, at, &first.listed[at]))
-        });
-        let learnt = self.learn(&unknown.collect::<Vec<_>>()).await?;
-        if learnt.is_empty() {
-            return Ok(first);
-        }
-        self.answers_with(&request, learnt).await
-    }
-
-    /// Reads the store, and what was learnt although it may not be written.
-    async fn answers_with<A: Answers>(
-        &self,
-        request: &ListingRequest,
-        learnt: Vec<(Digest, ManifestSummary)>,
-    ) -> Result<Answered<A>> {
-        let wanted = PlatformMatcher::only(self.platform());
-        let request = request.clone();
-        self.blocking(move |store| {
-            let Listing { digests, namespaces, images, blobs, snapshots, manifests } = store.listing(&request)?;
-            let mut builder = Builder::over(wanted, digests);
-            // Namespaces get the numbers they have.
-            namespaces.iter().for_each(|name| _ = builder.namespace(name));
-            blobs.into_iter().for_each(|(namespace, digest, size)| builder.blob_at(namespace, digest, size));
-            snapshots.into_iter().for_each(|(namespace, chain, bytes)| builder.snapshot_at(namespace, chain, bytes));
-            manifests.into_iter().for_each(|(digest, manifest)| builder.manifest_at(digest, numbered(manifest)));
-            learnt.iter().for_each(|(digest, summary)| builder.manifest(digest, &graph_manifest(summary)));
-            for image in &images {
-                builder.record_at(image.namespace, image.name.clone(), image.target, is_pinned(&image.labels));
-            }
-            Ok(Answered { answers: A::build(builder), listed: images })
-        })
-        .await
+        let overview = self.overview(scope, depth).await?;
+        self.blocking(move |_| Ok(View { wanted: overview.listing().wanted(&request)?, overview })).await
     }
 }
 
 impl View {
+    fn wants(&self, record: usize) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted[record])
+    }
+
     /// The image that a record of the wanted namespace belongs to.
     pub(crate) fn image_of(&self, name: &str) -> Option<&orlop_graph::Image> {
-        let Answered { answers, listed } = &self.0;
-        let at = listed.iter().position(|record| record.matches && *record.name == *name)?;
-        answers.images().iter().find(|image| image.records.contains(&at))
+        let listed = self.overview.listing().images.iter();
+        let at = listed.enumerate().position(|(at, record)| *record.name == *name && self.wants(at))?;
+        self.overview.graph().images().iter().find(|image| image.records.contains(&at))
     }
 
     pub(crate) fn image_row(&self, image: &orlop_graph::Image) -> ImageRow {
-        let Answered { answers, listed } = &self.0;
+        let (listed, records) = (&self.overview.listing().images, self.overview.records());
         let mut row = ImageRow {
             image_id: image.image_id.clone(),
             namespace: (*image.namespace).to_owned(),
@@ -252,7 +190,7 @@ impl View {
         };
         let mut asked = Vec::new();
         for at in &image.records {
-            let (record, kind) = (&listed[*at], answers.records().get(*at).kind);
+            let (record, kind) = (&listed[*at], records.get(*at).kind);
             let name = (*record.name).to_owned();
             match kind.is_hash_reference() {
                 false => row.names.push(name),
@@ -267,15 +205,15 @@ impl View {
     }
 }
 
-fn record_row(records: &Records, at: usize, record: ListedImage) -> RecordRow {
-    let view = records.get(at);
+fn record_row(overview: &Overview, at: usize) -> RecordRow {
+    let (view, record) = (overview.records().get(at), &overview.listing().images[at]);
     RecordRow {
         name: view.name.to_owned(),
         namespace: view.namespace.to_owned(),
         kind: view.kind,
-        target: target(records, at, &record),
+        target: overview.target(at),
         image_id: view.image_id.cloned(),
-        labels: record.labels,
+        labels: record.labels.clone(),
         created_at: record.created_at,
         updated_at: record.updated_at,
         size: view.listed_size,
@@ -283,27 +221,6 @@ fn record_row(records: &Records, at: usize, record: ListedImage) -> RecordRow {
     }
 }
 
-fn target(records: &Records, at: usize, record: &ListedImage) -> Descriptor {
-    Descriptor::new(&*record.media_type, records.target_digest(at), record.size)
-}
-
 fn sizes(sizes: &orlop_graph::Sizes) -> Sizes {
     Sizes { compressed: sizes.compressed, unpacked: sizes.unpacked, shared: sizes.shared, unique: sizes.unique }
-}
-
-fn numbered(manifest: ListedManifest) -> NumberedManifest {
-    let ListedManifest { size, image_id, config_size, platform, chain, layers, manifests } = manifest;
-    NumberedManifest { size, image_id, config_size, platform, chain, layers, manifests }
-}
-
-fn graph_manifest(summary: &ManifestSummary) -> orlop_graph::Manifest {
-    orlop_graph::Manifest {
-        size: summary.size,
-        image_id: summary.image_id.clone(),
-        config_size: summary.config_size,
-        platform: summary.platform.clone(),
-        chain: summary.chain.clone(),
-        layers: summary.layers.clone(),
-        manifests: summary.manifests.clone(),
-    }
 }

@@ -1,13 +1,14 @@
 //! What takes how much disk, measured from the file system; and giving it back.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use orlop_metadata::gc::{self, Disposal};
-use orlop_metadata::{CountedImage, Scope, Store};
+use orlop_metadata::{Scope, Store};
 use orlop_oci::classify;
 
-use crate::allocated::Walk;
+use crate::allocated::{Lasting, Names, Walk};
 use crate::reconcile::is_name_of;
 use crate::{ImageRow, Images, ListRequest, Result, lease};
 
@@ -115,7 +116,8 @@ impl Images {
     pub async fn disk_usage(&self, scope: &Scope, images: bool) -> Result<DiskUsage> {
         let request = ListRequest { filters: Vec::new(), all_namespaces: true };
         let images = if images { self.images(scope, &request).await? } else { Vec::new() };
-        let measured = self.blocking(measure).await?;
+        let memory = self.clone();
+        let measured = self.blocking(move |store| measure(store, &memory.inner.measured)).await?;
         Ok(DiskUsage { images, ..measured })
     }
 }
@@ -143,26 +145,46 @@ fn dry_run(store: &Store, request: GcRequest) -> Result<GcOutcome> {
     Ok(GcOutcome { trash_bytes: in_trash, ..outcome(&report) })
 }
 
-fn measure(store: &Store) -> Result<DiskUsage> {
+fn measure(store: &Store, memory: &Mutex<Memory>) -> Result<DiskUsage> {
     // While the files are looked at.
     std::thread::scope(|scope| {
         let hash_references = scope.spawn(|| hash_references(store));
-        let usage = measure_files(store.root());
+        let usage = measure_files(store, &mut memory.lock().unwrap_or_else(PoisonError::into_inner));
         let hash_references = hash_references.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(DiskUsage { hash_references, ..usage? })
     })
 }
 
-fn measure_files(root: &Path) -> Result<DiskUsage> {
-    let mut walk = Walk::new(root);
+/// What is remembered of the files of a root.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    blobs: Lasting,
+    trees: HashMap<&'static str, Lasting>,
+}
+
+/// Where blobs are of which all have such names.
+const BLOBS: &str = "content/blobs/sha256";
+
+fn measure_files(store: &Store, memory: &mut Memory) -> Result<DiskUsage> {
+    let mut walk = Walk::new(store.root());
+    let drivers: Vec<&'static str> = store.drivers().iter().filter(|_| walk.may_remember()).map(|d| d.name()).collect();
+    if walk.may_remember() {
+        walk.leave_out(Path::new(BLOBS));
+        drivers.iter().for_each(|driver| walk.leave_out(&trees(driver)));
+    }
     let mut usage = DiskUsage {
         content: walk.below("content/blobs")?,
         ingests: walk.below("content/ingest")?,
         snapshots: walk.below("snapshots")?,
-        trash: walk.below("trash")?,
-        quarantine: walk.below("quarantine")?,
         ..DiskUsage::default()
     };
+    if walk.may_remember() {
+        let (blobs, snapshots) = measure_lasting(store, &walk, &drivers, memory)?;
+        usage.content += blobs;
+        usage.snapshots += snapshots;
+    }
+    usage.trash = walk.below("trash")?;
+    usage.quarantine = walk.below("quarantine")?;
     // Whatever else is in the root: database, history, locks, the directories between.
     usage.metadata = walk.rest()?;
     let stored = usage.content + usage.ingests + usage.snapshots;
@@ -170,24 +192,34 @@ fn measure_files(root: &Path) -> Result<DiskUsage> {
     Ok(usage)
 }
 
-/// What would go if only the hash references went: planned, less what would go anyway.
-fn hash_references(store: &Store) -> Result<HashReferenceUsage> {
-    let mut usage = HashReferenceUsage::default();
-    let mut records = Vec::new();
-    for image in store.counted_images()? {
-        if !is_name_of(classify(&image.name), &image.labels) {
-            usage.records += 1;
-            usage.metadata_bytes += row_bytes(&image);
-            records.push((image.namespace.to_string(), image.name));
-        }
-    }
-    usage.content_bytes = store.bytes_kept_by(&records)?;
-    Ok(usage)
+/// Where the trees of a driver are, below the root.
+fn trees(driver: &str) -> PathBuf {
+    Path::new("snapshots").join(driver)
 }
 
-/// The bytes of a record's columns, as text.
-fn row_bytes(image: &CountedImage) -> u64 {
-    let labels: usize = image.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
-    // Size and the two times are integers of eight bytes.
-    image.text_bytes + (labels + 3 * 8) as u64
+/// What blobs and trees take.
+fn measure_lasting(
+    store: &Store,
+    walk: &Walk<'_>,
+    drivers: &[&'static str],
+    memory: &mut Memory,
+) -> Result<(u64, u64)> {
+    let Memory { blobs, trees: of_drivers } = memory;
+    std::thread::scope(|scope| {
+        let blobs = scope.spawn(|| walk.lasting(Path::new(BLOBS), blobs, Names::Hashes));
+        let snapshots = drivers.iter().try_fold(0, |bytes, driver| -> Result<u64> {
+            // Asked before they are measured.
+            let lasting = Names::Numbers(store.lasting_trees(driver)?);
+            Ok(bytes + walk.lasting(&trees(driver), of_drivers.entry(driver).or_default(), lasting)?)
+        });
+        let blobs = blobs.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((blobs, snapshots?))
+    })
+}
+
+/// What would go if only the hash references went: planned, less what would go anyway.
+fn hash_references(store: &Store) -> Result<HashReferenceUsage> {
+    let gc::RecordsCost { records, row_bytes, kept_bytes } =
+        store.cost_of_records(|name, labels| !is_name_of(classify(name), labels))?;
+    Ok(HashReferenceUsage { records, content_bytes: kept_bytes, metadata_bytes: row_bytes })
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use orlop_content::LocalStore;
 use orlop_metadata::gc::Disposal;
-use orlop_metadata::{ImageChange, ListingRequest, OpenOptions, Scope, Store};
+use orlop_metadata::{ImageChange, OpenOptions, Scope, Store};
 use orlop_oci::{Digest, Document, Reference, media_type};
 use orlop_snapshot::apply::{Options, apply};
 use orlop_snapshot::{ApplyTarget, NativeDriver, Whiteouts};
@@ -64,8 +64,7 @@ fn unpack(layer: &Path, directory: &Path) -> Result<u64> {
 fn list(store: &Store) -> Result<u64> {
     let mut seen = 0;
     for _ in 0..TIMES {
-        let request = ListingRequest { namespace: Some("k8s.io".to_owned()), filters: Vec::new(), usage: true };
-        seen += store.listing(&request)?.images.len() + store.images("k8s.io", &[])?.len();
+        seen += store.listing(true)?.images.len() + store.images("k8s.io", &[])?.len();
     }
     Ok(seen as u64)
 }

@@ -85,7 +85,7 @@ pub use filter::{Filter, FilterError};
 pub use history::{HistoryAction, HistoryEntry, LogLine, ParsedLog, RecordState, parse_log};
 pub use images::{Image, ImageChange, Replacement};
 pub use leases::{Lease, Resource, ResourceKind};
-pub use listing::{CountedImage, ListedImage, ListedManifest, Listing, ListingRequest};
+pub use listing::{ListedImage, ListedManifest, Listing, ListingRequest};
 pub use look::{Glance, Look, Mark};
 pub use mounts::Activation;
 pub use namespaces::{NamespaceInfo, validate_identifier, validate_namespace};

@@ -105,11 +105,7 @@ pub(crate) const CHANGED_SINCE: &str = "SELECT name FROM history WHERE seq > ?1 
 impl Look<'_> {
     /// Where the root is.
     pub fn mark(&self) -> Result<Mark> {
-        let mut history = self.conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM history")?;
-        let history = history.query_row([], |row| row.get(0))?;
-        let mut content = self.conn.prepare_cached("SELECT value FROM sequence WHERE name = 'content'")?;
-        let content = content.query_row([], |row| row.get(0)).optional()?.unwrap_or(0);
-        Ok(Mark { history, content })
+        mark(self.conn)
     }
 
     /// Shows all records, by name.
@@ -179,6 +175,15 @@ impl Look<'_> {
         });
         Ok(found.optional()?)
     }
+}
+
+/// Where the root is.
+pub(crate) fn mark(conn: &Connection) -> Result<Mark> {
+    let mut history = conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM history")?;
+    let history = history.query_row([], |row| row.get(0))?;
+    let mut content = conn.prepare_cached("SELECT value FROM sequence WHERE name = 'content'")?;
+    let content = content.query_row([], |row| row.get(0)).optional()?.unwrap_or(0);
+    Ok(Mark { history, content })
 }
 
 /// Moves the counter of dropped and relabelled blobs.

@@ -94,6 +94,24 @@ impl DigestTable {
         (number != EMPTY).then_some(number)
     }
 
+    /// The number of a digest given as text, if it has one. `guesses` are compared first: who reads again what he has read
+    /// before knows most numbers, and looking at them in their order costs less than searching.
+    ///
+    /// # Panics
+    /// If a guess is no number of this table.
+    pub fn get_text(&self, text: &str, guesses: impl IntoIterator<Item = DigestNumber>) -> Option<DigestNumber> {
+        let Some(hash) = text.strip_prefix("sha256:").and_then(|hex| decode_hex::<BYTES>(hex.as_bytes())) else {
+            return self.get(&text.parse().ok()?);
+        };
+        let is_it = |guess: &DigestNumber| {
+            self.hashes[*guess as usize] == hash && (hash != [0; BYTES] || !self.others_back.contains_key(guess))
+        };
+        guesses.into_iter().find(is_it).or_else(|| {
+            let number = *self.slots.get(self.slot(&hash)?)?;
+            (number != EMPTY).then_some(number)
+        })
+    }
+
     /// The digest with a number that this table gave.
     ///
     /// # Panics
@@ -207,6 +225,9 @@ mod tests {
                 let digest = digest(pick);
                 let known = numbers.get(&pick).copied();
                 prop_assert_eq!(table.get(&digest), known.map(|n| n as DigestNumber));
+                let guesses = [pick.into(), known.unwrap_or_default() as DigestNumber];
+                let guesses = guesses.into_iter().filter(|guess| (*guess as usize) < table.len());
+                prop_assert_eq!(table.get_text(digest.as_str(), guesses), known.map(|n| n as DigestNumber));
                 let number = match pick % 3 {
                     0 => table.add(&digest),
                     1 => table.add_text(digest.as_str()).unwrap(),
@@ -238,6 +259,10 @@ mod tests {
         // A hash of zeros is a hash like any other, though others leave zeros behind.
         table.add(&digest(2));
         let zeros = Digest::from_bytes(Algorithm::Sha256, &[0; 32]).unwrap();
-        assert_eq!((table.get(&zeros), table.add(&zeros), table.get(&zeros)), (None, 1, Some(1)));
+        assert_eq!((table.get(&zeros), table.get_text(zeros.as_str(), [0])), (None, None));
+        assert_eq!(
+            (table.add(&zeros), table.get(&zeros), table.get_text(zeros.as_str(), [0, 1])),
+            (1, Some(1), Some(1))
+        );
     }
 }

@@ -7,6 +7,7 @@ mod archives;
 mod check;
 mod containers;
 mod cri;
+mod following;
 mod gate;
 mod kill;
 mod kin;

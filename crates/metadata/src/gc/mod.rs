@@ -23,6 +23,7 @@
 //! it. Readers never wait; writers wait for the marking, whose cost follows S, and for small batches of deletions.
 
 mod bytes;
+mod cost;
 mod full;
 mod graph;
 mod mark;
@@ -36,6 +37,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 
 pub(crate) use bytes::{TRASH, block_on, directory, finish, io_error, make_private, tree_directory};
+pub use cost::RecordsCost;
 use graph::Rows;
 pub(crate) use graph::driver_of;
 pub(crate) use mark::Node;
@@ -138,16 +140,17 @@ impl Store {
     pub fn bytes_kept_by(&self, records: &[(String, String)]) -> Result<u64> {
         let records = records.iter().cloned().collect();
         let now = self.now();
-        let planned = self.read(|conn| {
-            let records = narrow::narrow(conn, now, records)?;
-            if records.is_empty() {
-                return Ok(None);
-            }
-            Ok(Some((Planned::of(conn, now, &records)?, Planned::of(conn, now, &BTreeSet::new())?)))
-        })?;
-        let Some((with, before)) = planned else { return Ok(0) };
-        let freed = |report: Report| report.blob_bytes + report.snapshot_bytes;
-        Ok(freed(self.measured(with)).saturating_sub(freed(self.measured(before))))
+        let planned = self.read(|conn| with_and_without(conn, now, &narrow::narrow(conn, now, records)?))?;
+        Ok(self.bytes_between(planned))
+    }
+
+    /// How much more the first of two collections would give back.
+    fn bytes_between(&self, planned: Option<(Planned, Planned)>) -> u64 {
+        let freed = |planned| {
+            let report = self.measured(planned);
+            report.blob_bytes + report.snapshot_bytes
+        };
+        planned.map_or(0, |(with, before)| freed(with).saturating_sub(freed(before)))
     }
 
     /// Adds what snapshots take whose row does not say it.
@@ -187,6 +190,14 @@ impl Planned {
         let report = removal.report(conn)?;
         Ok(Self { removal, report })
     }
+}
+
+/// A collection after these records were deleted, and one without that; `None` if there are none.
+fn with_and_without(conn: &Connection, now: i64, records: &narrow::Records) -> Result<Option<(Planned, Planned)>> {
+    if records.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some((Planned::of(conn, now, records)?, Planned::of(conn, now, &BTreeSet::new())?)))
 }
 
 /// A trash entry to be.

@@ -48,7 +48,7 @@ fn are_many(conn: &Connection, without: &Records) -> Result<bool> {
 }
 
 /// Records that state more than a target, or that another object keeps itself alive by.
-fn stating(conn: &Connection, namespace: &str) -> Result<HashSet<String>> {
+pub(super) fn stating(conn: &Connection, namespace: &str) -> Result<HashSet<String>> {
     let mut query = conn.prepare_cached(
         "SELECT from_name FROM edge WHERE namespace = ?1 AND from_kind = ?2 AND (label = 1 OR back = 1)
          UNION ALL SELECT from_name FROM condition WHERE namespace = ?1 AND from_kind = ?2",

@@ -4,8 +4,8 @@ use orlop_snapshot::Usage;
 use rusqlite::params;
 
 use super::{ScopedSnapshots, SnapshotKind};
-use crate::Result;
 use crate::images::size_from_column;
+use crate::{Result, Store};
 
 /// What the snapshots of one driver take in one namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,20 @@ pub struct SnapshotTotals {
     pub committed: Usage,
     /// Keys and kinds of the others; what they take changes without a word to the database.
     pub open: Vec<(String, SnapshotKind)>,
+}
+
+impl Store {
+    /// Numbers of the trees of a driver of which nothing changes any more, in any namespace, in order: those that are committed,
+    /// and whose labels are those of the commit (`meta`, beside the tree, says them).
+    pub fn lasting_trees(&self, driver: &str) -> Result<Vec<u64>> {
+        self.read(|conn| {
+            let mut query = conn.prepare_cached(
+                "SELECT id FROM snapshot WHERE driver = ?1 AND kind = 'committed' AND updated = created ORDER BY id",
+            )?;
+            let rows = query.query_map([driver], |row| row.get::<_, i64>(0).map(i64::unsigned_abs))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
 }
 
 impl ScopedSnapshots {

@@ -372,6 +372,15 @@ impl World {
         let freed = |report: &Report| report.blob_bytes + report.snapshot_bytes;
         let more = self.rig.store.bytes_kept_by(&records).expect("a plan");
         assert_eq!(more, freed(&plan) - freed(&before));
+        // The same of all namespaces' records with these names, found while they are counted.
+        let of = |(space, namespace): (&Space, &str)| {
+            let there = names.iter().filter(|name| space.images.contains_key(*name));
+            there.map(|name| (namespace.to_owned(), name.clone())).collect::<Vec<_>>()
+        };
+        let everywhere: Vec<_> = self.spaces.iter().zip(NAMESPACES).flat_map(of).collect();
+        let cost = self.rig.store.cost_of_records(|name, _| names.iter().any(|n| n == name)).expect("a sum");
+        let kept = self.rig.store.bytes_kept_by(&everywhere).expect("a plan");
+        assert_eq!((cost.records, cost.kept_bytes), (everywhere.len() as u64, kept));
     }
 
     fn undo(&mut self, space: usize) {

@@ -9,7 +9,7 @@ use crate::support;
 use crate::support::{PlainDriver, Root, digest, labels};
 use orlop_content::MemoryStore;
 use orlop_metadata::gc::Disposal;
-use orlop_metadata::{ListedManifest, Listing, ListingRequest, ManifestSummary, Store};
+use orlop_metadata::{ListedManifest, Listing, ManifestSummary, Store};
 use orlop_oci::{ChainId, ImageId, Platform};
 use rusqlite::types::Value;
 
@@ -80,7 +80,7 @@ fn sizes(listing: &Listing) -> [Vec<(String, u64)>; 2] {
 fn is_all_there(store: &Store) {
     let image = store.image("test", "docker.io/library/a:1").unwrap();
     assert_eq!((image.target.digest, image.labels), (digest("index"), labels([("k", "v")])));
-    let listing = store.listing(&ListingRequest { usage: true, ..ListingRequest::default() }).unwrap();
+    let listing = store.listing(true).unwrap();
     let sorted = |mut rows: Vec<(String, u64)>| {
         rows.sort();
         rows
@@ -161,7 +161,7 @@ fn a_listing_numbers_what_summaries_say() {
     let summaries = [(digest("manifest"), manifest()), (digest("index"), index())];
     root.store.put_summaries(&summaries).unwrap();
     for usage in [true, false] {
-        let listing = root.store.listing(&ListingRequest { usage, ..ListingRequest::default() }).unwrap();
+        let listing = root.store.listing(usage).unwrap();
         let number = |text: &str| listing.digests.get(&digest(text));
         let of = |text: &str| {
             let wanted = number(text).unwrap();

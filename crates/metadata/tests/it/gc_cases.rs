@@ -202,6 +202,7 @@ fn a_plan_without_many_records_looks_at_what_each_of_them_keeps() {
     rig.image(NS, "hash of three", &three);
     collect(&rig);
     rig.advance(120);
+    let media_type = |name: &str| rig.store.image(NS, name).expect("a record").target.media_type;
     let names = ["hash", "hash of two", "hash with more", "hash asked for", "hash of three"];
     let without: Vec<_> = names.map(|name| (NS.to_owned(), name.to_owned())).to_vec();
     let plan = rig.store.plan_collection(&without).expect("a plan");
@@ -210,6 +211,11 @@ fn a_plan_without_many_records_looks_at_what_each_of_them_keeps() {
     assert_eq!(plan.images, [(NS.to_owned(), "passing".to_owned())].into_iter().collect());
     assert_eq!(rig.store.bytes_kept_by(&without).expect("a plan"), 12, "three is another namespace's too");
     assert_eq!(rig.store.bytes_kept_by(&without[..1]).expect("a plan"), 0);
+    let cost = |wanted: &[&str]| rig.store.cost_of_records(|name, _| wanted.contains(&name)).expect("a sum");
+    assert_eq!((cost(&names).records, cost(&names).kept_bytes), (5, 12));
+    // Namespace, name, target's digest and media type, a size and two times.
+    let row_bytes = NS.len() + "hash".len() + "sha256:".len() + 64 + media_type("hash").len() + 24;
+    assert_eq!((cost(&["hash"]).row_bytes, cost(&["hash"]).kept_bytes), (row_bytes as u64, 0));
     // The record has expired, and is garbage whoever asks; so is what it alone kept.
     let plan = rig.store.plan_collection(&[(NS.to_owned(), "hash of two".to_owned())]).expect("a plan");
     assert_eq!((plan.content.len(), plan.images.len()), (1, 1));

@@ -4,8 +4,12 @@
 //! links). So it is made cheap: names are looked up from their directory, and two threads share the work, a directory or
 //! [`PIECE`] names of a large one at a time.
 //!
+//! [`lasting`] remembers what need not be looked at twice.
+//!
 //! # Concurrency
 //! Others may change what is walked over: what goes meanwhile is not counted.
+
+mod lasting;
 
 use std::collections::HashSet;
 use std::ffi::{CStr, OsStr};
@@ -18,6 +22,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use orlop_snapshot::extents::{self, Counted};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+
+pub(crate) use lasting::{Lasting, Names};
 
 use crate::{Error, Result};
 
@@ -51,6 +57,16 @@ impl<'r> Walk<'r> {
         let bytes = self.walk(path.clone(), false)?;
         self.parts.push(path);
         Ok(bytes)
+    }
+
+    /// Whether what a file takes does not depend on others, so that it may be remembered.
+    pub(crate) fn may_remember(&self) -> bool {
+        self.shared.is_none()
+    }
+
+    /// Leaves a directory out of all that is walked over from here on.
+    pub(crate) fn leave_out(&mut self, part: &Path) {
+        self.parts.push(self.root.join(part));
     }
 
     /// The same of everything else in the root. What is mounted there belongs to others.
@@ -125,7 +141,7 @@ struct State {
 
 struct Pool<'p> {
     walk: &'p Walk<'p>,
-    /// The only device that is walked over, for what is left of a root; its other parts are left out.
+    /// The only device that is walked over, for what is left of a root.
     device: Option<u64>,
     state: Mutex<State>,
     changed: Condvar,
@@ -228,7 +244,7 @@ impl Pool<'_> {
     /// The path of a directory to walk over.
     fn directory(&self, opened: &Opened, name: &CStr) -> Option<PathBuf> {
         let path = opened.path.join(OsStr::from_bytes(name.to_bytes()));
-        (self.device.is_none() || !self.walk.parts.contains(&path)).then_some(path)
+        (!self.walk.parts.contains(&path)).then_some(path)
     }
 }
 
