@@ -149,6 +149,16 @@ impl Store {
         })
     }
 
+    /// The same for several, in one transaction.
+    pub fn add_resources(&self, namespace: &str, lease: &str, resources: &[Resource]) -> Result<()> {
+        resources.iter().try_for_each(check)?;
+        self.lent_together("add to lease", |tx| {
+            require(tx, namespace, lease)?;
+            let mut all = resources.iter();
+            all.try_for_each(|one| insert(tx, namespace, lease, &one.kind.to_string(), &one.name))
+        })
+    }
+
     /// Takes an object out of a lease. One that was not in it is no error, an unknown lease is.
     pub fn delete_resource(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<()> {
         check(resource)?;

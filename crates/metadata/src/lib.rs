@@ -77,7 +77,7 @@ pub use around::Surroundings;
 pub use changes::{Change, Follower, Notice, Watcher};
 pub use check::MetadataProblem;
 pub use containers::{Container, ContainerBase, TypedBytes};
-pub use content::{ContentInfo, ScopedContent, ScopedWriter};
+pub use content::{Brought, ContentInfo, ScopedContent, ScopedWriter};
 pub use damage::{Affected, Damage, Damaged};
 pub use db::Clock;
 pub use error::{Error, Fault, ObjectKind, Result};

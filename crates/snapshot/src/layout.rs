@@ -26,6 +26,10 @@ const PRIVATE: u32 = 0o700;
 /// What a tree is to begin with.
 const PUBLIC: u32 = 0o755;
 
+/// So many directories are synced one by one. Without a journal each waits for the disk anew; more of them are cheaper with the whole
+/// file system, of which most was written just now or by the same operation.
+const FEW: usize = 4;
+
 impl Layout {
     /// Uses `root`, which is made if it is missing.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
@@ -100,9 +104,18 @@ impl Layout {
         stdfs::rename(&new, self.dir(id).join("meta")).at("rename", &new)
     }
 
-    /// Makes durable that a snapshot is there, with what is in its directory. What is in the tree is not looked at.
-    pub(crate) fn sync_new(&self, id: SnapshotId) -> Result<()> {
-        sync(&self.dir(id))
+    /// Makes durable that snapshots are there, with what is in their directories. What is in the trees is not looked at.
+    pub(crate) fn sync_new(&self, snapshots: &[SnapshotId]) -> Result<()> {
+        if snapshots.len() > FEW {
+            return self.sync_all();
+        }
+        snapshots.iter().try_for_each(|id| sync(&self.dir(*id)))
+    }
+
+    /// Makes everything durable that is in the file system.
+    fn sync_all(&self) -> Result<()> {
+        let root = fs::open_dir(&self.root).at("open", &self.root)?;
+        rustix::fs::syncfs(&root).at("sync the file system of", &self.root)
     }
 
     /// Makes durable what the tree's own directory is like.
@@ -151,14 +164,12 @@ impl Layout {
     pub(crate) fn commit_all(&self, snapshots: &[(SnapshotId, &Meta)]) -> Result<()> {
         let written = snapshots.iter().map(|(id, meta)| self.write_new_meta(*id, meta));
         let written = written.collect::<Result<Vec<_>>>()?;
-        let root = fs::open_dir(&self.root).at("open", &self.root)?;
-        rustix::fs::syncfs(&root).at("sync the file system of", &self.root)?;
+        self.sync_all()?;
         for ((id, _), new) in snapshots.iter().zip(written) {
             stdfs::rename(&new, self.dir(*id).join("meta")).at("rename", &new)?;
             remove_file(&self.applied(*id))?;
         }
-        // The first of them takes the others along.
-        snapshots.iter().try_for_each(|(id, _)| sync(&self.dir(*id)))
+        self.sync_new(&snapshots.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     }
 
     fn write_new_meta(&self, id: SnapshotId, meta: &Meta) -> Result<PathBuf> {

@@ -94,7 +94,7 @@ pub struct Meta {
     pub labels: std::collections::BTreeMap<String, String>,
 }
 
-/// A snapshot to be committed with those that it stands on.
+/// A snapshot that is made, or committed, together with others.
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Its tree.
@@ -116,6 +116,11 @@ pub trait Driver: Send + Sync {
     /// # Durability
     /// When this returns `Ok`, the tree can be mounted after a power cut.
     fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()>;
+
+    /// The same for several; those that can, wait for the disk together. If it fails, any of them may have been made.
+    fn create_all(&self, trees: &[Link]) -> Result<()> {
+        trees.iter().try_for_each(|tree| self.create(tree.id, &tree.parents, &tree.meta))
+    }
 
     /// How to mount it: read-only if `writable` is false.
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>>;

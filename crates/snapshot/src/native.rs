@@ -39,7 +39,7 @@ impl Driver for NativeDriver {
             return self.layout.commit(id, meta);
         }
         self.layout.write_meta(id, meta)?;
-        self.layout.sync_new(id)
+        self.layout.sync_new(&[id])
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {

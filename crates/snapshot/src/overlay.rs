@@ -63,14 +63,9 @@ impl OverlayDriver {
         }
         self.layout.record(id)
     }
-}
 
-impl Driver for OverlayDriver {
-    fn name(&self) -> &'static str {
-        "overlayfs"
-    }
-
-    fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
+    /// Makes a tree, which is not durable yet.
+    fn make(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
         self.layout.create(id)?;
         if meta.kind != "view" {
             let work = self.layout.work(id);
@@ -80,8 +75,23 @@ impl Driver for OverlayDriver {
             crate::copy::root_attributes(&self.layout.tree(*nearest), &self.layout.tree(id))?;
             self.layout.sync_tree(id)?;
         }
-        self.layout.write_meta(id, meta)?;
-        self.layout.sync_new(id)
+        self.layout.write_meta(id, meta)
+    }
+}
+
+impl Driver for OverlayDriver {
+    fn name(&self) -> &'static str {
+        "overlayfs"
+    }
+
+    fn create(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
+        self.make(id, parents, meta)?;
+        self.layout.sync_new(&[id])
+    }
+
+    fn create_all(&self, trees: &[Link]) -> Result<()> {
+        trees.iter().try_for_each(|tree| self.make(tree.id, &tree.parents, &tree.meta))?;
+        self.layout.sync_new(&trees.iter().map(|tree| tree.id).collect::<Vec<_>>())
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {

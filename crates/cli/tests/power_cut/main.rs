@@ -12,6 +12,7 @@ mod common;
 mod repair;
 #[path = "../verdict/mod.rs"]
 mod verdict;
+mod waits;
 mod workload;
 
 use orlop_testkit::archive::oci_archive;

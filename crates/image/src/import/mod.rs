@@ -6,6 +6,7 @@
 
 mod directory;
 mod files;
+mod intake;
 mod layout;
 mod tarball;
 mod verbatim;

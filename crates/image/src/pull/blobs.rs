@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use orlop_content::{self as content, IngestManager, IngestOptions, Ingester, Provider, Writer};
+use orlop_content::{self as content, IngestManager, IngestOptions, Provider, Writer};
+use orlop_metadata::{Brought, ScopedWriter};
 use orlop_oci::{Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
 use orlop_remote::BlobStream;
 use tracing::field::Empty;
@@ -54,7 +55,7 @@ impl<'a> Turn<'a> {
 
 impl Session<'_> {
     /// Opens a writer, waiting for another one of the same blob. `None`: the blob is there.
-    pub(crate) async fn writer(&self, descriptor: &Descriptor, kind: &str) -> Result<Option<Box<dyn Writer>>> {
+    async fn writer(&self, descriptor: &Descriptor, kind: &str) -> Result<Option<ScopedWriter>> {
         let reference = ingest_name(descriptor, kind);
         let options = IngestOptions {
             reference: reference.clone(),
@@ -63,7 +64,7 @@ impl Session<'_> {
         };
         let mut turn = Turn::new(&reference);
         loop {
-            match self.content.writer(options.clone()).await {
+            match self.content.scoped_writer(options.clone()).await {
                 Ok(writer) => return Ok(Some(writer)),
                 Err(content::Error::AlreadyExists(_)) => return Ok(None),
                 Err(content::Error::Locked(_)) => {
@@ -74,8 +75,15 @@ impl Session<'_> {
         }
     }
 
-    /// Makes a blob be there. If all of it has to come, `tee` is asked for a pipe that it goes into as well.
-    pub(crate) async fn blob(&self, descriptor: &Descriptor, tee: &mut Tee<'_>) -> Result<()> {
+    /// Makes a blob be there.
+    pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<()> {
+        self.bring_blob(descriptor, &mut || None).await?;
+        self.show_brought().await
+    }
+
+    /// Makes a blob's bytes be there; it is visible after [`Session::show_brought`]. If all of it has to come, `tee` is asked for a pipe
+    /// that it goes into as well.
+    pub(super) async fn bring_blob(&self, descriptor: &Descriptor, tee: &mut Tee<'_>) -> Result<()> {
         let mut tries = 1;
         loop {
             let (resumed, error) = match self.blob_once(descriptor, tee).await {
@@ -103,10 +111,10 @@ impl Session<'_> {
             self.present(descriptor, kind);
             return Ok(());
         };
-        let offset = self.resume_at(&mut *writer, descriptor).await.map_err(fresh)?;
+        let offset = self.resume_at(&mut writer, descriptor).await.map_err(fresh)?;
         let (digest, size) = (&descriptor.digest, descriptor.size);
         let span = tracing::info_span!("fetch", %digest, kind, size, offset, error = Empty);
-        let result = within(span, self.fill(&mut *writer, descriptor, offset, tee)).await;
+        let result = within(span, self.fill(&mut writer, descriptor, offset, tee)).await;
         result.map_err(|error| (offset > 0, error))
     }
 
@@ -122,7 +130,7 @@ impl Session<'_> {
 
     async fn fill(
         &self,
-        writer: &mut dyn Writer,
+        writer: &mut ScopedWriter,
         descriptor: &Descriptor,
         offset: u64,
         tee: &mut Tee<'_>,
@@ -139,7 +147,9 @@ impl Session<'_> {
             }
         }
         self.tell(descriptor, kind, Stage::Verifying, descriptor.size);
-        self.commit(writer, descriptor, kind).await?;
+        if let Some(brought) = self.keep_bytes(writer, descriptor, kind).await? {
+            self.show_later(descriptor, brought).await?;
+        }
         self.transferred.fetch_add(descriptor.size - offset, Ordering::Relaxed);
         self.present.fetch_add(offset, Ordering::Relaxed);
         let stage = if offset == descriptor.size && offset > 0 { Stage::Present } else { Stage::Complete };
@@ -158,12 +168,25 @@ impl Session<'_> {
     }
 
     /// Commits; bytes that are wrong are dropped, lest the next try resumes them.
-    pub(crate) async fn commit(&self, writer: &mut dyn Writer, descriptor: &Descriptor, kind: &str) -> Result<()> {
+    async fn commit(&self, writer: &mut ScopedWriter, descriptor: &Descriptor, kind: &str) -> Result<()> {
+        let Some(brought) = self.keep_bytes(writer, descriptor, kind).await? else { return Ok(()) };
+        let shown = self.content.show_all(vec![brought]).await?;
+        Ok(shown.into_iter().collect::<content::Result<()>>()?)
+    }
+
+    /// Has what was written verified and kept; wrong bytes are dropped. `None`: the blob is visible.
+    async fn keep_bytes(
+        &self,
+        writer: &mut ScopedWriter,
+        descriptor: &Descriptor,
+        kind: &str,
+    ) -> Result<Option<Brought>> {
         let reference = ingest_name(descriptor, kind);
         let mut turn = Turn::new(&reference);
         loop {
-            match writer.commit(descriptor.size, Some(&descriptor.digest)).await {
-                Ok(_) | Err(content::Error::AlreadyExists(_)) => return Ok(()),
+            match writer.bring(descriptor.size, Some(&descriptor.digest)).await {
+                Ok(brought) => return Ok(brought),
+                Err(content::Error::AlreadyExists(_)) => return Ok(None),
                 Err(content::Error::Locked(_)) => turn.wait(None).await?,
                 Err(error @ content::Error::DigestMismatch { .. }) => {
                     if let Err(second) = self.content.abort(&reference).await {
@@ -193,7 +216,7 @@ impl Session<'_> {
         let Some(mut writer) = self.writer(descriptor, kind).await? else { return Ok(()) };
         if writer.status().offset == descriptor.size {
             // Somebody else was faster.
-            match self.commit(&mut *writer, descriptor, kind).await {
+            match self.commit(&mut writer, descriptor, kind).await {
                 Err(Error::Content(content::Error::DigestMismatch { .. })) => {}
                 other => return other,
             }
@@ -204,7 +227,7 @@ impl Session<'_> {
             writer.truncate(0).await?;
         }
         writer.write(bytes).await?;
-        self.commit(&mut *writer, descriptor, kind).await
+        self.commit(&mut writer, descriptor, kind).await
     }
 
     /// Tells that nothing had to be fetched for a blob.
@@ -252,7 +275,7 @@ impl Session<'_> {
         };
         if writer.status().offset == descriptor.size && descriptor.size > 0 {
             // Another namespace has it, or an earlier try was stopped before its last step.
-            match self.commit(&mut *writer, descriptor, kind).await {
+            match self.commit(&mut writer, descriptor, kind).await {
                 Ok(()) => {
                     self.present(descriptor, kind);
                     let bytes = content::read_verified(&self.content, &descriptor.digest, MAX_MANIFEST_BYTES).await?;
@@ -312,7 +335,7 @@ impl<P: Provider> Documents for Stored<P> {
 }
 
 /// Whether somebody wrote the same under the same ref, and ended that: what he wrote may be gone again.
-fn was_ended(error: &Error) -> bool {
+pub(super) fn was_ended(error: &Error) -> bool {
     matches!(error, Error::Content(content::Error::NotFound { kind: "ingest", .. }))
 }
 

@@ -11,14 +11,15 @@ mod blobs;
 mod origin;
 mod pipe;
 mod records;
+mod together;
 mod unpack;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
-use orlop_metadata::{Asking, Scope, ScopedContent};
+use orlop_metadata::{Asking, Brought, Scope, ScopedContent};
 use orlop_oci::{Descriptor, Digest, MediaKind, Platform, Reference, RepositoryName};
 use orlop_remote::Client;
 use orlop_snapshot::apply;
@@ -35,6 +36,7 @@ pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, collect, lacking};
 pub(crate) use pipe::{PIECE, PipeWriter, pipe};
 pub(crate) use records::{Naming, document_labels, names, record_labels};
+use together::{Ahead, Trees};
 use unpack::{Actives, Ready, Step, Stop, Unpacker};
 
 /// What to pull.
@@ -79,6 +81,8 @@ pub(crate) struct Session<'a> {
     pub(crate) arrived: BTreeSet<Digest>,
     /// What the gate said.
     pub(crate) vouched: Vouched,
+    /// Blobs whose bytes are here and that are not visible yet.
+    brought: Mutex<Vec<(Descriptor, Brought)>>,
 }
 
 impl Images {
@@ -166,6 +170,7 @@ impl Images {
             present: AtomicU64::new(0),
             arrived: BTreeSet::new(),
             vouched: Vouched::default(),
+            brought: Mutex::default(),
         }
     }
 }
@@ -225,6 +230,11 @@ impl Session<'_> {
         let stop = Stop(&unpacker);
         let result = self.bring_blobs(tree, plan, &unpacker).await;
         drop(stop);
+        // After an error too: what has come stays until the next collection.
+        let result = match self.show_brought().await {
+            Err(error) if result.is_ok() => Err(error),
+            _ => result,
+        };
         if result.is_err() {
             let tidy = move |_: &_| {
                 unpacker.clean_up();
@@ -237,14 +247,20 @@ impl Session<'_> {
 
     fn unpacker(&self, plan: &Plan) -> Result<Unpacker> {
         let snapshots = self.images.store().snapshots(&self.scope, &plan.snapshotter)?;
-        Ok(Unpacker { snapshots, actives: Arc::new(Actives::default()), options: self.images.apply_options() })
+        let (actives, trees) = (Arc::new(Actives::default()), Arc::new(Trees::default()));
+        Ok(Unpacker { snapshots, actives, trees, options: self.images.apply_options() })
     }
 
     async fn bring_blobs(&self, tree: &Tree, plan: &Plan, unpacker: &Unpacker) -> Result<()> {
         let (jobs, stacks) = self.jobs(tree, plan, unpacker).await?;
+        let ahead = Ahead::new(jobs.iter().map(|job| &job.blob));
         let blobs = async {
+            let begun = async |(at, job): (usize, Job)| {
+                self.announce(&ahead, at).await?;
+                self.job(job, unpacker).await
+            };
             let mut running =
-                futures::stream::iter(jobs).map(|job| self.job(job, unpacker)).buffer_unordered(plan.concurrency);
+                futures::stream::iter(jobs.into_iter().enumerate()).map(begun).buffer_unordered(plan.concurrency);
             while let Some(done) = running.next().await {
                 done?;
             }
@@ -286,6 +302,9 @@ impl Session<'_> {
                     job.waiting.push((step.clone(), sender));
                 }
             }
+            if unpacker.snapshots.supports_rebase() {
+                unpacker.trees.plan(steps[from..].iter().map(|step| step.chain.clone()));
+            }
             stacks.push(Stack { steps, from, ready });
         }
         Ok((order.iter().filter_map(|digest| jobs.remove(digest)).collect(), stacks))
@@ -298,7 +317,7 @@ impl Session<'_> {
 
     async fn job(&self, job: Job, unpacker: &Unpacker) -> Result<()> {
         if job.waiting.is_empty() || !unpacker.snapshots.supports_rebase() {
-            self.blob(&job.blob, &mut || None).await?;
+            self.bring_blob(&job.blob, &mut || None).await?;
             job.waiting.into_iter().for_each(|(_, sender)| answer(sender, Ready::Stored));
             return Ok(());
         }
@@ -318,7 +337,7 @@ impl Session<'_> {
         let mut asking = self.images.store().asking(blob.size);
         let (mut applying, beside) = (None, Span::current());
         let brought = self
-            .blob(blob, &mut || {
+            .bring_blob(blob, &mut || {
                 let (writer, reader) = pipe();
                 let (step, unpacker) = (step.clone(), unpacker.clone());
                 let apply = move |_: &_| unpacker.apply(&step, "", reader);

@@ -18,6 +18,7 @@ use tracing::field::Empty;
 use tracing::{Span, info_span};
 
 use super::Session;
+use super::together::Trees;
 use crate::span::entered;
 use crate::{BlobEvent, Error, Event, Limit, Result, Stage, labels};
 
@@ -79,6 +80,15 @@ impl Actives {
         !state.1
     }
 
+    /// Remembers keys, unless the operation has failed already.
+    pub(super) fn add_all(&self, keys: &[String]) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.1 {
+            state.0.extend(keys.iter().cloned());
+        }
+        !state.1
+    }
+
     fn done(&self, key: &str) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.remove(key);
     }
@@ -105,20 +115,20 @@ impl Drop for Stop<'_> {
 pub(crate) struct Unpacker {
     pub(crate) snapshots: ScopedSnapshots,
     pub(crate) actives: Arc<Actives>,
+    pub(super) trees: Arc<Trees>,
     pub(crate) options: apply::Options,
 }
 
 impl Unpacker {
     /// How many of the lowest steps are there already. Those are leased, so that they stay.
     pub(crate) fn existing(&self, scope: &metadata::Scope, store: &metadata::Store, steps: &[Step]) -> Result<usize> {
+        if let Some(lease) = &scope.lease {
+            let kind = ResourceKind::Snapshots(self.snapshots.driver_name().to_owned());
+            let resource = |step: &Step| Resource { kind: kind.clone(), name: step.chain.to_string() };
+            store.add_resources(&scope.namespace, lease, &steps.iter().map(resource).collect::<Vec<_>>())?;
+        }
         for (at, step) in steps.iter().enumerate().rev() {
-            let key = step.chain.to_string();
-            if let Some(lease) = &scope.lease {
-                let kind = ResourceKind::Snapshots(self.snapshots.driver_name().to_owned());
-                let resource = Resource { kind, name: key.clone() };
-                store.add_resource(&scope.namespace, lease, &resource)?;
-            }
-            match self.snapshots.stat(&key) {
+            match self.snapshots.stat(&step.chain.to_string()) {
                 Ok(info) if info.kind == SnapshotKind::Committed => return Ok(at + 1),
                 Ok(_) | Err(metadata::Error::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -129,9 +139,7 @@ impl Unpacker {
 
     /// Applies a layer to a new active snapshot, compares the diff ID, and returns the snapshot's key.
     pub(crate) fn apply(&self, step: &Step, parent: &str, reader: impl Read + Send) -> Result<(String, u64)> {
-        let key = active_key(&step.chain);
-        self.snapshots.prepare(&key, parent, Labels::new())?;
-        let open = self.actives.add(&key);
+        let (key, open) = self.prepare(step, parent)?;
         let (digest, diff_id) = (&step.layer.digest, &step.diff_id);
         let span = info_span!("unpack", %digest, %diff_id, error = Empty);
         let applied = entered(span, || self.apply_to(step, &key, WhileOpen { actives: &self.actives, reader }));
@@ -143,6 +151,19 @@ impl Unpacker {
             Ok(bytes) => Ok((key, bytes)),
             Err(error) => Err(error),
         }
+    }
+
+    /// The active snapshot that a layer is applied to, and whether the operation goes on.
+    fn prepare(&self, step: &Step, parent: &str) -> Result<(String, bool)> {
+        if parent.is_empty()
+            && let Some(key) = self.trees.take(&step.chain, &self.snapshots, &self.actives)?
+        {
+            return Ok((key, true));
+        }
+        let key = active_key(&step.chain);
+        self.snapshots.prepare(&key, parent, Labels::new())?;
+        let open = self.actives.add(&key);
+        Ok((key, open))
     }
 
     fn apply_to(&self, step: &Step, key: &str, reader: impl Read + Send) -> Result<u64> {
@@ -206,14 +227,17 @@ impl Unpacker {
 
     /// Removes what a failed operation left.
     pub(crate) fn clean_up(&self) {
-        for key in self.actives.close() {
-            self.discard(&key);
+        let keys = self.actives.close();
+        if !keys.is_empty()
+            && let Err(error) = self.snapshots.remove_all(&keys)
+        {
+            tracing::warn!(%error, ?keys, "unfinished snapshots could not be removed");
         }
     }
 }
 
 impl Session<'_> {
-    /// Commits the steps from `from` on, in order, as they become ready; those that are ready at the same time, together.
+    /// Commits the steps from `from` on, in order, as they become ready; those that are ready at the same time, or soon after, together.
     pub(crate) async fn commit_steps(
         &self,
         unpacker: &Unpacker,
@@ -226,8 +250,9 @@ impl Session<'_> {
             let state = match receiver.try_recv() {
                 Ok(state) => state,
                 Err(_) => {
-                    // What is ready does not wait for what is not.
-                    self.commit_applied(unpacker, steps, std::mem::take(&mut applied)).await?;
+                    if is_worth_a_wait(steps, &applied) {
+                        self.commit_applied(unpacker, steps, std::mem::take(&mut applied)).await?;
+                    }
                     // A sender that is gone has failed; its own error is reported.
                     receiver.await.map_err(|_| Error::Interrupted)?
                 }
@@ -271,6 +296,7 @@ impl Session<'_> {
     }
 
     async fn try_to_apply(&self, unpacker: &Unpacker, step: &Step, parent: &str) -> Result<String> {
+        self.show_brought().await?;
         let reader = self.content.open(&step.layer.digest).await?;
         let reader = BlockingReader::new(tokio::runtime::Handle::current(), reader, 0);
         self.tell(&step.layer, "layer", Stage::Unpacking, step.layer.size);
@@ -293,6 +319,14 @@ impl Session<'_> {
     }
 }
 
+/// Whether what is ready is written to the disk although more is to come: enough for the disk to be busy with, while the processors are
+/// with the next layers. Fewer bytes are sooner there together with others.
+fn is_worth_a_wait(steps: &[Step], applied: &[(usize, String)]) -> bool {
+    const ENOUGH: (usize, u64) = (16, 16 << 20);
+    let bytes: u64 = applied.iter().map(|(at, _)| steps[*at].layer.size).sum();
+    applied.len() >= ENOUGH.0 || bytes >= ENOUGH.1
+}
+
 /// The chain ID that a step stands on; empty for the lowest.
 fn below(steps: &[Step], at: usize) -> String {
     at.checked_sub(1).map(|below| steps[below].chain.to_string()).unwrap_or_default()
@@ -312,7 +346,7 @@ fn wanted(step: &Step, key: &str, parent: &str) -> Commit {
 }
 
 /// A key that no other unpacking has: containerd's shape, with time, process and a count before the chain ID.
-fn active_key(chain: &ChainId) -> String {
+pub(super) fn active_key(chain: &ChainId) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let nanoseconds = Timestamp::now().subsec_nanosecond();

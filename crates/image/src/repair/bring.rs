@@ -84,7 +84,7 @@ impl Images {
                 let found = session.load(descriptor, kind_word(descriptor)).await?;
                 return found.map(drop).ok_or_else(|| lacking(descriptor));
             }
-            match session.blob(descriptor, &mut || None).await {
+            match session.blob(descriptor).await {
                 // Nothing here said what it is; registries keep documents elsewhere.
                 Err(Error::Remote(error)) if error.is_not_found() && descriptor.size <= MAX_MANIFEST_BYTES => {
                     let document = Descriptor { media_type: OCI_MANIFEST.to_owned(), ..descriptor.clone() };

@@ -157,7 +157,7 @@ impl Images {
             return Ok(absent());
         }
         let session = self.session(scope.clone(), &Nowhere, sink);
-        match session.blob(descriptor, &mut || None).await {
+        match session.blob(descriptor).await {
             Ok(()) => Ok(End::Mended { from: "the archive".to_owned() }),
             Err(error) if super::bring::is_ours(&error) => Err(error),
             Err(_) => Ok(absent()),

@@ -11,11 +11,14 @@
 //! 5. One transaction: if the row still names that digest, the `blob` row takes its place. If another opener of the same
 //!    ref changed it meanwhile, back to 3, and the bytes are looked for again, since nothing protected them for a while.
 //!
+//! Steps 1 and 5 of several writes may share a transaction (`several`).
+//!
 //! A blob whose bytes are lost, since they were damaged and set aside or are gone otherwise, keeps its row; whoever writes it
 //! brings them back in the same way.
 
 mod ingests;
 mod roles;
+mod several;
 mod writer;
 
 pub(crate) use ingests::unleased_until;
@@ -24,6 +27,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+pub use several::Brought;
 pub use writer::ScopedWriter;
 
 use crate::changes::Change;

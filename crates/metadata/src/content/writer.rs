@@ -10,6 +10,7 @@ use orlop_oci::Digest;
 use super::ScopedContent;
 use super::ingests::{self, Finished};
 use super::roles::renamed;
+use super::several::Brought;
 use crate::{Asking, Labels, Result, labels};
 
 /// How much is copied at a time when adopted content is written on.
@@ -37,6 +38,14 @@ impl Adopted {
     pub(super) fn new(digest: Digest, size: u64) -> Self {
         Self { digest, size, since: Timestamp::now() }
     }
+}
+
+/// How far a commit came.
+enum Stored {
+    /// The blob is visible.
+    Shown(Digest),
+    /// The bytes are in the raw store, `brought` there by this write or not, and the write's row is still there.
+    Here { digest: Digest, size: u64, brought: bool },
 }
 
 /// Writes one blob into a namespace. The lease and the labels that it is to have come with the row: there is no moment
@@ -171,20 +180,65 @@ impl ScopedWriter {
     }
 
     async fn finish(&mut self, digest: &Digest, size: u64, brought: bool) -> content::Result<Finished> {
-        let (reference, backend, digest) = (self.reference.clone(), self.backend.clone(), digest.clone());
-        let (labels, adopted) = (self.labels.clone(), matches!(self.source, Source::Adopted(_)));
+        let write = self.brought(digest, size, brought);
         self.content
-            .blocking(move |this| {
-                this.store.bring_together("commit content", |tx| {
-                    let ended =
-                        ingests::finish(tx, &this.scope, &reference, &backend, &digest, size, &labels, brought)?;
-                    if adopted {
-                        ingests::leave(tx, &backend)?;
-                    }
-                    Ok(ended)
-                })
-            })
+            .blocking(move |this| this.store.bring_together("commit content", |tx| write.finish(tx, &this.scope)))
             .await
+    }
+
+    fn brought(&self, digest: &Digest, size: u64, brought: bool) -> Brought {
+        Brought {
+            reference: self.reference.clone(),
+            backend: self.backend.clone(),
+            digest: digest.clone(),
+            size,
+            labels: self.labels.clone(),
+            brought,
+            adopted: matches!(self.source, Source::Adopted(_)),
+            refill: self.refill,
+        }
+    }
+
+    /// Has the raw store verify and keep the bytes, and leaves the row as it is: until [`ScopedContent::show_all`] the write protects
+    /// them, in whatever process goes on with it. After that this writer only tells. `None`: the blob is visible.
+    ///
+    /// # Errors
+    /// As [`Writer::commit`].
+    ///
+    /// # Durability
+    /// The bytes survive a power cut when this returns.
+    pub async fn bring(&mut self, size: u64, expected: Option<&Digest>) -> content::Result<Option<Brought>> {
+        let Stored::Here { digest, size, brought } = self.store_bytes(size, expected).await? else { return Ok(None) };
+        self.done = true;
+        Ok(Some(self.brought(&digest, size, brought)))
+    }
+
+    /// Everything before the row of the blob.
+    async fn store_bytes(&mut self, size: u64, expected: Option<&Digest>) -> content::Result<Stored> {
+        if self.done {
+            return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
+        }
+        let (digest, size) = self.check(size, expected)?;
+        if matches!(self.source, Source::Adopted(_)) {
+            // The bytes are there, and this write protects them.
+            return Ok(Stored::Here { digest, size, brought: false });
+        }
+        if self.refill {
+            self.protect_refill(&digest).await?;
+        } else if !self.protect(&digest).await? {
+            // This namespace has them, unless they were lost, or a collection took them since: then the write protects them now,
+            // and has them.
+            if self.content.is_lost(&digest).await? {
+                self.protect_refill(&digest).await?;
+            } else if let Some(ended) = self.try_finish(&digest, size, false).await? {
+                return ended.map(Stored::Shown);
+            }
+        }
+        match self.commit_raw(size, &digest).await {
+            Ok(_) => Ok(Stored::Here { digest, size, brought: true }),
+            Err(content::Error::AlreadyExists(_)) => Ok(Stored::Here { digest, size, brought: false }),
+            Err(error) => Err(renamed(error, &self.reference)),
+        }
     }
 
     /// Lets the blob take the place of the write; the bytes are visible in the raw store, `brought` there by this write or not.
@@ -273,29 +327,9 @@ impl Writer for ScopedWriter {
     }
 
     async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> content::Result<Digest> {
-        if self.done {
-            return Err(content::Error::NotFound { kind: "ingest", name: self.reference.clone() });
-        }
-        let (digest, size) = self.check(size, expected)?;
-        if matches!(self.source, Source::Adopted(_)) {
-            // The bytes are there, and this write protects them.
-            return self.publish(&digest, size, false).await;
-        }
-        if self.refill {
-            self.protect_refill(&digest).await?;
-        } else if !self.protect(&digest).await? {
-            // This namespace has them, unless they were lost, or a collection took them since: then the write protects them now,
-            // and has them.
-            if self.content.is_lost(&digest).await? {
-                self.protect_refill(&digest).await?;
-            } else if let Some(ended) = self.try_finish(&digest, size, false).await? {
-                return ended;
-            }
-        }
-        match self.commit_raw(size, &digest).await {
-            Ok(_) => self.publish(&digest, size, true).await,
-            Err(content::Error::AlreadyExists(_)) => self.publish(&digest, size, false).await,
-            Err(error) => Err(renamed(error, &self.reference)),
+        match self.store_bytes(size, expected).await? {
+            Stored::Shown(digest) => Ok(digest),
+            Stored::Here { digest, size, brought } => self.publish(&digest, size, brought).await,
         }
     }
 

@@ -50,7 +50,7 @@ impl ScopedSnapshots {
         match self.driver()?.create(fresh, &healing.parents, &active) {
             Ok(()) => Ok(healing),
             Err(error) => {
-                self.abandon(fresh);
+                self.abandon(&[fresh]);
                 Err(error.into())
             }
         }
@@ -63,7 +63,7 @@ impl ScopedSnapshots {
 
     /// Leaves a fresh tree that could not be filled to the next collection.
     pub fn abandon_healing(&self, healing: Healing) {
-        self.abandon(healing.fresh);
+        self.abandon(&[healing.fresh]);
     }
 
     /// Puts the fresh tree, which is filled, in the place of the damaged one; gives the keys of those who stand on that, if there are any:
@@ -75,7 +75,7 @@ impl ScopedSnapshots {
         let fresh = healing.fresh;
         let ended = self.put_in_place(&healing);
         if !matches!(&ended, Ok(standing) if standing.is_empty()) {
-            self.abandon(fresh);
+            self.abandon(&[fresh]);
         }
         ended
     }

@@ -1,6 +1,6 @@
 //! Making, committing and removing snapshots.
 
-use orlop_snapshot::{Link, Meta, Mount, SnapshotId, Usage};
+use orlop_snapshot::{Meta, Mount, SnapshotId, Usage};
 use rusqlite::params;
 
 use super::{Found, ScopedSnapshots, SnapshotKind, chain, exists, failed, id_column, not_found, number};
@@ -17,9 +17,9 @@ const TARGET: &str = "containerd.io/snapshot.ref";
 const MAKING_NANOS: i64 = 3600 * 1_000_000_000;
 
 /// A number that is taken, and what is below it.
-struct Reserved {
-    id: SnapshotId,
-    parents: Vec<SnapshotId>,
+pub(super) struct Reserved {
+    pub(super) id: SnapshotId,
+    pub(super) parents: Vec<SnapshotId>,
 }
 
 /// An active snapshot that is to be committed.
@@ -34,7 +34,7 @@ pub struct Commit {
 }
 
 impl Commit {
-    fn checked(self) -> Result<Self> {
+    pub(super) fn checked(self) -> Result<Self> {
         if self.name.is_empty() {
             return Err(Error::Invalid { what: "snapshot name", reason: "it is empty".to_owned() });
         }
@@ -44,11 +44,11 @@ impl Commit {
 }
 
 /// What a commit found.
-struct Planned {
-    found: Found,
-    parent: String,
-    parents: Vec<SnapshotId>,
-    meta: Meta,
+pub(super) struct Planned {
+    pub(super) found: Found,
+    pub(super) parent: String,
+    pub(super) parents: Vec<SnapshotId>,
+    pub(super) meta: Meta,
 }
 
 impl ScopedSnapshots {
@@ -88,14 +88,14 @@ impl ScopedSnapshots {
             Err(error) => Err(error.into()),
         };
         if made.is_err() {
-            self.abandon(reserved.id);
+            self.abandon(&[reserved.id]);
         }
         made
     }
 
     /// Takes a number, and marks it so that the tree goes should nobody claim it. The outer error rolls back; the inner
     /// one is an answer that comes with a lease.
-    fn reserve(&self, tx: &Tx<'_>, key: &str, parent: &str, labels: &Labels) -> Result<Result<Reserved>> {
+    pub(super) fn reserve(&self, tx: &Tx<'_>, key: &str, parent: &str, labels: &Labels) -> Result<Result<Reserved>> {
         namespaces::ensure(tx, &self.scope.namespace)?;
         leases::check_scope(tx, &self.scope)?;
         for name in labels.get(TARGET).map(String::as_str).into_iter().chain([key]) {
@@ -121,7 +121,7 @@ impl ScopedSnapshots {
     }
 
     /// Lets the snapshot's row take the place of the mark.
-    fn publish(
+    pub(super) fn publish(
         &self,
         tx: &Tx<'_>,
         reserved: &Reserved,
@@ -169,15 +169,15 @@ impl ScopedSnapshots {
         Ok(Ok(()))
     }
 
-    /// Leaves a tree that nobody will claim to the next collection. If even that fails, the mark's time does it.
-    pub(super) fn abandon(&self, id: SnapshotId) {
+    /// Leaves trees that nobody will claim to the next collection. If even that fails, the marks' time does it.
+    pub(super) fn abandon(&self, trees: &[SnapshotId]) {
         let marked = self.store.lent_together("abandon snapshot", |tx| {
-            tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?
-                .execute(params![self.kind(), id.0.to_string()])?;
+            let mut mark = tx.prepare_cached("UPDATE doomed SET after = 0 WHERE kind = ?1 AND name = ?2")?;
+            trees.iter().try_for_each(|id| mark.execute(params![self.kind(), id.0.to_string()]).map(drop))?;
             Ok(())
         });
         if let Err(error) = marked {
-            tracing::warn!(id = id.0, %error, "a snapshot that was not finished stays on disk for up to an hour");
+            tracing::warn!(?trees, %error, "snapshots that were not finished stay on disk for up to an hour");
         }
     }
 
@@ -196,31 +196,8 @@ impl ScopedSnapshots {
         self.store.bring_together("commit snapshot", |tx| self.record_planned(tx, &link, &planned, usage))?
     }
 
-    /// Commits several, each on the one before and the first on `parent`, as [`ScopedSnapshots::commit`] does it: all of them or, with
-    /// the first error, none; what is in their trees may be settled then, and each can still be committed alone.
-    pub fn commit_chain(&self, parent: &str, chain: Vec<Commit>) -> Result<()> {
-        let chain = chain.into_iter().map(Commit::checked).collect::<Result<Vec<_>>>()?;
-        let planned = self.store.read(|conn| {
-            let mut planned: Vec<Planned> = Vec::new();
-            let mut below = parent;
-            for link in &chain {
-                let next = self.plan(conn, link, Some(below).filter(|p| !p.is_empty()), planned.last())?;
-                planned.push(next.ok_or_else(|| exists(&link.name))?);
-                below = &link.name;
-            }
-            Ok(planned)
-        })?;
-        let link = |p: &Planned| Link { id: p.found.id, parents: p.parents.clone(), meta: p.meta.clone() };
-        let links: Vec<Link> = planned.iter().map(link).collect();
-        let usages = self.store.with_room(|| Ok(self.driver()?.commit_chain(&links)?))?;
-        self.store.bring_together("commit snapshots", |tx| {
-            let mut all = chain.iter().zip(&planned).zip(&usages);
-            all.try_for_each(|((link, planned), usage)| self.record_planned(tx, link, planned, *usage)?)
-        })
-    }
-
     /// What committing is about, with what is below, perhaps planned too; `None` if the name is taken.
-    fn plan(
+    pub(super) fn plan(
         &self,
         conn: &rusqlite::Connection,
         link: &Commit,
@@ -241,7 +218,13 @@ impl ScopedSnapshots {
     }
 
     /// Writes what was planned, if it is still so. The outer error rolls back; the inner one is an answer that comes with a lease.
-    fn record_planned(&self, tx: &Tx<'_>, link: &Commit, planned: &Planned, usage: Usage) -> Result<Result<()>> {
+    pub(super) fn record_planned(
+        &self,
+        tx: &Tx<'_>,
+        link: &Commit,
+        planned: &Planned,
+        usage: Usage,
+    ) -> Result<Result<()>> {
         let Planned { found, parent, parents, .. } = planned;
         leases::add(tx, &self.scope, &self.kind(), &link.name)?;
         if self.find(tx, &link.name)?.is_some() {
@@ -291,23 +274,25 @@ impl ScopedSnapshots {
 
     /// Removes a snapshot without children; a parent is FailedPrecondition. The tree goes at the next collection.
     pub fn remove(&self, key: &str) -> Result<()> {
-        self.store.lent_together("remove snapshot", |tx| {
-            let found = self.require(tx, key)?;
-            let child = tx
-                .prepare_cached("SELECT name FROM snapshot WHERE parent = ?1 LIMIT 1")?
-                .query_map([number(found.id)], |row| row.get::<_, String>(0))?
-                .next()
-                .transpose()?;
-            if let Some(child) = child {
-                return Err(failed(key, &format!("it is the parent of {child:?}; remove that first")));
-            }
-            tx.prepare_cached("DELETE FROM snapshot WHERE id = ?1")?.execute([number(found.id)])?;
-            edges::remove(tx, &self.scope.namespace, &self.kind(), key)?;
-            leases::take(tx, &self.scope, &self.kind(), key)?;
-            let (driver, key) = (self.driver.clone(), key.to_owned());
-            tx.tell(&self.scope.namespace, Change::SnapshotRemove { driver, key });
-            doom(tx, &self.kind(), &found.id.0.to_string())
-        })
+        self.store.lent_together("remove snapshot", |tx| self.remove_row(tx, key))
+    }
+
+    pub(super) fn remove_row(&self, tx: &Tx<'_>, key: &str) -> Result<()> {
+        let found = self.require(tx, key)?;
+        let child = tx
+            .prepare_cached("SELECT name FROM snapshot WHERE parent = ?1 LIMIT 1")?
+            .query_map([number(found.id)], |row| row.get::<_, String>(0))?
+            .next()
+            .transpose()?;
+        if let Some(child) = child {
+            return Err(failed(key, &format!("it is the parent of {child:?}; remove that first")));
+        }
+        tx.prepare_cached("DELETE FROM snapshot WHERE id = ?1")?.execute([number(found.id)])?;
+        edges::remove(tx, &self.scope.namespace, &self.kind(), key)?;
+        leases::take(tx, &self.scope, &self.kind(), key)?;
+        let (driver, key) = (self.driver.clone(), key.to_owned());
+        tx.tell(&self.scope.namespace, Change::SnapshotRemove { driver, key });
+        doom(tx, &self.kind(), &found.id.0.to_string())
     }
 
     fn active(&self, conn: &rusqlite::Connection, key: &str) -> Result<Found> {

@@ -13,6 +13,7 @@
 
 mod healing;
 mod making;
+mod several;
 mod totals;
 
 use std::collections::HashMap;

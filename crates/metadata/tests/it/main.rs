@@ -25,5 +25,6 @@ mod rebuild;
 mod records;
 mod snapshots;
 mod snapshots_on_disk;
+mod together;
 mod trash;
 mod watch;

@@ -29,11 +29,14 @@ pub struct Timeline {
     /// Operations that no sync has covered yet.
     pending: Vec<usize>,
     pub(super) ops: usize,
+    marks: usize,
+    /// For each sync the marks before it, and what was synced.
+    syncs: Vec<(usize, String)>,
 }
 
 impl Timeline {
     pub(super) const fn new(start: Disk) -> Self {
-        Self { start, steps: Vec::new(), pending: Vec::new(), ops: 0 }
+        Self { start, steps: Vec::new(), pending: Vec::new(), ops: 0, marks: 0, syncs: Vec::new() }
     }
 
     pub(super) fn op(&mut self, op: Op) {
@@ -43,6 +46,7 @@ impl Timeline {
     }
 
     pub(super) fn mark(&mut self) {
+        self.marks += 1;
         self.steps.push(Step::Mark);
     }
 
@@ -57,6 +61,11 @@ impl Timeline {
                 candidates.into_iter().filter(|at| made.contains(at) || covers(ops[*at], node, attributes)).collect()
             }
         };
+        let name = match synced {
+            Synced::All => "/".to_owned(),
+            Synced::Node { node, .. } => made_as(&ops, node),
+        };
+        self.syncs.push((self.marks, name));
         self.pending.retain(|at| settled.binary_search(at).is_err());
         self.steps.push(Step::Sync(settled));
     }
@@ -66,6 +75,12 @@ impl Timeline {
             Step::Op(op) => Some(op),
             _ => None,
         })
+    }
+
+    /// What was synced after so many marks and before the next: the name with which a file or directory was made, `/` for the whole file
+    /// system, and nothing for what was there when the recording began.
+    pub fn syncs(&self, marks: usize) -> Vec<&str> {
+        self.syncs.iter().filter(|(before, _)| *before == marks).map(|(_, name)| name.as_str()).collect()
     }
 
     /// How many operations, syncs and marks there are.
@@ -99,6 +114,15 @@ fn covers(op: &Op, synced: Ino, attributes: bool) -> bool {
         Op::Write { node, .. } | Op::Resize { node, .. } => *node == synced,
         Op::Change { node, .. } => attributes && *node == synced,
     }
+}
+
+/// The name with which a node was made.
+fn made_as(ops: &[&Op], wanted: Ino) -> String {
+    let made = ops.iter().rev().find_map(|op| match op {
+        Op::Make { at: Some((_, name)), node, .. } if *node == wanted => Some(name),
+        _ => None,
+    });
+    made.map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default()
 }
 
 /// The operations that made a node and the directories above it, by the names that they had first.
