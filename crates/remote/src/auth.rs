@@ -225,18 +225,18 @@ async fn fetch(endpoint: &Endpoint, key: &TokenKey, credential: Option<Credentia
     let realm = realm_url(endpoint, key, credential.is_some())?;
     let started = Instant::now();
     let posted = match &credential {
-        Some(credential) => Some(exchange(endpoint, &realm, key, oauth(endpoint, &realm, key, credential)).await?),
+        Some(credential) => Some(exchange(endpoint, &realm, key, oauth(endpoint, &realm, key, credential)?).await?),
         None => None,
     };
     let body = match (posted, credential) {
         (Some(Ok(body)), _) => body,
         (Some(Err(refusal)), Some(Credential::Basic { user, password })) if takes_get_instead(refusal.status) => {
-            let request = get(endpoint, &realm, key).header(AUTHORIZATION, basic(&user, &password));
+            let request = get(endpoint, &realm, key)?.header(AUTHORIZATION, basic(&user, &password));
             let fetched = exchange(endpoint, &realm, key, request).await?;
             fetched.map_err(|refusal| refusal.into_error(&what(key), &authority(&realm)))?
         }
         (Some(Err(refusal)), _) => return Err(refusal.into_error(&what(key), &authority(&realm))),
-        (None, _) => exchange(endpoint, &realm, key, get(endpoint, &realm, key))
+        (None, _) => exchange(endpoint, &realm, key, get(endpoint, &realm, key)?)
             .await?
             .map_err(|refusal| refusal.into_error(&what(key), &authority(&realm)))?,
     };
@@ -289,7 +289,7 @@ fn realm_url(endpoint: &Endpoint, key: &TokenKey, secret: bool) -> Result<Url> {
     Ok(realm)
 }
 
-fn oauth(endpoint: &Endpoint, realm: &Url, key: &TokenKey, credential: &Credential) -> reqwest::RequestBuilder {
+fn oauth(endpoint: &Endpoint, realm: &Url, key: &TokenKey, credential: &Credential) -> Result<reqwest::RequestBuilder> {
     let scope = key.scopes.texts().join(" ");
     let mut form: Vec<(&str, &str)> = vec![("client_id", CLIENT_ID), ("scope", &scope)];
     if let Some(service) = &key.service {
@@ -303,16 +303,16 @@ fn oauth(endpoint: &Endpoint, realm: &Url, key: &TokenKey, credential: &Credenti
             form.extend([("grant_type", "refresh_token"), ("refresh_token", token.as_str())]);
         }
     }
-    endpoint.request_to(http::Method::POST, realm).form(&form)
+    Ok(endpoint.request_to(http::Method::POST, realm)?.form(&form))
 }
 
-fn get(endpoint: &Endpoint, realm: &Url, key: &TokenKey) -> reqwest::RequestBuilder {
+fn get(endpoint: &Endpoint, realm: &Url, key: &TokenKey) -> Result<reqwest::RequestBuilder> {
     let mut query: Vec<(&str, String)> = Vec::new();
     if let Some(service) = &key.service {
         query.push(("service", service.clone()));
     }
     query.extend(key.scopes.texts().into_iter().map(|scope| ("scope", scope)));
-    endpoint.request_to(http::Method::GET, realm).query(&query)
+    Ok(endpoint.request_to(http::Method::GET, realm)?.query(&query))
 }
 
 /// One request to the realm: its body, or its refusal. Redirects are refusals: the realm was named by the host, what lies

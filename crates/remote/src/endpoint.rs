@@ -15,7 +15,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tracing::Instrument;
 use tracing::field::{Empty, display};
 use url::Url;
@@ -23,13 +22,13 @@ use url::Url;
 use crate::answer::Answer;
 use crate::auth::{Authenticator, Scheme};
 use crate::challenge;
+use crate::clients::Clients;
 use crate::error::{Error, Result};
-use crate::failure::{self, DnsError};
+use crate::failure;
 use crate::hosts::{HostConfig, authority, is_loopback};
 use crate::hosts_toml::Capability;
 use crate::scope::Scopes;
-use crate::tls;
-use crate::{TraceHeaders, Tuning, USER_AGENT, retry};
+use crate::{TraceHeaders, Tuning, retry};
 
 /// Redirects in a row that are followed.
 const MAX_REDIRECTS: usize = 10;
@@ -130,10 +129,7 @@ pub(crate) struct Endpoint {
     mirror: bool,
     tuning: Tuning,
     trace: Option<TraceHeaders>,
-    client: reqwest::Client,
-    foreign: reqwest::Client,
-    /// For other places on this machine.
-    nearby: reqwest::Client,
+    clients: Clients,
     plain: AtomicBool,
     scheme: Mutex<Option<Scheme>>,
     learned: Mutex<HashMap<Scopes, Scopes>>,
@@ -157,27 +153,8 @@ impl Endpoint {
         let host = config.authority();
         let connect =
             config.dial_timeout.unwrap_or(if mirror { tuning.mirror_connect_timeout } else { tuning.connect_timeout });
-        let client = |identify, loopback| {
-            let tls = tls::client_config(&config.tls, identify)?;
-            let mut builder = reqwest::Client::builder()
-                .user_agent(USER_AGENT)
-                .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(connect)
-                .pool_idle_timeout(tuning.pool_idle_timeout)
-                .tcp_nodelay(true)
-                .http1_only()
-                .dns_resolver(SystemResolver)
-                .tls_backend_preconfigured(tls);
-            if loopback {
-                // As Go's clients: a proxy never stands between this machine and itself.
-                builder = builder.no_proxy();
-            }
-            builder.build().map_err(|e| failure::of_exchange(e, &host, "setting up the client", connect))
-        };
         Ok(Self {
-            client: client(true, is_loopback(&host))?,
-            foreign: client(false, false)?,
-            nearby: client(false, true)?,
+            clients: Clients::new(&config, &host, connect, tuning)?,
             registry: registry.to_owned(),
             mirror,
             tuning: tuning.clone(),
@@ -235,14 +212,11 @@ impl Endpoint {
     }
 
     /// A request to any URL, with this host's headers and identity only if it is this host.
-    pub(crate) fn request_to(&self, method: Method, url: &Url) -> reqwest::RequestBuilder {
+    pub(crate) fn request_to(&self, method: Method, url: &Url) -> Result<reqwest::RequestBuilder> {
         if self.is_own(url) {
-            self.client.request(method, url.clone()).headers(self.config.headers.clone())
-        } else if is_loopback(&authority(url)) {
-            self.nearby.request(method, url.clone())
-        } else {
-            self.foreign.request(method, url.clone())
+            return Ok(self.clients.own().request(method, url.clone()).headers(self.config.headers.clone()));
         }
+        Ok(self.clients.other(&self.config, is_loopback(&authority(url)))?.request(method, url.clone()))
     }
 
     /// Asks, and asks again where that may help.
@@ -377,7 +351,7 @@ impl Endpoint {
         authorization: Option<&HeaderValue>,
     ) -> Result<Option<Answer>> {
         let own = self.is_own(url);
-        let mut builder = self.request_to(request.method.clone(), url).headers(request.headers.clone());
+        let mut builder = self.request_to(request.method.clone(), url)?.headers(request.headers.clone());
         builder = builder.header(ACCEPT_ENCODING, "identity");
         if let Some(authorization) = authorization.filter(|_| own) {
             builder = builder.header(AUTHORIZATION, authorization.clone());
@@ -484,17 +458,4 @@ fn redirect_error(answer: &Answer, to: &Url, what: &str, reason: &'static str) -
     let mut location = to.clone();
     location.set_query(None);
     Error::Redirect { what: what.to_owned(), host: authority(answer.url()), location: location.to_string(), reason }
-}
-
-/// getaddrinfo, with errors that can be told from others.
-struct SystemResolver;
-
-impl Resolve for SystemResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(DnsError)?;
-            let addresses: Addrs = Box::new(found.collect::<Vec<_>>().into_iter());
-            Ok(addresses)
-        })
-    }
 }

@@ -21,6 +21,7 @@ mod auth;
 mod blob;
 mod challenge;
 mod client;
+mod clients;
 mod credentials;
 mod endpoint;
 mod error;

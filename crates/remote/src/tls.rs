@@ -44,6 +44,22 @@ pub(crate) struct TlsOptions {
     pub(crate) skip_verify: bool,
 }
 
+impl TlsOptions {
+    /// Whether any certificate was configured.
+    pub(crate) fn has_certificates(&self) -> bool {
+        !(self.ca.is_empty() && self.clients.is_empty())
+    }
+}
+
+/// A configuration that believes nobody.
+pub(crate) fn without_roots() -> Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::Config { path: PathBuf::new(), reason: e.into() })?;
+    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
 /// A TLS configuration; `identify` says whether client certificates may be shown.
 pub(crate) fn client_config(options: &TlsOptions, identify: bool) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

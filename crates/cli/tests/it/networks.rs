@@ -113,3 +113,15 @@ fn mirrors_that_never_answer_are_passed_over_and_named() {
     }
     store.ok(["verify", "-q", "registry.example/team/app:1"]);
 }
+
+/// Reading the authorities of a system takes milliseconds, a good part of a small pull.
+#[test]
+fn no_authority_is_read_for_a_plain_registry_on_this_machine() {
+    let (registry, store) = (Liar::start(), Orlop::new());
+    let name = registry.put("team/app", "1", &image());
+    let mut command = store.command(["-v", "pull", "--no-unpack", "--plain-http", &name]);
+    // Who reads them says that this one is missing.
+    command.env("SSL_CERT_FILE", store.path("no-such-file"));
+    let done = Done::of(&command.output().unwrap());
+    assert_eq!((done.code, done.err.contains("CA store")), (0, false), "{}", done.err);
+}
