@@ -2,7 +2,7 @@
 
 A daemon is started before what is measured begins, and its part of the work is counted to its client's.
 """
-import contextlib, os, shutil, signal, subprocess
+import contextlib, os, shutil, signal, subprocess, tempfile
 
 from procs import run, wait_for
 
@@ -112,15 +112,17 @@ class Podman:
 
     @contextlib.contextmanager
     def store(self, at):
-        yield PodmanStore(at)
+        # It refuses a path of more than 50 characters here.
+        with tempfile.TemporaryDirectory(prefix="podman-", dir="/tmp") as short:
+            yield PodmanStore(at, short)
 
 
 class PodmanStore:
-    def __init__(self, at):
-        self.at = at
+    def __init__(self, at, run_root):
+        self.at, self.run_root = at, run_root
 
     def pull(self, image):
-        roots = ["--root", self.at / "root", "--runroot", self.at / "run", "--storage-driver", "overlay"]
+        roots = ["--root", self.at / "root", "--runroot", self.run_root, "--storage-driver", "overlay"]
         return run(["podman", *roots, "pull", "-q", "--tls-verify=false", f"docker://{image}"])
 
 
