@@ -14,6 +14,7 @@ mod digest;
 mod document;
 pub mod media_type;
 mod numbers;
+pub mod owner;
 mod platform;
 mod reference;
 mod shape;

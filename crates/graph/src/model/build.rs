@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use orlop_oci::DigestTable;
 use orlop_oci::condition::{self, Conditional};
+use orlop_oci::{DigestTable, owner};
 
 use super::nodes::{Edges, Stated};
 use super::{
@@ -16,9 +16,6 @@ use crate::intern::{Bits, FastMap};
 const REF: &str = "containerd.io/gc.ref.";
 const BACK_REF: &str = "containerd.io/gc.bref.";
 const ROOT: &str = "containerd.io/gc.root";
-/// What its value begins with where Orlop set it for an owner, and what the owners' namespaces begin with.
-const OWNED: &str = "owner ";
-const OWNERS: &str = "raw.";
 const EXPIRE: &str = "containerd.io/gc.expire";
 const FLAT: &str = "containerd.io/gc.flat";
 
@@ -131,8 +128,7 @@ impl Model {
         for at in positions(&mut rows.records.iter().map(stays).enumerate()) {
             add(NodeKind::Record, at, Root::Record);
         }
-        let labelled = rooted.iter().copied();
-        roots.extend(labelled);
+        roots.extend(rooted.iter().copied());
         let mut add = |kind, at, root| roots.push((self.number(kind, at), root));
         for at in positions(&mut rows.leases.iter().map(|r| live(&r.labels)).enumerate()) {
             add(NodeKind::Lease, at, Root::Lease);
@@ -275,9 +271,8 @@ impl<'i> Linker<'i> {
                 self.edges.extend(other.map(|other| (node, other, Stated::Condition(at))));
             } else if key == ROOT && (self.firsts[1]..self.firsts[3]).contains(&node.0) {
                 // Blobs and snapshots.
-                let owned =
-                    value.starts_with(OWNED) && self.rows.namespaces[namespace as usize].name.starts_with(OWNERS);
-                self.rooted.push((node, if owned { Root::Owner } else { Root::Label }));
+                let is_owners = owner::is_claim(&self.rows.namespaces[namespace as usize].name, value);
+                self.rooted.push((node, if is_owners { Root::Owner } else { Root::Label }));
             }
         }
     }

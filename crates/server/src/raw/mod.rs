@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use orlop_api::{LEASE_HEADER, NAMESPACE_HEADER};
 use orlop_metadata::Labels;
+use orlop_oci::owner;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
@@ -55,22 +56,17 @@ impl Owner {
 
     /// The namespace of its blobs.
     pub fn content(&self) -> String {
-        format!("raw.{}.content", self.0)
+        owner::content_namespace(&self.0)
     }
 
     /// The namespace of its snapshots, and of the blobs that were fetched for them.
     pub fn snapshots(&self) -> String {
-        format!("raw.{}.snapshots", self.0)
+        owner::snapshots_namespace(&self.0)
     }
 
     /// Marks labels as of something that it has.
     fn mark(&self, labels: &mut Labels) {
-        set_claim(labels, &Labels::from([(CLAIM.to_owned(), self.claim())]));
-    }
-
-    /// The value of its [`CLAIM`].
-    fn claim(&self) -> String {
-        format!("owner {}", self.0)
+        set_claim(labels, &Labels::from([(CLAIM.to_owned(), owner::claim(&self.0))]));
     }
 }
 
@@ -127,7 +123,7 @@ impl Raw {
 
     /// Takes the mark off labels that are shown to the owner.
     fn unmark(&self, labels: &mut Labels) {
-        if labels.get(CLAIM).is_some_and(|value| *value == self.owner.claim()) {
+        if labels.get(CLAIM).is_some_and(|value| *value == owner::claim(&self.owner.0)) {
             labels.remove(CLAIM);
         }
     }
