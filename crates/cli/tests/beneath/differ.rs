@@ -20,6 +20,20 @@ fn tree(containerd: &Containerd, snapshotter: &str, image: &str) -> Fingerprint 
 }
 
 #[test]
+fn what_cannot_be_both_is_left_to_containerd_and_the_reason_says_what_to_do() {
+    let Some(programs) = Programs::current().filter(|_| !generations().is_empty()) else { return };
+    let Some(stack) = Stack::start(&programs, Of::Mixed, By::Ctr) else { return };
+    stack.pull().ok();
+    let said = stack.fallbacks();
+    assert!(said.len() == 2 && said.iter().all(|line| line.contains("do not go together")), "{said:?}");
+    if let Some(said) = stack.run("one", &["--rm"], "cat /etc/kept /etc/new; ls /etc") {
+        assert_eq!(said, "keptnewkept\nnew\n");
+    }
+    stack.remove();
+    stack.is_emptied();
+}
+
+#[test]
 fn layers_that_are_applied_at_once_make_the_tree_that_containerd_makes() {
     let Some(programs) = Programs::current().filter(|_| !generations().is_empty()) else { return };
     for differ in ["orlop", "walking"] {

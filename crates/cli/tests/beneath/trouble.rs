@@ -2,21 +2,41 @@
 
 use std::process::Stdio;
 
+use orlop_testkit::process::Daemon;
 use orlop_testkit::proxy::Fault;
 use rustix::process::Signal;
 
+use crate::common::binary;
 use crate::stack::{By, Of, Stack, generations, image, ways};
 
 #[test]
 fn what_orlop_cannot_fetch_containerd_fetches_and_an_event_says_why() {
     for (programs, by) in ways() {
         let Some(stack) = Stack::start(&programs, Of::Snapshotter, by) else { return };
+        let log = stack.store.path("watch.log");
+        let mut watch = binary();
+        watch.arg("--address").arg(stack.served.socket()).args(["watch", "--all-namespaces"]);
+        let mut watch = Daemon::start(&mut watch, &log).unwrap();
+        // Until its subscription stands nothing is told.
+        let mut number = 0;
+        watch.wait_for(|watch| {
+            number += 1;
+            stack.served.ctr(&programs, "default", &["namespaces", "create", &format!("n{number}")]).ok();
+            (!watch.log().is_empty()).then_some(())
+        });
         // Orlop believes that the registry speaks TLS.
         let hosts = stack.store.path("hosts").join(stack.proxy.host()).join("hosts.toml");
         std::fs::write(&hosts, format!("server = \"https://{}\"\n", stack.proxy.host())).unwrap();
         stack.pull().ok();
         assert_eq!(stack.layers_in_containerd().len(), 3);
         assert_eq!(stack.fallbacks().len(), 3, "{:?}", stack.fallbacks());
+        watch.wait_for(|watch| {
+            let said = watch.log();
+            ["layer left to containerd", "TLS failed", &stack.name()]
+                .iter()
+                .all(|word| said.contains(word))
+                .then_some(())
+        });
         if let Some(said) = stack.run("one", &["--rm"], "cat /etc/kept") {
             assert_eq!(said, "kept");
         }

@@ -39,12 +39,11 @@ const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// How long what was brought is held for containerd to ask for it: it asks at once, layer by layer.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// A layer that containerd asks for, with the image that it is of.
+/// A layer that containerd asks for.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     chain: String,
     parent: String,
-    image: Wanted,
 }
 
 /// An image that is brought.
@@ -78,7 +77,7 @@ struct Brought {
     layers: Vec<Handed>,
     /// The chain IDs of those that nobody was handed yet.
     waiting: Mutex<HashSet<String>>,
-    /// Told when there are none.
+    /// Told when there are none, or none is wanted any more.
     done: Notify,
 }
 
@@ -115,17 +114,23 @@ impl Outcome {
 }
 
 impl Asked {
-    /// What the labels of a snapshot that is prepared ask for; `None` if they name no image.
-    pub(super) fn of(labels: &Labels, parent: &str) -> Option<Self> {
-        let (chain, name) = (labels.get(TARGET)?.clone(), labels.get(IMAGE)?.clone());
-        let manifest = labels.get(MANIFEST)?.parse().ok()?;
-        let image = Wanted { name, manifest, driver: String::new() };
-        Some(Self { chain, parent: parent.to_owned(), image })
+    /// What a snapshot is prepared for, by its labels; `None` if they do not say it. They say it no more then: what else is there
+    /// under that name is not the owner's, or on another parent, and containerd would look for it in vain.
+    pub(super) fn take(labels: &mut Labels, parent: &str) -> Option<Self> {
+        Some(Self { chain: labels.remove(TARGET)?, parent: parent.to_owned() })
+    }
+}
+
+impl Wanted {
+    /// The image that labels name.
+    fn of(labels: &Labels, driver: &str) -> Option<Self> {
+        let (name, manifest) = (labels.get(IMAGE)?.clone(), labels.get(MANIFEST)?.parse().ok()?);
+        Some(Self { name, manifest, driver: driver.to_owned() })
     }
 }
 
 impl Raw {
-    /// Brings a layer's snapshot, with its image, and hands it over.
+    /// Hands a layer's snapshot over, which is brought with its image if `labels` name that.
     ///
     /// # Errors
     /// `ALREADY_EXISTS` if the owner has it now, `PERMISSION_DENIED` if policy refuses the image. Without an error it is not to
@@ -134,34 +139,37 @@ impl Raw {
         &self,
         scope: &Scope,
         snapshots: &ScopedSnapshots,
-        mut asked: Asked,
+        asked: Asked,
+        labels: &Labels,
     ) -> Result<(), Status> {
-        asked.image.driver = snapshots.driver_name().to_owned();
         let there = || Status::already_exists(format!("snapshot {}: it is there", asked.chain));
         if self.is_claimed(snapshots, &asked).await? {
             return Err(there());
         }
-        let why = match self.try_to_hand_over(scope, snapshots, &asked).await {
+        let Some(image) = Wanted::of(labels, snapshots.driver_name()) else { return Ok(()) };
+        let mut handed = self.try_to_hand_over(scope, snapshots, &asked, &image).await;
+        if let Err(Trouble::Gone) = handed {
             // It was removed since it was brought.
-            Err(Trouble::Gone) => self.try_to_hand_over(scope, snapshots, &asked).await,
-            other => other,
-        };
-        match why {
-            Ok(()) => Err(there()),
-            Err(Trouble::Refused(status)) => Err(status),
-            Err(Trouble::Gone) => {
-                self.tell_fallback(scope, &asked, "it is removed as often as it is brought".to_owned());
-                Ok(())
-            }
-            Err(Trouble::Other(why)) => {
-                self.tell_fallback(scope, &asked, why);
-                Ok(())
-            }
+            handed = self.try_to_hand_over(scope, snapshots, &asked, &image).await;
         }
+        let why = match handed {
+            Ok(()) => return Err(there()),
+            Err(Trouble::Refused(status)) => return Err(status),
+            Err(Trouble::Gone) => "it is removed as often as it is brought".to_owned(),
+            Err(Trouble::Other(why)) => why,
+        };
+        self.tell_fallback(scope, asked.chain, image.name, why);
+        Ok(())
     }
 
-    async fn try_to_hand_over(&self, scope: &Scope, snapshots: &ScopedSnapshots, asked: &Asked) -> Result<(), Trouble> {
-        let (flight, outcome) = self.join(scope, &asked.image).await;
+    async fn try_to_hand_over(
+        &self,
+        scope: &Scope,
+        snapshots: &ScopedSnapshots,
+        asked: &Asked,
+        image: &Wanted,
+    ) -> Result<(), Trouble> {
+        let (flight, outcome) = self.join(scope, image).await;
         let brought = match outcome {
             Outcome::Refused(status) => return Err(Trouble::Refused(status)),
             Outcome::Failed(why) => return Err(Trouble::Other(why)),
@@ -172,6 +180,8 @@ impl Raw {
         };
         if brought.below(at) != asked.parent {
             let (on, below) = (&asked.parent, brought.below(at));
+            // Nor will the others be wanted.
+            brought.done.notify_one();
             if on.is_empty() {
                 return Err(Trouble::Other(format!(
                     "it was asked for without its parent {below}: the capability \"rebase\" and snapshots that are handed over do \
@@ -182,7 +192,7 @@ impl Raw {
         }
         let claimed = self.claim(snapshots, &brought.layers[at]).await;
         if claimed.as_ref().is_err_and(|status| status.code() == Code::NotFound) {
-            self.land(&asked.image, &flight);
+            self.land(image, &flight);
             return Err(Trouble::Gone);
         }
         claimed.map_err(|status| Trouble::Other(status.message().to_owned()))?;
@@ -304,8 +314,7 @@ impl Raw {
         }
     }
 
-    fn tell_fallback(&self, scope: &Scope, asked: &Asked, reason: String) {
-        let (image, chain) = (asked.image.name.clone(), asked.chain.clone());
+    fn tell_fallback(&self, scope: &Scope, chain: String, image: String, reason: String) {
         tracing::warn!(image, chain, reason, owner = %self.owner, "a layer is left to containerd to fetch");
         let event = SnapshotFallback { owner: self.owner.to_string(), image, chain, reason };
         self.server.exchange().tell(&scope.namespace, "/orlop/snapshot/fallback", &event);

@@ -114,8 +114,8 @@ impl Snapshots for Raw {
     async fn prepare(&self, request: Request<pb::PrepareSnapshotRequest>) -> Answer<pb::PrepareSnapshotResponse> {
         let (head, mut asked) = split(request);
         let (scope, snapshots) = self.in_snapshots(head, &asked.snapshotter)?;
-        if let Some(layer) = Asked::of(&asked.labels, &asked.parent) {
-            self.hand_over(&scope, &snapshots, layer).await?;
+        if let Some(layer) = Asked::take(&mut asked.labels, &asked.parent) {
+            self.hand_over(&scope, &snapshots, layer, &asked.labels).await?;
         }
         self.mark(&mut asked.labels);
         let overlay = snapshots.supports_rebase();
