@@ -7,7 +7,7 @@
 //!   and shared.
 
 use orlop_metadata::{Labels, Scope};
-use orlop_oci::{Descriptor, Digest, Document, MediaKind, Reference};
+use orlop_oci::{Descriptor, Digest, Document, MediaKind, Reference, RepositoryName};
 use orlop_remote::Client;
 use tracing::field::Empty;
 use tracing::info_span;
@@ -52,19 +52,10 @@ impl Images {
         let bringing = async {
             let resolved = resolve(client, &exact).await?;
             let scope = scope.clone().with_host(&resolved.host);
-            let host = self.platform().clone();
-            let plan = self.plan(Select::All, vec![host.clone()], snapshotter, 0);
+            let plan = self.plan(Select::All, vec![self.platform().clone()], snapshotter, 0);
             let origin = Registry::new(self, client, repository.clone());
             let session = self.session(scope, &origin, sink);
-            let [tags, referrers] = signatures(client, &origin.repository);
-            let shelves: [&dyn Shelf; 2] = [&tags, &referrers];
-            match session.admit(&asked.to_string(), &resolved.descriptor, &shelves).await {
-                Err(refused @ Error::Refused { .. }) => {
-                    let index = index_with(&session, client, &asked, manifest).await?.ok_or(refused)?;
-                    session.admit(&asked.to_string(), &index, &shelves).await?;
-                }
-                other => drop(other?),
-            }
+            admit(&session, client, &asked, &resolved.descriptor, &origin.repository).await?;
             if !matches!(resolved.descriptor.kind(), MediaKind::Manifest) {
                 return Err(Error::Name { name: exact.to_string(), reason: "it is no manifest of an image" });
             }
@@ -77,6 +68,25 @@ impl Images {
             Ok(handed)
         };
         within(span, bringing).await
+    }
+}
+
+/// Asks policy about a manifest under the name that was asked for: what is signed may be the manifest, or the index that has it.
+async fn admit(
+    session: &Session<'_>,
+    client: &Client,
+    asked: &Reference,
+    manifest: &Descriptor,
+    repository: &RepositoryName,
+) -> Result<()> {
+    let [tags, referrers] = signatures(client, repository);
+    let (name, shelves): (_, [&dyn Shelf; 2]) = (asked.to_string(), [&tags, &referrers]);
+    match session.admit(&name, manifest, &shelves).await {
+        Err(refused @ Error::Refused(_)) => {
+            let index = index_with(session, client, asked, &manifest.digest).await?.ok_or(refused)?;
+            session.admit(&name, &index, &shelves).await.map(drop)
+        }
+        other => other.map(drop),
     }
 }
 

@@ -13,7 +13,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
 
 use crate::error::{ConfigError, Error, Result};
 
@@ -54,18 +54,19 @@ impl TlsOptions {
 /// A configuration that believes nobody.
 pub(crate) fn without_roots() -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    Ok(builder(&provider)?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
+fn builder(provider: &Arc<CryptoProvider>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
+    ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Config { path: PathBuf::new(), reason: e.into() })?;
-    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+        .map_err(|e| Error::Config { path: PathBuf::new(), reason: e.into() })
 }
 
 /// A TLS configuration; `identify` says whether client certificates may be shown.
 pub(crate) fn client_config(options: &TlsOptions, identify: bool) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Config { path: PathBuf::new(), reason: e.into() })?;
+    let builder = builder(&provider)?;
     let builder = if options.skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerifier(provider.clone())))
     } else {

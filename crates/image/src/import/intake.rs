@@ -183,9 +183,9 @@ impl<'a> Intake<'a> {
         for (entry, shown) in entries.into_iter().zip(shown) {
             match shown {
                 Ok(()) => {}
-                Err(content::Error::Locked(what)) => return Err(Error::Busy { what, seconds: 0 }),
                 Err(content::Error::NotFound { .. }) => {
-                    return Err(refused(&entry.path, "its write was aborted by somebody else".to_owned()));
+                    let reason = "somebody else aborted its write meanwhile: import the archive again".to_owned();
+                    return Err(refused(&entry.path, reason));
                 }
                 Err(error) => return Err(error.into()),
             }

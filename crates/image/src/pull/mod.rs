@@ -173,9 +173,7 @@ impl Images {
             brought: Mutex::default(),
         }
     }
-}
 
-impl Images {
     /// How layers are applied here.
     pub(crate) fn apply_options(&self) -> apply::Options {
         apply::Options {
