@@ -196,6 +196,11 @@ mod tests {
         assert!(refused("[traces]\nservicename = 'x'").hint.unwrap().contains("traces.service_name"));
         assert!(refused("[verify]\nverifier_seconds = 0").message.contains("expected 1 to 3600"));
         assert!(refused("[serve]\nmax_calls = 0").message.contains("at least 1"));
+        assert!(
+            refused("[serve]\nraw_sockets = { K3s = '/s' }")
+                .message
+                .starts_with("f:2: serve.raw_sockets: owner \"K3s\"")
+        );
         assert!(refused("[log]\nlevel = 'a=b=c'").message.starts_with("f:2: log.level"));
         assert!(refused("serve = 3").message.starts_with("f:1: invalid type"));
         assert!(refused("zzz = 3").hint.unwrap().starts_with("`orlop config default`"));

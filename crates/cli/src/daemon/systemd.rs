@@ -118,3 +118,17 @@ pub(super) async fn watchdog(store: Store) {
         tokio::time::sleep(pause).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_socket_says_whose_it_is() {
+        assert_eq!(owner("orlop.socket"), Ok(None));
+        assert_eq!(owner("raw"), Ok(Some(Owner::default())));
+        assert_eq!(owner("raw-k3s"), Ok(Some(Owner::new("k3s").unwrap())));
+        assert!(owner("raw-").is_err() && owner("raw-K3s").is_err());
+        assert_eq!(owner("rawhide"), Ok(None), "a name that only begins so");
+    }
+}

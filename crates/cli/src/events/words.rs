@@ -281,6 +281,15 @@ mod tests {
         assert_eq!(said.details, ["blob", "expected 9 bytes, found 0", "image a:1 and 1 more", "container c"]);
         let mended = pb::DamageMended { kind: "snapshots/overlayfs".into(), name: "sha256:1".into() };
         assert_eq!(told("/orlop/damage/mended", pack(&mended)).details, ["snapshot in overlayfs"]);
+        let left = pb::SnapshotFallback {
+            owner: "k3s".into(),
+            image: "a:1".into(),
+            chain: "sha256:2".into(),
+            reason: "no such host".into(),
+        };
+        let said = told("/orlop/snapshot/fallback", pack(&left));
+        assert_eq!((said.what, said.subject.as_str()), ("layer left to containerd", "sha256:2"));
+        assert_eq!(said.details, ["of a:1", "by k3s", "no such host"]);
         let exited = event::SandboxExit { sandbox_id: "s".into(), exit_status: 0, exited_at: None };
         assert_eq!(told("sandboxes/exit", pack(&exited)).fields["sandboxId"], "s");
     }
