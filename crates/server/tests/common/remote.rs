@@ -25,7 +25,7 @@ type Answers = Streaming<pb::WriteContentResponse>;
 #[derive(Clone)]
 pub struct Remote {
     client: ContentClient<Channel>,
-    /// Calls whose end was announced: a ref is free when its call has ended.
+    /// Calls whose end was announced: a ref is free, and its status the last one, when its call has ended.
     closing: Arc<Mutex<HashMap<String, Vec<Answers>>>>,
 }
 
@@ -258,6 +258,7 @@ impl Drop for RemoteWriter {
 #[async_trait]
 impl IngestManager for Remote {
     async fn status(&self, reference: &str) -> Result<Status> {
+        self.closed(reference).await;
         let wanted = pb::StatusRequest { r#ref: reference.to_owned() };
         let call = self.client.clone().status(request(wanted)).await;
         let found = call.map_err(|s| failure(&s, "ingest", reference, None))?.into_inner();
@@ -265,6 +266,10 @@ impl IngestManager for Remote {
     }
 
     async fn statuses(&self) -> Result<Vec<Status>> {
+        let ending: Vec<String> = self.closing.lock().unwrap().keys().cloned().collect();
+        for reference in ending {
+            self.closed(&reference).await;
+        }
         let found = self.client.clone().list_statuses(request(pb::ListStatusesRequest::default())).await.unwrap();
         Ok(found.into_inner().statuses.into_iter().map(to_status).collect())
     }
