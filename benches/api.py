@@ -5,14 +5,18 @@ The client says where its timed part begins and ends; server CPU seconds and pea
 write, read, small and snapshots has a new root; list, cri and start have one root for each server, which is filled once
 through the API (and kept with --stores), and a new daemon (with --together one for all three). The time of `start` runs from
 exec until CRI's ListImages answers with every image; its CPU and memory are the daemon's from its beginning to there.
+
+Beside write and read a third server takes part, `sink` (crates/api/examples/sink.rs), which keeps and hashes nothing: what it
+takes is the client's share and the transport's.
 """
 import argparse, json, os, pathlib, shutil, signal, statistics, subprocess, sys, tempfile, time
 
-from procs import cpu, forget_peak, peak
+from procs import cpu, forget_peak, peak, wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target")) / "release"
 LOAD = TARGET / "examples/load"
+SINK = TARGET / "examples/sink"
 ON_LARGE_STORES = ["list", "cri", "start"]
 CASES = ["write", "read", "small", "snapshots"] + ON_LARGE_STORES
 
@@ -68,6 +72,13 @@ def orlop(at, quick):
     return Server(at, [TARGET / "orlop", "--root", at / "root", "serve", "--socket", socket], socket)
 
 
+def sink(at, quick):
+    socket = at / "daemon.sock"
+    server = Server(at, [SINK, socket], socket)
+    wait_for(socket.exists, "the sink's socket")
+    return server
+
+
 def containerd(binaries):
     def start(at, quick):
         socket = at / "daemon.sock"
@@ -86,6 +97,8 @@ def containerd(binaries):
 def begin(start, at, images=0, quick=False, tags=0):
     """A daemon that lists its images by CRI: with the seconds that took."""
     (at / "daemon.sock").unlink(missing_ok=True)
+    if start is sink:
+        return start(at, quick)
     client = Client(at / "daemon.sock", "ready", images, tags)
     client.hear("waiting")
     server = start(at, quick)
@@ -159,9 +172,10 @@ def main():
             together(servers, stores, args, out)
             cases = [case for case in cases if case not in ON_LARGE_STORES]
         for case in cases:
-            rows = {who: [] for who in servers}
+            beside = dict(servers, sink=sink) if case in ("write", "read") and not args.only else servers
+            rows = {who: [] for who in beside}
             for _ in range(args.runs):
-                for who, start in servers.items():
+                for who, start in beside.items():
                     count += 1
                     large = case in ON_LARGE_STORES
                     at = stores / who if large else work / f"{who}-{count}"
@@ -203,8 +217,8 @@ def report(case, rows, out):
         with open(out / "api.jsonl", "a") as f:
             f.write(json.dumps({"case": case, "who": who, "wall_s": wall, "cpu_s": seconds, "peak_mib": memory,
                                 "runs": rows[who]}) + "\n")
-    if len(medians) == 2:
-        ratios = [b / a if a else float("inf") for a, b in zip(*medians.values())]
+    if {"orlop", "containerd"} <= set(medians):
+        ratios = [b / a if a else float("inf") for a, b in zip(medians["orlop"], medians["containerd"])]
         print(f"{'':10} containerd / orlop: wall {ratios[0]:.2f}  cpu {ratios[1]:.2f}  peak {ratios[2]:.2f}", flush=True)
 
 
