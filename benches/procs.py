@@ -50,13 +50,14 @@ def written(pid):
 
 
 def run(command, env=None, daemon=None):
-    """One process, its children, and the daemon (a pid) that works for it meanwhile; it must succeed.
+    """One process, its children, and the daemons (a pid, or several) that work for it meanwhile; it must succeed.
 
-    Memory is the greatest of the process and each of its children, added to the greatest of the daemon.
+    Memory is the greatest of the process and each of its children, added to the greatest of each daemon.
     """
-    if daemon:
-        forget_peak(daemon)
-        before = cpu(daemon)
+    daemons = [daemon] if isinstance(daemon, int) else list(daemon or [])
+    for one in daemons:
+        forget_peak(one)
+    before = sum(map(cpu, daemons))
     with tempfile.TemporaryFile() as err:
         start = time.perf_counter()
         child = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, env=env)
@@ -67,9 +68,8 @@ def run(command, env=None, daemon=None):
             err.seek(0)
             raise Failed(f"{' '.join(map(str, command))}: exit {child.returncode}: {err.read().decode(errors='replace')[-1000:]}")
     took = Took(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-    if daemon:
-        took.cpu += cpu(daemon) - before
-        took.peak += peak(daemon)
+    took.cpu += sum(map(cpu, daemons)) - before
+    took.peak += sum(map(peak, daemons))
     return took
 
 

@@ -1,11 +1,14 @@
 //! The gRPC clients of every service, over one channel, with containerd's headers.
 
+use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
+use orlop_api::containerd::services::diff::v1::diff_client::DiffClient;
 use orlop_api::containerd::services::events::v1::events_client::EventsClient;
 use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_api::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use orlop_api::containerd::services::tasks::v1::tasks_client::TasksClient;
 pub(crate) use orlop_api::orlop::v1 as pb;
 use orlop_api::orlop::v1::orlop_client::OrlopClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -104,6 +107,18 @@ impl Clients {
 
     pub(crate) fn snapshots(&self) -> SnapshotsClient<Service> {
         sized!(SnapshotsClient, self)
+    }
+
+    pub(crate) fn containers(&self) -> ContainersClient<Service> {
+        sized!(ContainersClient, self)
+    }
+
+    pub(crate) fn diff(&self) -> DiffClient<Service> {
+        sized!(DiffClient, self)
+    }
+
+    pub(crate) fn tasks(&self) -> TasksClient<Service> {
+        sized!(TasksClient, self)
     }
 }
 

@@ -60,7 +60,7 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
         && UnixStream::connect(socket).is_ok()
     {
         let store = Store::own(At::Socket(socket.to_owned()), namespace(), "Orlop's daemon listens there");
-        return Ok((dial(socket).await?, store));
+        return Ok((dial_taken(socket).await?, store));
     }
     if matches!(reach, Reach::Any | Reach::Live)
         && !settings.root_given
@@ -94,7 +94,9 @@ async fn answering(socket: &Path) -> Result<probe::Server> {
             }
             _ => failed.hint("is the daemon running? Without an address the store at --root is used"),
         })?;
-        Ok(probe::server(channel).await?)
+        let server = probe::server(channel).await?;
+        server.version.as_deref().into_iter().for_each(error::heard_version);
+        Ok(server)
     };
     tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|_| {
         let (socket, seconds) = (socket.display(), ANSWER.as_secs());
@@ -200,7 +202,11 @@ async fn dial_taken(socket: &Path) -> Result<Channel> {
     let channel = dial(socket).await?;
     match VersionClient::new(channel.clone()).version(()).await {
         Err(status) if error::is_broken(&status) => Err(status.into()),
-        _ => Ok(channel),
+        Ok(said) => {
+            error::heard_version(&said.get_ref().version);
+            Ok(channel)
+        }
+        Err(_) => Ok(channel),
     }
 }
 

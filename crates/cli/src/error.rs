@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -105,6 +106,32 @@ pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     said
 }
 
+/// The version of the daemon that this command speaks to, if it is Orlop's and another one than this command's.
+static OTHER_VERSION: OnceLock<String> = OnceLock::new();
+
+/// Remembers what a server says of its version: a call that it lacks is explained by that.
+pub(crate) fn heard_version(said: &str) {
+    let own = env!("CARGO_PKG_VERSION");
+    let Some((_, daemon)) = said.split_once("+orlop.") else { return };
+    if daemon != own && OTHER_VERSION.set(daemon.to_owned()).is_ok() {
+        tracing::info!(daemon, command = own, "the daemon is of another version than this command");
+    }
+}
+
+/// What to do about a call that the server lacks.
+fn about_missing_call() -> String {
+    match OTHER_VERSION.get() {
+        Some(daemon) => format!(
+            "the daemon is orlop {daemon}, this command is orlop {}: start the daemon again with this version's program, or use the \
+             command of its version",
+            env!("CARGO_PKG_VERSION")
+        ),
+        None => {
+            "the server lacks this call (orlop.v1 is Orlop's own); --root DIR uses Orlop's own store there".to_owned()
+        }
+    }
+}
+
 /// Whether a status is no answer of a server's: the connection broke before one came.
 pub(crate) fn is_broken(status: &tonic::Status) -> bool {
     // A status that came over the wire has no source in this process.
@@ -141,9 +168,7 @@ impl From<tonic::Status> for CliError {
         let mut error = Self::new(class, message);
         error.hint = details.and_then(|d| (!d.hint.is_empty()).then_some(d.hint));
         if status.code() == tonic::Code::Unimplemented && error.hint.is_none() {
-            error.hint = Some(
-                "the server lacks this call (orlop.v1 is Orlop's own); --root DIR uses Orlop's own store there".into(),
-            );
+            error.hint = Some(about_missing_call());
         }
         error
     }

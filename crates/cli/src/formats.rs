@@ -53,7 +53,7 @@ fn of(command: &Command) -> Prints {
         Command::Tag(_) | Command::Rm(_) | Command::Prune(_) | Command::Undo(_) => Both,
         Command::Pin(_) | Command::Unpin(_) | Command::Mount(_) | Command::Umount(_) => Both,
         Command::Check(_) | Command::Scrub(_) | Command::Repair(_) | Command::Verify(_) => Both,
-        Command::Doctor(_) | Command::Df(_) | Command::Watch(_) | Command::Stores(_) => Both,
+        Command::Doctor(_) | Command::Df(_) | Command::Watch(_) | Command::Stores(_) | Command::Install(_) => Both,
         Command::Content(_) | Command::Snapshots(_) | Command::Leases(_) | Command::Namespaces(_) => Both,
         Command::Config(F::Check { .. }) => Both,
     }

@@ -18,6 +18,7 @@ mod formats;
 mod fresh;
 mod holder;
 mod images_made;
+mod install;
 mod look;
 mod memory;
 mod output;

@@ -49,10 +49,12 @@ pub(crate) fn all(server: &Server) -> Routes {
     routes.routes()
 }
 
-/// What a containerd above calls, and health.
+/// What a containerd above calls; what tells whoever installs it what is here; and health.
 pub(crate) fn raw(raw: &Raw) -> Routes {
     let mut routes = Routes::builder();
     routes
+        .add_service(bounded!(VersionServer, raw.server().clone()))
+        .add_service(bounded!(IntrospectionServer, raw.server().clone()))
         .add_service(bounded!(ContentServer, raw.clone()))
         .add_service(bounded!(SnapshotsServer, raw.clone()))
         .add_service(bounded!(DiffServer, raw.clone()));

@@ -96,6 +96,14 @@ impl Containerd {
     /// If it does not end or does not start.
     pub fn restart(&mut self, signal: Signal) {
         self.stop(signal);
+        self.start_again();
+    }
+
+    /// Starts it again after [`Containerd::stop`], on what it left.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_again(&mut self) {
         self.daemon = spawned(&self.programs, self.dir.path());
         self.wait_until_it_answers();
     }

@@ -86,6 +86,7 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
         Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
         Command::Stores(args) => return stores::run(&cli.global, &args).await,
+        Command::Install(args) => return crate::install::run(&cli.global, &args).await,
         Command::Repair(args) if args.rebuild_metadata => return rebuild::run(&cli.global, &args).await,
         _ => {}
     }
@@ -166,6 +167,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Demo(_)
         | Command::Serve(_)
         | Command::Stores(_)
+        | Command::Install(_)
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man(_) => unreachable!("handled before a store is opened"),

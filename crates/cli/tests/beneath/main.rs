@@ -6,9 +6,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bytes;
 mod content;
 mod differ;
+mod install;
+mod node;
 mod owners;
 mod remote;
+mod restarts;
+mod skew;
 mod stack;
 mod trouble;

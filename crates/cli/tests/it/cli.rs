@@ -49,6 +49,7 @@ const COMMANDS: &[&str] = &[
     "watch",
     "top",
     "stores",
+    "install",
     "config",
     "completions",
     "man",

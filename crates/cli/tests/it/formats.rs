@@ -150,6 +150,8 @@ const ROWS: &[Row] = &[
     row("namespaces label team a=b", Are(&["team"]), "orlop.namespaces.label/v1").before(&["namespaces create team"]),
     row("namespaces rm team", Are(&["team"]), "orlop.namespaces.rm/v1").before(&["namespaces create team"]),
     row("stores --host {dir}", Are(&["{root}"]), "orlop.stores/v1"),
+    // Where nothing was installed. What an installation tells is told in tests/beneath.
+    row("install --revert --containerd-config {config}", Are(&[]), "orlop.install/v1"),
     // What it tells is told in tests/watch.rs.
     row("watch --for 0s", Are(&[]), "orlop.watch/v1"),
 ];

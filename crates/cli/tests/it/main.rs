@@ -23,6 +23,7 @@ mod joining;
 mod manners;
 mod mounting;
 mod networks;
+mod packaging;
 mod pressure;
 mod pruning;
 mod rebuild;

@@ -13,6 +13,7 @@
 //! One task brings an image, whoever waits for it; it goes on when they are gone.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ struct Wanted {
 #[derive(Default)]
 pub(super) struct Fetches {
     flights: Mutex<HashMap<Wanted, Flight>>,
+    /// Whether it was told that images are not named.
+    unnamed: AtomicBool,
 }
 
 /// Tells how it ended, as soon as it has.
@@ -146,7 +149,10 @@ impl Raw {
         if self.is_claimed(snapshots, &asked).await? {
             return Err(there());
         }
-        let Some(image) = Wanted::of(labels, snapshots.driver_name()) else { return Ok(()) };
+        let Some(image) = Wanted::of(labels, snapshots.driver_name()) else {
+            self.tell_unnamed();
+            return Ok(());
+        };
         let mut handed = self.try_to_hand_over(scope, snapshots, &asked, &image).await;
         if let Err(Trouble::Gone) = handed {
             // It was removed since it was brought.
@@ -311,6 +317,18 @@ impl Raw {
                 Outcome::Brought(Arc::new(Brought { layers, waiting: Mutex::new(waiting), done }))
             }
             Err(status) => Outcome::Failed(status.message().to_owned()),
+        }
+    }
+
+    /// Says once what it means that layers come without the name of their image: it may be wanted so, or forgotten.
+    fn tell_unnamed(&self) {
+        if !self.fetches.unnamed.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                owner = %self.owner,
+                "containerd asks for snapshots without naming their image, and brings its layers itself. To have Orlop bring them: \
+                 disable_snapshot_annotations = false for CRI of containerd 1, enable_remote_snapshot_annotations = \"true\" in the \
+                 exports of the proxy plugin of containerd 2; containerd before 1.6 cannot"
+            );
         }
     }
 
