@@ -58,18 +58,10 @@ const FIGURES: &[Figure] = &[
         what: "histories of everything at once, compared with a model",
         amount: SCHEDULES,
         seed: Some("PROPTEST_RNG_SEED"),
-        runs: &[&[
-            "cargo",
-            "test",
-            "-p",
-            "orlop-metadata",
-            "--test",
-            "gc_model",
-            "--test",
-            "gc_concurrent",
-            "--",
-            "--nocapture",
-        ]],
+        runs: &[
+            &["cargo", "test", "-p", "orlop-metadata", "--test", "gc_model", "--", "--nocapture"],
+            &["cargo", "test", "-p", "orlop-metadata", "--test", "it", "--", "--nocapture", "gc_concurrent::"],
+        ],
     },
     Figure {
         name: "writers",
@@ -97,7 +89,7 @@ const FIGURES: &[Figure] = &[
         what: "the corpus of hostile layers, by both drivers and one of AMOUNT beside both containerds",
         amount: Some(("ORLOP_TEST_LAYERS", 1)),
         seed: None,
-        runs: &[&["cargo", "test", "-p", "orlop-snapshot", "--test", "corpus", "--", "--nocapture"]],
+        runs: &[&["cargo", "test", "-p", "orlop-snapshot", "--test", "it", "--", "--nocapture", "corpus::"]],
     },
     Figure {
         name: "damage",
@@ -105,12 +97,9 @@ const FIGURES: &[Figure] = &[
         amount: None,
         seed: None,
         runs: &[
-            &[
-                "cargo", "test", "-p", "orlop", "--test", "repair", "--test", "scrub", "--test", "trees", "--test",
-                "rebuild",
-            ],
-            &["cargo", "test", "-p", "orlop-snapshot", "--test", "record"],
-            &["cargo", "test", "-p", "orlop-metadata", "--test", "healing", "--test", "damage", "--test", "rebuild"],
+            &["cargo", "test", "-p", "orlop", "--test", "it", "--", "repair::", "scrub::", "trees::", "rebuild::"],
+            &["cargo", "test", "-p", "orlop-snapshot", "--test", "it", "--", "record::"],
+            &["cargo", "test", "-p", "orlop-metadata", "--test", "it", "--", "healing::", "damage::", "rebuild::"],
         ],
     },
 ];
@@ -185,6 +174,7 @@ fn repeat(figure: &Figure, numbers: &[u32]) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -197,5 +187,35 @@ mod tests {
         let named: BTreeSet<String> = text.split("`cargo xtask ").skip(1).map(name).collect();
         let known: BTreeSet<String> = FIGURES.iter().map(|figure| figure.name.to_owned()).collect();
         assert_eq!(named, known);
+    }
+
+    fn after<'a>(run: &[&'a str], word: &str) -> Option<&'a str> {
+        run.iter().position(|given| *given == word).and_then(|at| run.get(at + 1)).copied()
+    }
+
+    /// Where the tests of a crate are.
+    fn tests_of(package: &str) -> PathBuf {
+        let name = package.strip_prefix("orlop-").unwrap_or("cli");
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("tests")
+    }
+
+    /// cargo says so itself of a test program that is not there; of a filter that fits no test it says nothing.
+    #[test]
+    fn what_is_run_is_there() {
+        let mut checked = 0;
+        for figure in FIGURES {
+            for run in figure.runs {
+                let Some(program) = after(run, "--test") else { continue };
+                let main = tests_of(after(run, "-p").unwrap()).join(program).join("main.rs");
+                let source = std::fs::read_to_string(&main);
+                let source = source.unwrap_or_else(|error| panic!("{}: {}: {error}", figure.name, main.display()));
+                for filter in run.iter().filter_map(|word| word.strip_suffix("::")) {
+                    let declared = format!("mod {filter};");
+                    assert!(source.contains(&declared), "{}: {} has no {declared}", figure.name, main.display());
+                }
+                checked += 1;
+            }
+        }
+        assert!(checked > 5, "only {checked} were looked at");
     }
 }
