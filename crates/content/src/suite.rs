@@ -63,6 +63,7 @@ macro_rules! content_suite {
             a_commit_may_name_another_algorithm
             list_and_delete
             a_reader_survives_deletion
+            pieces_that_are_held_keep_their_bytes
             a_deleted_blob_can_be_written_again
             a_discarded_blob_comes_back
             discarding_and_restoring_may_be_repeated
@@ -515,6 +516,28 @@ mod cases {
         assert_eq!(reader.read_at(0, 10).await.unwrap(), bytes.slice(..10));
         store.delete(&digest).await.unwrap();
         assert_eq!(reader.read_at(2 << 20, 1 << 20).await.unwrap(), bytes.slice(2 << 20..));
+    }
+
+    /// Large ones, and one that is shorter than what was read there before.
+    pub async fn pieces_that_are_held_keep_their_bytes(fixture: &Fixture) {
+        let store = &*fixture.store;
+        let bytes = noise((8 << 20) + 700_000, 15);
+        let reader = store.open(&put(store, "read", &bytes).await.unwrap()).await.unwrap();
+        for _ in 0..2 {
+            let mut held = Vec::new();
+            for start in (0..bytes.len()).step_by(1 << 20) {
+                let piece = reader.read_at(start as u64, 1 << 20).await.unwrap();
+                // Some go at once, some stay, some stay in part.
+                match start >> 20 & 3 {
+                    0 => drop(piece),
+                    1 => held.push((start + 1000, piece.slice(1000..2000))),
+                    _ => held.push((start, piece)),
+                }
+            }
+            for (start, piece) in held {
+                assert_eq!(piece, bytes.slice(start..start + piece.len()), "from {start}");
+            }
+        }
     }
 
     pub async fn a_deleted_blob_can_be_written_again(fixture: &Fixture) {

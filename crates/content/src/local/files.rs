@@ -1,7 +1,7 @@
 //! File system calls whose errors name the path and the operation.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -9,8 +9,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use orlop_oci::{Algorithm, Digester};
 use rustix::fs::{CWD, Mode, OFlags, Stat};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
+use super::piece::Piece;
 use crate::{Error, Result};
 
 /// How much is read at once when bytes are hashed again.
@@ -28,18 +29,25 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
 }
 
 /// Reads up to `length` bytes; fewer only at the end of the file.
-pub(super) fn read_at(file: &File, mut offset: u64, length: usize) -> io::Result<Bytes> {
-    let mut buffer = Vec::with_capacity(length);
-    while buffer.len() < length {
-        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset) {
+pub(super) fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
+    let (mut piece, mut filled) = (Piece::new(length), 0);
+    while filled < length {
+        match rustix::io::pread(file, &mut piece.room()[filled..], offset + filled as u64) {
             Ok(0) => break,
-            Ok(count) => offset += count as u64,
+            Ok(count) => filled += count,
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    buffer.truncate(length);
-    Ok(buffer.into())
+    Ok(piece.into_bytes(filled))
+}
+
+/// Reads `length` bytes if all of them are in memory, and waits for nothing; not all file systems can say.
+pub(super) fn read_cached(file: &File, offset: u64, length: usize) -> Option<Bytes> {
+    let mut piece = Piece::new(length);
+    let room = &mut [IoSliceMut::new(piece.room())];
+    let count = rustix::io::preadv2(file, room, offset, ReadWriteFlags::NOWAIT).ok()?;
+    (count == length).then(|| piece.into_bytes(count))
 }
 
 /// Hashes the first `size` bytes of a file; says how many there were.

@@ -36,6 +36,7 @@ orlop_content::content_suite! { @cases fixture,
     the_other_algorithms_work
     a_commit_may_name_another_algorithm
     list_and_delete
+    pieces_that_are_held_keep_their_bytes
     a_deleted_blob_can_be_written_again
     any_text_but_none_is_a_ref
     a_committed_writer_is_finished

@@ -93,6 +93,7 @@ const EVERYWHERE: &[Row] = &[
     (libc::SYS_readv, "readv", Open(0), READS),
     (libc::SYS_pread64, "pread64", Open(0), READS),
     (libc::SYS_preadv, "preadv", Open(0), READS),
+    (libc::SYS_preadv2, "preadv2", Open(0), READS),
     (libc::SYS_getdents64, "getdents64", Open(0), READS),
     (libc::SYS_readlinkat, "readlinkat", At(0, 1), READS),
     (libc::SYS_statx, "statx", At(0, 1), READS),

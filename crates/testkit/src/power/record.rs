@@ -49,6 +49,7 @@ const HARMLESS: &[&str] = &[
     "ppoll",
     "pread64",
     "preadv",
+    "preadv2",
     "readahead",
     "readlink",
     "readlinkat",
