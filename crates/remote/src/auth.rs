@@ -23,6 +23,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::failure::{self, Refusal};
 use crate::hosts::{authority, is_loopback};
+use crate::providers::Providers;
 use crate::scope::Scopes;
 use crate::{CLIENT_ID, ClientOptions, CredentialSource, Login, retry};
 
@@ -84,6 +85,7 @@ type Known = HashMap<(String, String), (Instant, Option<Credential>)>;
 pub(crate) struct Authenticator {
     explicit: Option<Login>,
     config: Option<PathBuf>,
+    providers: Providers,
     source: Option<Arc<dyn CredentialSource>>,
     tokens: Mutex<HashMap<TokenKey, Slot>>,
     known: tokio::sync::Mutex<Known>,
@@ -94,6 +96,7 @@ impl Authenticator {
         Self {
             explicit: options.explicit(),
             config: options.docker_config.clone(),
+            providers: options.providers.clone(),
             source: options.source.clone(),
             tokens: Mutex::default(),
             known: tokio::sync::Mutex::default(),
@@ -129,7 +132,7 @@ impl Authenticator {
         if let Some(login) = explicit {
             return Ok(Some(login.credential.clone()));
         }
-        if self.source.is_none() && self.config.is_none() {
+        if self.source.is_none() && self.config.is_none() && self.providers.is_empty() {
             return Ok(None);
         }
         // Held while a helper runs: helpers ask people for passwords, and nobody wants to be asked ten times at once.
@@ -146,13 +149,16 @@ impl Authenticator {
     }
 
     async fn look_up(&self, host: &str, repository: &str) -> Result<Option<Credential>> {
-        match (&self.source, &self.config) {
-            (Some(source), _) => {
-                let asked = source.credential(host).await;
-                asked.map_err(|source| Error::CredentialSource { host: host.to_owned(), source })
-            }
-            (None, Some(config)) => credentials::find(config, host, repository).await,
-            (None, None) => Ok(None),
+        if let Some(source) = &self.source {
+            let asked = source.credential(host).await;
+            return asked.map_err(|source| Error::CredentialSource { host: host.to_owned(), source });
+        }
+        if let Some(found) = self.providers.find(host, repository).await {
+            return Ok(Some(found));
+        }
+        match &self.config {
+            Some(config) => credentials::find(config, host, repository).await,
+            None => Ok(None),
         }
     }
 

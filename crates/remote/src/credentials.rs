@@ -125,7 +125,7 @@ pub(crate) async fn find(config: &Path, host: &str, repository: &str) -> Result<
     Ok(best(file.auths.iter(), host, repository).and_then(|(_, entry)| entry.credential()))
 }
 
-fn is_docker_hub(host: &str) -> bool {
+pub(crate) fn is_docker_hub(host: &str) -> bool {
     matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
 }
 

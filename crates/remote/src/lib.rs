@@ -3,7 +3,7 @@
 //! Source of the protocol: the OCI distribution specification 1.1 and Docker's token authentication. Configuration is
 //! containerd's `certs.d/<host>/hosts.toml`. Paths come in [`ClientOptions`]; the library reads no home directory, and of
 //! the environment only what its TLS and HTTP libraries and credential helpers define: `SSL_CERT_FILE`, `SSL_CERT_DIR`,
-//! `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (never for loopback hosts) and `PATH`.
+//! `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (never for loopback hosts) and `PATH`. Credential providers are given all of it.
 //!
 //! # Invariants
 //! - A credential is sent only to the host it belongs to, or to the token realm that host named; never after a redirect
@@ -29,6 +29,7 @@ mod failure;
 mod hosts;
 mod hosts_toml;
 mod options;
+mod providers;
 mod push;
 mod referrers;
 mod resolve;
@@ -46,6 +47,7 @@ pub use client::Client;
 pub use error::{BoxError, ConfigError, Error, Result};
 pub use hosts_toml::{NamedHost, read as read_hosts_toml};
 pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeaders, Tuning};
+pub use providers::{ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, parse_duration};
 
 /// How Orlop names itself to token servers.
 const CLIENT_ID: &str = "orlop";

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use http::HeaderMap;
 
 use crate::error::BoxError;
+use crate::providers::Providers;
 
 /// What proves who we are to a registry.
 pub use crate::credentials::Credential;
@@ -37,10 +38,13 @@ pub struct ClientOptions {
     pub hosts_dirs: Vec<PathBuf>,
     /// Docker's `config.json`, for credentials and credential helpers.
     pub docker_config: Option<PathBuf>,
+    /// Programs that are asked for credentials of every host, mirrors included, before `docker_config`.
+    pub providers: Providers,
     /// User and password for every registry, instead of what the files say. Mirrors, which are other hosts than the
-    /// one the reference names, never see them: theirs come from `docker_config`.
+    /// one the reference names, never see them: theirs come from `providers` and `docker_config`.
     pub credentials: Option<(String, String)>,
-    /// Asked for credentials of every host, instead of `login`, `credentials` and `docker_config`; answers count for a minute.
+    /// Asked for credentials of every host, instead of `login`, `credentials`, `providers` and `docker_config`; answers count for a
+    /// minute.
     pub source: Option<Arc<dyn CredentialSource>>,
     /// Sent with every request to the registry and its mirrors, beside those of hosts.toml.
     pub headers: HeaderMap,
@@ -68,6 +72,11 @@ impl TraceHeaders {
 }
 
 impl ClientOptions {
+    /// Whether nobody is asked for credentials that are not brought: such a client learns no secret, and may be kept for all.
+    pub fn asks_nobody(&self) -> bool {
+        self.docker_config.is_none() && self.providers.is_empty() && self.source.is_none()
+    }
+
     /// What the operation brings itself.
     pub(crate) fn explicit(&self) -> Option<Login> {
         let plain = self.credentials.clone();
@@ -82,6 +91,7 @@ impl fmt::Debug for ClientOptions {
         f.debug_struct("ClientOptions")
             .field("hosts_dirs", &self.hosts_dirs)
             .field("docker_config", &self.docker_config)
+            .field("providers", &self.providers)
             .field("credentials", &self.credentials.as_ref().map(|_| "…"))
             .field("source", &self.source.as_ref().map(|_| "…"))
             .field("headers", &self.headers.keys())
