@@ -35,11 +35,18 @@ fn endpoint() -> Endpoint {
 /// If nobody listens there.
 pub async fn unix(path: &Path) -> Result<Channel, tonic::transport::Error> {
     let path: PathBuf = path.to_owned();
-    let connector = service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    endpoint().connect_with_connector(connector).await
+    endpoint().connect_with_connector(service_fn(move |_| dial(path.clone()))).await
+}
+
+/// A channel to a Unix socket that connects at the first call, and again after the connection has broken; calls fail as long as
+/// nobody listens there. Must be called within a runtime.
+pub fn unix_lazy(path: &Path) -> Channel {
+    let path: PathBuf = path.to_owned();
+    endpoint().connect_with_connector_lazy(service_fn(move |_| dial(path.clone())))
+}
+
+async fn dial(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {
+    UnixStream::connect(path).await.map(TokioIo::new)
 }
 
 /// A channel whose connections are pipes in memory, and the pipes' other ends for a server. It connects at the first

@@ -8,6 +8,7 @@ mod args;
 mod client;
 mod commands;
 mod config;
+mod credentials;
 mod daemon;
 mod demo;
 mod embed;

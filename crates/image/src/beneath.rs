@@ -7,13 +7,13 @@
 //!   and shared.
 
 use orlop_metadata::{Labels, Scope};
-use orlop_oci::{Descriptor, Digest, Document, MediaKind, Reference, RepositoryName};
+use orlop_oci::{Descriptor, Digest, Document, MAX_MANIFEST_BYTES, MediaKind, Reference, RepositoryName};
 use orlop_remote::Client;
 use tracing::field::Empty;
 use tracing::info_span;
 
 use crate::gate::Shelf;
-use crate::pull::{Registry, Session, resolve, signatures};
+use crate::pull::{Nowhere, Registry, Session, resolve, signatures};
 use crate::span::within;
 use crate::walk::{Documents, Select, Tree};
 use crate::{Error, Images, Result, Sink, labels};
@@ -68,6 +68,58 @@ impl Images {
             Ok(handed)
         };
         within(span, bringing).await
+    }
+}
+
+impl Images {
+    /// The same of an image that another scope has whole: nothing is fetched. `image` is the name that it has there.
+    ///
+    /// # Errors
+    /// As [`Images::bring_unnamed`]; [`Error::Incomplete`] if it is not whole.
+    pub async fn bring_held(
+        &self,
+        scope: &Scope,
+        held: &Scope,
+        image: &str,
+        manifest: &Digest,
+        snapshotter: &str,
+    ) -> Result<Vec<Handed>> {
+        let raw = orlop_content::read_verified(&self.store().content(held), manifest, MAX_MANIFEST_BYTES).await?;
+        let document = Document::parse_as(raw, None, manifest.algorithm())
+            .map_err(|source| Error::Document { digest: manifest.clone(), source })?;
+        let (target, plan) =
+            (document.descriptor(), self.plan(Select::All, vec![self.platform().clone()], snapshotter, 0));
+        let span = info_span!("lend", image, error = Empty);
+        let bringing = async {
+            // Whatever let it in under this name is there still, or lets it in no more.
+            self.admit_held(held, image, &target).await?;
+            let session = self.session(scope.clone(), &Nowhere, &|_| {});
+            let config = document.manifest().map(|manifest| &manifest.config);
+            for blob in std::iter::once(&target).chain(config) {
+                session.blob(blob).await?;
+            }
+            let tree = session.bring(image, &target, &plan).await?;
+            let handed = handed(&tree, manifest);
+            if handed.is_empty() {
+                return Err(Error::Name { name: image.to_owned(), reason: "it is no image for this platform" });
+            }
+            session.finish(std::iter::once(&tree), &plan, |_| Ok(())).await?;
+            Ok(handed)
+        };
+        within(span, bringing).await
+    }
+
+    /// Asks policy by what the scope has. What was signed may be what the name points at, or the manifest.
+    async fn admit_held(&self, held: &Scope, image: &str, manifest: &Descriptor) -> Result<()> {
+        let Some(record) = self.named_record(held, image).await? else {
+            return self.admit(held, image, manifest).await.map(drop);
+        };
+        match self.admit(held, image, &record.target).await {
+            Err(Error::Refused(_)) if record.target.digest != manifest.digest => {
+                self.admit(held, image, manifest).await.map(drop)
+            }
+            other => other.map(drop),
+        }
     }
 }
 

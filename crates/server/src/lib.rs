@@ -16,6 +16,7 @@
 
 mod any;
 mod background;
+mod beside;
 mod blocking;
 mod call;
 mod containers;
@@ -45,6 +46,7 @@ mod transfer;
 mod version;
 
 pub use background::Background;
+pub use beside::{BesideMode, BesideSettings};
 pub use cri::CriSettings;
 pub use daemon::{Listening, ServeOptions, Surface};
 pub use raw::{Owner, OwnerError};

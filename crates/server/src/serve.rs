@@ -1,7 +1,8 @@
 //! A server, and its services in process.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use orlop_api::channel;
@@ -16,10 +17,13 @@ use tonic_health::server::HealthReporter;
 
 use crate::AnswerStream;
 use crate::background::Collector;
+use crate::beside::{Beside, BesideSettings};
 use crate::blocking::blocking;
 use crate::cri::{Cri, CriSettings};
 use crate::events::Exchange;
 use crate::metrics::Metrics;
+use crate::raw::Owner;
+use crate::raw::remote::Fetches;
 use crate::services;
 use crate::streaming::Streams;
 use crate::traces::Traces;
@@ -41,6 +45,9 @@ pub struct Server {
     traces: Option<Traces>,
     /// The settings were replaced: what is there has to follow.
     reconfigured: Arc<Notify>,
+    /// What is being brought for each owner.
+    fetches: Arc<Mutex<HashMap<Owner, Arc<Fetches>>>>,
+    beside: Option<Beside>,
 }
 
 impl Server {
@@ -61,6 +68,8 @@ impl Server {
             health: HealthReporter::new(),
             traces: None,
             reconfigured: Arc::default(),
+            fetches: Arc::default(),
+            beside: None,
         }
     }
 
@@ -75,6 +84,23 @@ impl Server {
     #[must_use]
     pub fn with_traces(self, traces: Traces) -> Self {
         Self { traces: Some(traces), ..self }
+    }
+
+    /// The same with a containerd beside, which runs the containers of the kubelet that asks here for images. Must be called within a
+    /// runtime.
+    #[must_use]
+    pub fn with_beside(self, settings: BesideSettings) -> Self {
+        Self { beside: Some(Beside::new(settings)), ..self }
+    }
+
+    pub(crate) const fn beside(&self) -> Option<&Beside> {
+        self.beside.as_ref()
+    }
+
+    /// The images that are being brought for an owner, whoever asks for them.
+    pub(crate) fn fetches(&self, owner: &Owner) -> Arc<Fetches> {
+        let mut all = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(owner.clone()).or_default().clone()
     }
 
     /// Replaces the settings while the server runs, for what begins from now on. A served store follows them.

@@ -25,6 +25,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
 
 use crate::Server;
+use crate::beside::{ImageCalls, RuntimeCalls};
 use crate::raw::Raw;
 
 /// A service with the bound on messages. The second argument is what implements it.
@@ -84,8 +85,12 @@ fn moving(server: &Server, routes: &mut RoutesBuilder) {
     routes.add_service(bounded!(StreamingServer, server.clone())).add_service(bounded!(TransferServer, server.clone()));
 }
 
-/// What kubelet and crictl call.
+/// What kubelet and crictl call. What a containerd beside has of it is asked there.
 fn cri(server: &Server, routes: &mut RoutesBuilder) {
+    if let Some(beside) = server.beside() {
+        routes.add_service(ImageCalls::new(server, beside)).add_service(RuntimeCalls::new(beside));
+        return;
+    }
     routes
         .add_service(bounded!(ImageServiceServer, server.cri().clone()))
         .add_service(bounded!(RuntimeServiceServer, server.cri().clone()));

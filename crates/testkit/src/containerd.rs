@@ -57,6 +57,8 @@ pub struct Options {
     pub cri: bool,
     /// Plugins that it is to go without.
     pub disabled: Vec<&'static str>,
+    /// The image that holds pods, if CRI is to make any: the default one would come from the network.
+    pub sandbox_image: Option<String>,
     /// Lines to add to the configuration.
     pub config: String,
     /// Where its content and snapshots are to be, if not below its own directory: a file system of a test's own.
@@ -104,6 +106,15 @@ impl Containerd {
     /// # Panics
     /// If it does not start.
     pub fn start_again(&mut self) {
+        self.daemon = spawned(&self.programs, self.dir.path());
+        self.wait_until_it_answers();
+    }
+
+    /// Starts it again after [`Containerd::stop`].
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart_after_stop(&mut self) {
         self.daemon = spawned(&self.programs, self.dir.path());
         self.wait_until_it_answers();
     }
@@ -263,13 +274,22 @@ fn configuration(programs: &Programs, options: &Options, dir: &Path) -> String {
         disabled.push("io.containerd.cri.v1.images");
         disabled.push("io.containerd.cri.v1.runtime");
     }
+    let sandbox = |table: &str, key: &str| {
+        options.sandbox_image.as_ref().map(|image| format!("{table}{key} = \"{image}\"\n")).unwrap_or_default()
+    };
     let cri = match (options.cri, old) {
-        (false, _) => "",
-        (true, true) => "[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n",
+        (false, _) => String::new(),
+        (true, true) => {
+            let sandbox = sandbox("", "sandbox_image");
+            format!("[plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n{sandbox}")
+        }
         // Two that listen on the one socket that NRI has by default end each other.
         (true, false) => {
-            "[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
-             [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n"
+            let sandbox = sandbox("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n", "sandbox");
+            format!(
+                "[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+                 [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n{sandbox}"
+            )
         }
     };
     let root = options.root.clone().unwrap_or_else(|| dir.join("root"));

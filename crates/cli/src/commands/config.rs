@@ -10,7 +10,7 @@ use crate::args::{Format, Global};
 use crate::config::{self, Config};
 use crate::error::{Class, CliError, Result};
 use crate::settings::Settings;
-use crate::{output, policy};
+use crate::{credentials, output, policy};
 
 /// What to do with it.
 #[derive(Debug, clap::Subcommand)]
@@ -59,6 +59,7 @@ fn check(file: Option<PathBuf>, format: Format) -> Result<()> {
     let file = file.unwrap_or_else(|| config::DEFAULT_FILE.into());
     let config = config::read(&file)?;
     policy::gate(&config.verify)?;
+    credentials::providers(&config.credentials)?;
     check_hosts(&config.hosts_dir)?;
     match format {
         Format::Name => output::line(file.display().to_string()),

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use limits::Limits;
-use orlop_remote::ClientOptions;
-use orlop_server::{Background, CriSettings, ServeOptions};
+use orlop_remote::{ClientOptions, Providers};
+use orlop_server::{Background, BesideMode, BesideSettings, CriSettings, Owner, OwnerError, ServeOptions};
 #[cfg(test)]
 pub(crate) use read::keys;
 pub(crate) use read::{DEFAULT_FILE, mode, read};
@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) verify: Verify,
     pub(crate) cri: Cri,
+    pub(crate) credentials: Credentials,
+    pub(crate) containerd: Containerd,
     pub(crate) gc: Gc,
     pub(crate) scrub: Scrub,
     pub(crate) repair: Repair,
@@ -108,6 +110,35 @@ pub(crate) struct Cri {
     pub(crate) runtime_snapshotters: BTreeMap<String, String>,
 }
 
+/// `[credentials]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Credentials {
+    pub(crate) docker_config: Option<PathBuf>,
+    pub(crate) provider_config: Option<PathBuf>,
+    pub(crate) provider_bin_dir: Option<PathBuf>,
+    pub(crate) provider_seconds: u32,
+}
+
+/// `[containerd]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Containerd {
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) images: BesideImages,
+    pub(crate) snapshotter: String,
+    pub(crate) owner: String,
+}
+
+/// Who pulls what kubelet asks for, where a containerd is beside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BesideImages {
+    #[default]
+    Share,
+    Pass,
+}
+
 /// `[gc]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -147,6 +178,8 @@ impl Default for Config {
             limits: Limits::default(),
             verify: Verify::default(),
             cri: Cri::default(),
+            credentials: Credentials::default(),
+            containerd: Containerd::default(),
             gc: Gc::default(),
             scrub: Scrub::default(),
             repair: Repair::default(),
@@ -209,6 +242,23 @@ impl Default for Cri {
     }
 }
 
+impl Default for Credentials {
+    fn default() -> Self {
+        Self { docker_config: None, provider_config: None, provider_bin_dir: None, provider_seconds: 60 }
+    }
+}
+
+impl Default for Containerd {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            images: BesideImages::default(),
+            snapshotter: "orlop-overlay".into(),
+            owner: Owner::default().to_string(),
+        }
+    }
+}
+
 /// How many whole units of so many seconds a time has.
 fn whole(duration: Duration, seconds: u64) -> u32 {
     u32::try_from(duration.as_secs() / seconds).unwrap_or(u32::MAX)
@@ -263,15 +313,29 @@ impl Config {
         }
     }
 
-    /// How CRI's calls are answered. Docker's config.json is left out: what the daemon's user may pull is no pod's right.
-    pub(crate) fn cri(&self) -> CriSettings {
+    /// How CRI's calls are answered. The user's own config.json is left out: what the daemon's user may pull is no pod's right. What
+    /// `[credentials]` names is the node's.
+    pub(crate) fn cri(&self, providers: Providers) -> CriSettings {
         let hosts_dirs = std::env::split_paths(&self.hosts_dir).filter(|path| !path.as_os_str().is_empty()).collect();
+        let docker_config = self.credentials.docker_config.clone().filter(|path| !path.as_os_str().is_empty());
         CriSettings {
-            registry: ClientOptions { hosts_dirs, ..ClientOptions::default() },
+            registry: ClientOptions { hosts_dirs, docker_config, providers, ..ClientOptions::default() },
+            unpack: self.containerd.socket.is_none(),
             parallel_pulls: self.cri.parallel_pulls,
             progress_timeout: Duration::from_secs(self.cri.progress_timeout_seconds),
             runtime_snapshotters: self.cri.runtime_snapshotters.clone(),
         }
+    }
+
+    /// The containerd beside, if there is one.
+    pub(crate) fn beside(&self) -> Result<Option<BesideSettings>, OwnerError> {
+        let Containerd { socket, images, snapshotter, owner } = &self.containerd;
+        let Some(socket) = socket.clone().filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+        let mode = match images {
+            BesideImages::Share => BesideMode::Share,
+            BesideImages::Pass => BesideMode::Pass,
+        };
+        Ok(Some(BesideSettings { socket, mode, snapshotter: snapshotter.clone(), owner: Owner::new(owner)? }))
     }
 
     /// How the daemon serves.

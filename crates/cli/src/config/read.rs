@@ -117,6 +117,17 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
     for owner in serve.raw_sockets.keys() {
         orlop_server::Owner::new(owner).map_err(|error| ("serve.raw_sockets", error.to_string()))?;
     }
+    if !(1..=3600).contains(&config.credentials.provider_seconds) {
+        let found = config.credentials.provider_seconds;
+        return Err(("credentials.provider_seconds", format!("expected 1 to 3600, found {found}")));
+    }
+    config.beside().map_err(|error| ("containerd.owner", error.to_string()))?;
+    if config.containerd.snapshotter.is_empty() {
+        return Err(("containerd.snapshotter", "expected the name of a snapshotter, found \"\"".into()));
+    }
+    if config.containerd.socket.is_some() && config.containerd.socket == config.serve.socket {
+        return Err(("containerd.socket", "it is the daemon's own: expected the socket of a containerd".into()));
+    }
     if !(1..=3600).contains(&config.verify.verifier_seconds) {
         let found = config.verify.verifier_seconds;
         return Err(("verify.verifier_seconds", format!("expected 1 to 3600, found {found}")));
@@ -196,6 +207,17 @@ mod tests {
         assert!(refused("[traces]\nservicename = 'x'").hint.unwrap().contains("traces.service_name"));
         assert!(refused("[verify]\nverifier_seconds = 0").message.contains("expected 1 to 3600"));
         assert!(refused("[serve]\nmax_calls = 0").message.contains("at least 1"));
+        assert!(refused("[credentials]\nprovider_seconds = 0").message.contains("expected 1 to 3600"));
+        assert!(refused("[containerd]\nimages = 'steal'").message.starts_with("f:2: unknown variant"));
+        assert!(refused("[containerd]\nsnapshotter = ''").message.starts_with("f:2: containerd.snapshotter"));
+        assert!(
+            refused("[containerd]\nsocket = '/s'\nowner = 'K3s'")
+                .message
+                .starts_with("f:3: containerd.owner: owner \"K3s\"")
+        );
+        assert!(
+            refused("[serve]\nsocket = '/s'\n[containerd]\nsocket = '/s'").message.contains("it is the daemon's own")
+        );
         assert!(
             refused("[serve]\nraw_sockets = { K3s = '/s' }")
                 .message

@@ -29,7 +29,7 @@ use crate::error::{Class, CliError, Result};
 use crate::holder::Held;
 use crate::output::LogLevel;
 use crate::settings::Settings;
-use crate::{embed, output};
+use crate::{credentials, embed, output};
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
@@ -119,7 +119,9 @@ async fn run_traced(
     let store = images.store().clone();
     let traces = traces.map(traces::Traces::for_server);
     let trace = traces.as_ref().map(|traces| traces.send.clone());
-    let server = Server::new(images).with_cri(reload::cri(&settings.config, trace.as_ref()));
+    let providers = credentials::providers(&settings.config.credentials)?;
+    let server = Server::new(images).with_cri(reload::cri(&settings.config, providers, trace.as_ref()));
+    let server = with_beside(server, settings, args)?;
     let server = traces.into_iter().fold(server, Server::with_traces);
     let mut held = Held::take(&settings.root)?;
     let mut passed = systemd::passed()?;
@@ -147,6 +149,18 @@ async fn run_traced(
     let reload = reload::Reload { global, overrides, config, server: server.clone(), options, log, trace };
     let reload = beside.spawn(reload.run(hangups));
     serve(&server, listeners, watched, signals, &sockets, &reload).await
+}
+
+/// The server with the containerd that the configuration names.
+fn with_beside(server: Server, settings: &Settings, args: &Args) -> Result<Server> {
+    let beside = settings.config.beside().map_err(|error| CliError::new(Class::Usage, error.to_string()))?;
+    let Some(beside) = beside else { return Ok(server) };
+    if own_socket(settings, args).is_ok_and(|own| own == beside.socket) {
+        let message = format!("containerd.socket {}: it is this daemon's own", beside.socket.display());
+        return Err(CliError::new(Class::Usage, message).hint("name the socket of a containerd"));
+    }
+    tracing::info!(socket = %beside.socket.display(), mode = ?beside.mode, "a containerd is beside");
+    Ok(server.with_beside(beside))
 }
 
 /// Serves until a signal, and a little longer.

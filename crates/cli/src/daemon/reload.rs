@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_image::Gate;
-use orlop_remote::TraceHeaders;
+use orlop_remote::{Providers, TraceHeaders};
 use orlop_server::{CriSettings, ServeOptions, Server};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
@@ -19,11 +19,12 @@ use crate::args::Global;
 use crate::config::Config;
 use crate::error::{Class, CliError, Result};
 use crate::output::LogLevel;
-use crate::policy;
 use crate::settings::Settings;
+use crate::{credentials, policy};
 
 /// What a daemon is made of when it starts: keys, and sections with all their keys.
 const FIXED: &[&str] = &[
+    "containerd",
     "log.format",
     "root",
     "serve.group",
@@ -51,6 +52,7 @@ pub(super) struct Reload {
 struct Next {
     config: Config,
     gate: Gate,
+    providers: Providers,
     /// Keys that have another value than the one in force.
     changed: BTreeSet<String>,
     /// Those of them that stay as they were.
@@ -79,7 +81,7 @@ impl Reload {
         let next = tokio::task::spawn_blocking(move || read(&global, &overrides, &old)).await.map_err(stopped)??;
         self.log.set(&next.config.log);
         let images = orlop_image::Settings { gate: next.gate, ..next.config.images() };
-        self.server.reconfigure(images, cri(&next.config, self.trace.as_ref()));
+        self.server.reconfigure(images, cri(&next.config, next.providers, self.trace.as_ref()));
         self.options.send_replace(next.config.serve());
         self.config = next.config;
         if !next.kept.is_empty() {
@@ -93,8 +95,8 @@ impl Reload {
 }
 
 /// How CRI's calls are answered, and their pulls traced.
-pub(super) fn cri(config: &Config, trace: Option<&TraceHeaders>) -> CriSettings {
-    let mut cri = config.cri();
+pub(super) fn cri(config: &Config, providers: Providers, trace: Option<&TraceHeaders>) -> CriSettings {
+    let mut cri = config.cri(providers);
     cri.registry.trace = trace.cloned();
     cri
 }
@@ -107,8 +109,9 @@ fn read(global: &Global, overrides: &Overrides, old: &Config) -> Result<Next> {
     let mut settings = Settings::load(global)?;
     overrides.apply(&mut settings.config);
     let gate = policy::gate(&settings.config.verify)?;
+    let providers = credentials::providers(&settings.config.credentials)?;
     let (config, changed, kept) = merge(old, &settings.config)?;
-    Ok(Next { config, gate, changed, kept })
+    Ok(Next { config, gate, providers, changed, kept })
 }
 
 /// The new configuration with what cannot change as it was, all keys that differ, and those that are kept.

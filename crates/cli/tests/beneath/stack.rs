@@ -25,6 +25,7 @@ const THEIR_HOSTS: &str = "containerds-hosts";
 /// What containerd has of Orlop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Of {
+    Nothing,
     Snapshotter,
     Content,
     Both,
@@ -36,11 +37,11 @@ pub(crate) enum Of {
 
 impl Of {
     const fn snapshots(self) -> bool {
-        !matches!(self, Self::Content)
+        !matches!(self, Self::Content | Self::Nothing)
     }
 
     const fn content(self) -> bool {
-        !matches!(self, Self::Snapshotter | Self::Mixed)
+        !matches!(self, Self::Snapshotter | Self::Mixed | Self::Nothing)
     }
 }
 
@@ -93,7 +94,7 @@ pub(crate) fn ways() -> Vec<(Programs, By)> {
     generations().into_iter().flat_map(of).collect()
 }
 
-fn is_old(programs: &Programs) -> bool {
+pub(crate) fn is_old(programs: &Programs) -> bool {
     programs.version().contains(" 1.")
 }
 
@@ -113,16 +114,27 @@ impl Stack {
 
     /// The same with another image, and lines for Orlop's configuration.
     pub(crate) fn start_with(programs: &Programs, of: Of, by: By, content: &Content, config: &str) -> Option<Self> {
+        Self::start_on(programs, of, by, registry_with(content)?, config)
+    }
+
+    /// The same with a registry that has the image. In the configuration, `STORE` is a directory of this test, and `STORE/containerd` the
+    /// socket of its containerd.
+    pub(crate) fn start_on(programs: &Programs, of: Of, by: By, registry: Registry, config: &str) -> Option<Self> {
         if by == By::Cri {
             need_peer("crictl")?;
         }
-        let registry = registry_with(content)?;
         let (store, proxy) = (Orlop::new(), Proxy::start(registry.address()));
         let raw = store.path("raw");
         ["hosts", THEIR_HOSTS].into_iter().for_each(|place| hosts(&store, place, &proxy));
+        let config = config.replace("STORE", text(&store.path("")).trim_end_matches('/'));
         std::fs::write(store.path("config.toml"), config).expect("a file");
         let served = serve(&store);
-        let containerd = Containerd::start(programs, &options(programs, of, by, &raw, &store));
+        let mut options = options(programs, of, by, &raw, &store);
+        if by == By::Cri {
+            options.sandbox_image = Some(format!("{}/app:1", proxy.host()));
+        }
+        let containerd = Containerd::start(programs, &options);
+        std::os::unix::fs::symlink(containerd.socket(), store.path("containerd")).expect("a link");
         let (_registry, programs) = (registry, programs.clone());
         Some(Self { containerd, served, store, proxy, _registry, programs, of, by })
     }
@@ -148,10 +160,12 @@ impl Stack {
     }
 
     fn crictl(&self, args: &[&str]) -> Command {
-        let at = format!("unix://{}", self.containerd.socket().display());
-        let mut command = Command::new(need_peer("crictl").expect("it was there"));
-        command.args(["--timeout", "60s", "-r", &at, "-i", &at]).args(args);
-        command
+        crictl(&self.containerd.socket(), args)
+    }
+
+    /// `crictl` on Orlop's socket.
+    pub(crate) fn through(&self, args: &[&str]) -> Command {
+        crictl(&self.served.socket(), args)
     }
 
     /// Pulls the image.
@@ -214,7 +228,7 @@ impl Stack {
     }
 
     /// Whether a containerd that has nothing of Orlop runs the image here.
-    fn runs_without_orlop(&self) -> bool {
+    pub(crate) fn runs_without_orlop(&self) -> bool {
         let plain = Containerd::start(&self.programs, &Options::default());
         plain.ctr("default", &["images", "pull", "--plain-http", &self.name()]).ok();
         let own = plain.socket().display().to_string().replace('/', "-");
@@ -231,6 +245,11 @@ impl Stack {
             return;
         }
         output(&mut self.crictl(&["rmi", &self.name()])).ok();
+        self.collect();
+    }
+
+    /// Has containerd collect its garbage.
+    pub(crate) fn collect(&self) {
         // Whoever waits for the end of a lease waits for a collection.
         self.ctr(&["leases", "create", "--id", "collect"]).ok();
         self.ctr(&["leases", "rm", "--sync", "collect"]).ok();
@@ -309,6 +328,14 @@ impl Drop for Stack {
             drop(self.ctr(&["tasks", "rm", "--force", id]));
         }
     }
+}
+
+/// `crictl` with both services on a socket.
+pub(crate) fn crictl(socket: &Path, args: &[&str]) -> Command {
+    let at = format!("unix://{}", socket.display());
+    let mut command = Command::new(need_peer("crictl").expect("it was there"));
+    command.args(["--timeout", "60s", "-r", &at, "-i", &at]).args(args);
+    command
 }
 
 /// Says that the registry speaks no TLS.

@@ -98,6 +98,9 @@ pub(crate) async fn spawn(server: &Server, options: &watch::Receiver<ServeOption
     spawn(trash::run(server.clone(), options.clone()).boxed());
     spawn(scrub::run(server.clone(), options.clone()).boxed());
     spawn(repair::run(server.clone(), options.clone()).boxed());
+    if let Some(beside) = server.beside().filter(|beside| beside.is_shared()) {
+        spawn(beside.clone().follow(server.clone()).boxed());
+    }
 }
 
 /// Works until the store stops writes: from then on it could only fail, again and again.

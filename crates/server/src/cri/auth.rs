@@ -11,7 +11,7 @@ use tonic::Status;
 ///
 /// # Errors
 /// `UNKNOWN`, as containerd's, if `auth` is not what it should be.
-pub(super) fn login(auth: Option<&AuthConfig>) -> Result<Option<Login>, Status> {
+pub(crate) fn login(auth: Option<&AuthConfig>) -> Result<Option<Login>, Status> {
     let Some(auth) = auth else { return Ok(None) };
     let credential = if !auth.username.is_empty() {
         Credential::Basic { user: auth.username.clone(), password: auth.password.clone() }

@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use orlop_api::runtime::v1 as pb;
-use orlop_metadata::{Error, Result, SnapshotKind, Store};
+use orlop_metadata::{Error, Result, Scope, SnapshotKind, Store};
 use orlop_snapshot::Usage;
 use tokio::sync::Mutex;
 use tonic::Status;
 
-use super::scope;
 use crate::blocking::blocking;
 
 /// How old a measurement may be.
@@ -25,14 +24,20 @@ const FRESH: Duration = Duration::from_secs(10);
 /// Clients unpack under keys with this prefix: such a snapshot becomes part of an image, and belongs to no container.
 const UNPACKING: &str = "extract-";
 
+/// A containerd above puts its namespace and a number before its clients' keys.
+fn is_unpacking(key: &str) -> bool {
+    key.starts_with(UNPACKING) || key.splitn(3, '/').nth(2).is_some_and(|own| own.starts_with(UNPACKING))
+}
+
 /// The newest answer and what it was made from.
-#[derive(Default)]
-pub(super) struct Filesystems {
+pub(crate) struct Filesystems {
     known: Arc<Mutex<Known>>,
 }
 
-#[derive(Default)]
 struct Known {
+    scope: Scope,
+    /// The driver whose file system comes first; empty: the store's default.
+    first: String,
     answer: Option<(i64, Instant, pb::ImageFsInfoResponse)>,
     /// Snapshots that are being written, by driver and key.
     measured: HashMap<(String, String), (Instant, Usage)>,
@@ -46,8 +51,14 @@ struct Sums {
 }
 
 impl Filesystems {
+    /// Of the snapshots that a scope has.
+    pub(crate) fn new(scope: Scope, first: &str) -> Self {
+        let known = Known { scope, first: first.to_owned(), answer: None, measured: HashMap::new() };
+        Self { known: Arc::new(Mutex::new(known)) }
+    }
+
     /// What is used now.
-    pub(super) async fn usage(&self, store: &Store) -> std::result::Result<pb::ImageFsInfoResponse, Status> {
+    pub(crate) async fn usage(&self, store: &Store) -> std::result::Result<pb::ImageFsInfoResponse, Status> {
         let mut known = self.known.clone().lock_owned().await;
         let store = store.clone();
         blocking(move || known.usage(&store)).await
@@ -72,7 +83,9 @@ impl Known {
     fn add_up(&mut self, store: &Store) -> Result<pb::ImageFsInfoResponse> {
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
         let mut answer = pb::ImageFsInfoResponse::default();
-        for (at, driver) in store.drivers().iter().enumerate() {
+        let mut drivers: Vec<_> = store.drivers().iter().collect();
+        drivers.sort_by_key(|driver| driver.name() != self.first);
+        for (at, driver) in drivers.into_iter().enumerate() {
             let sums = self.sums(store, driver.name())?;
             let entry = |usage: &Usage| pb::FilesystemUsage {
                 timestamp: now,
@@ -89,7 +102,7 @@ impl Known {
     }
 
     fn sums(&mut self, store: &Store, driver: &str) -> Result<Sums> {
-        let snapshots = store.snapshots(&scope(), driver)?;
+        let snapshots = store.snapshots(&self.scope, driver)?;
         let totals = snapshots.totals()?;
         let mut sums = Sums { images: totals.committed, ..Sums::default() };
         for (key, kind) in totals.open {
@@ -104,7 +117,7 @@ impl Known {
                 },
             };
             self.measured.entry((driver.to_owned(), key.clone())).or_insert((Instant::now(), usage));
-            let is_containers = kind == SnapshotKind::Active && !key.starts_with(UNPACKING);
+            let is_containers = kind == SnapshotKind::Active && !is_unpacking(&key);
             let sum = if is_containers { &mut sums.containers } else { &mut sums.images };
             sum.bytes += usage.bytes;
             sum.inodes += usage.inodes;

@@ -11,15 +11,15 @@
 //! # Concurrency
 //! Calls run at the same time. Pulls of one image with the same secret are one pull: see `pull.rs`.
 
-mod auth;
-mod filesystems;
+pub(crate) mod auth;
+pub(crate) mod filesystems;
 mod images;
 mod info;
 mod listing;
 mod pull;
 pub(crate) use pull::Progress;
 mod runtime;
-mod status;
+pub(crate) mod status;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -27,11 +27,11 @@ use std::time::Duration;
 
 use orlop_image::{CriCatalog, Images};
 use orlop_metadata::Scope;
-use orlop_remote::{Client, ClientOptions};
+use orlop_remote::{Client, ClientOptions, Login};
 use tokio::sync::Semaphore;
 
 /// Where kubelet's images are.
-const NAMESPACE: &str = "k8s.io";
+pub(crate) const NAMESPACE: &str = "k8s.io";
 
 /// Who the history names.
 const ACTOR: &str = "cri";
@@ -49,6 +49,8 @@ pub struct CriSettings {
     pub progress_timeout: Duration,
     /// Snapshot drivers of runtime handlers that do not use the default one.
     pub runtime_snapshotters: BTreeMap<String, String>,
+    /// Whether what is pulled is unpacked here; if not, a containerd beside does that, or is given it.
+    pub unpack: bool,
 }
 
 impl Default for CriSettings {
@@ -58,6 +60,7 @@ impl Default for CriSettings {
             parallel_pulls: 0,
             progress_timeout: Duration::from_secs(5 * 60),
             runtime_snapshotters: BTreeMap::new(),
+            unpack: true,
         }
     }
 }
@@ -97,7 +100,8 @@ impl Now {
         let (same, new) = (&self.settings, Self::new(settings));
         let permits =
             if same.parallel_pulls == new.settings.parallel_pulls { self.permits.clone() } else { new.permits };
-        let registry = same.registry.hosts_dirs == new.settings.registry.hosts_dirs;
+        let (old, now) = (&same.registry, &new.settings.registry);
+        let registry = old.hosts_dirs == now.hosts_dirs && old.asks_nobody() && now.asks_nobody();
         Self { permits, client: if registry { self.client.clone() } else { new.client }, settings: new.settings }
     }
 }
@@ -105,7 +109,7 @@ impl Now {
 impl Cri {
     pub(crate) fn new(images: Images, settings: CriSettings) -> Self {
         let (now, pulls) = (RwLock::new(Arc::new(Now::new(settings))), pull::Pulls::default());
-        let (listing, filesystems) = (listing::Listing::default(), filesystems::Filesystems::default());
+        let (listing, filesystems) = (listing::Listing::default(), filesystems::Filesystems::new(scope(), ""));
         let catalog = CriCatalog::new(images, NAMESPACE);
         Self { inner: Arc::new(Inner { now, catalog, listing, filesystems, pulls }) }
     }
@@ -122,9 +126,19 @@ impl Cri {
         self.inner.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How registries are reached without anybody's secrets.
+    /// How registries are reached when nobody asked for it: without anybody's secrets but the node's own.
     pub(crate) fn client(&self) -> Client {
         self.now().client.clone()
+    }
+
+    /// How registries are reached for one operation, with the secret that was brought for it. One that has secrets is nobody else's:
+    /// how long those of the node count is their programs' to say.
+    pub(crate) fn client_with(&self, login: Option<Login>) -> Client {
+        let now = self.now();
+        if login.is_none() && now.settings.registry.asks_nobody() {
+            return now.client.clone();
+        }
+        Client::new(ClientOptions { login, ..now.settings.registry.clone() })
     }
 
     /// How long a pull may stand still.
@@ -139,7 +153,7 @@ impl Cri {
         }
     }
 
-    fn catalog(&self) -> &CriCatalog {
+    pub(crate) fn catalog(&self) -> &CriCatalog {
         &self.inner.catalog
     }
 

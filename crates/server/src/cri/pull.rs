@@ -12,7 +12,7 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use orlop_api::runtime::v1::PullImageRequest;
 use orlop_image::{Error, Outcome, PullRequest};
 use orlop_oci::Reference;
-use orlop_remote::{Client, ClientOptions, Login};
+use orlop_remote::{Client, Login};
 use tonic::Status;
 use tracing::Instrument;
 
@@ -62,7 +62,7 @@ impl Pulls {
 
 impl Cri {
     /// Pulls, and answers with the image ID.
-    pub(super) async fn pull(&self, request: PullImageRequest) -> Answer {
+    pub(crate) async fn pull(&self, request: PullImageRequest) -> Answer {
         let wanted = self.wanted(&request)?;
         let cri = self.clone();
         let flight = self.inner.pulls.join(&wanted, || {
@@ -94,10 +94,7 @@ impl Cri {
             Some(permits) => permits.acquire().await.ok(),
             None => None,
         };
-        let client = match &wanted.login {
-            None => now.client.clone(),
-            login => Client::new(ClientOptions { login: login.clone(), ..now.settings.registry.clone() }),
-        };
+        let client = self.client_with(wanted.login.clone());
         let before = self.target(&wanted.reference).await?;
         let outcome = self.watched(&client, &wanted).await?;
         let id = outcome.image_ids.first().map(ToString::to_string);
@@ -114,6 +111,7 @@ impl Cri {
         let request = PullRequest {
             reference: wanted.reference.clone(),
             snapshotter: wanted.snapshotter.clone(),
+            no_unpack: !self.now().settings.unpack,
             ..PullRequest::default()
         };
         let (progress, scope) = (Progress::default(), scope());

@@ -16,7 +16,7 @@ const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 const SIGNATURE_FAILED: &str = "SignatureValidationFailed";
 
 /// The status of a failed call.
-pub(super) fn cri_status(error: &Error) -> Status {
+pub(crate) fn cri_status(error: &Error) -> Status {
     let status = error.to_status();
     match status.code() {
         Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition | Code::Cancelled => status,

@@ -89,7 +89,7 @@ impl Exchange {
         self.publish(Envelope { timestamp, namespace, topic: topic.to_owned(), event: Some(crate::any::pack(event)) });
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<Arc<Envelope>> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Envelope>> {
         self.sender.get_or_init(|| broadcast::channel(BACKLOG).0).subscribe()
     }
 }

@@ -3,11 +3,14 @@
 use futures::StreamExt;
 use orlop_api::containerd::services::content::v1 as pb;
 use orlop_api::containerd::services::content::v1::content_server::Content;
-use orlop_metadata::Labels;
+use orlop_content::{IngestManager as _, IngestOptions, Manager as _, Writer as _};
+use orlop_metadata::{Labels, Scope};
+use orlop_oci::Digest;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Raw;
+use super::{LENDER, Raw};
 use crate::content::write;
+use crate::status::ToStatus;
 use crate::{Answer, AnswerStream};
 
 impl Raw {
@@ -20,6 +23,46 @@ impl Raw {
             self.unmark(&mut info.labels);
         }
     }
+}
+
+impl Raw {
+    /// Makes the owner have a blob whose bytes are here; returns whether it had it not.
+    pub(crate) async fn lend_blob(&self, digest: &Digest, size: u64) -> Result<bool, Status> {
+        let content = self.server.store().content(&Scope::new(self.owner.content(), LENDER));
+        let reference = format!("lend-{:016x}-{digest}", rand::random::<u64>());
+        let options = IngestOptions { reference: reference.clone(), total: size, expected: Some(digest.clone()) };
+        let mut writer = match content.scoped_writer(options).await {
+            Err(orlop_content::Error::AlreadyExists(_)) => return Ok(false),
+            other => other.map_err(|e| e.to_status())?,
+        };
+        let (held, mut claim) = (writer.status().offset, Labels::new());
+        self.mark(&mut claim);
+        writer.set_labels(claim).map_err(|e| e.to_status())?;
+        // The bytes went meanwhile.
+        let lent = if held == size { writer.commit(size, Some(digest)).await.map(drop) } else { Err(gone(digest)) };
+        match lent {
+            Ok(()) => Ok(true),
+            Err(orlop_content::Error::AlreadyExists(_)) => Ok(false),
+            Err(error) => {
+                drop(writer);
+                drop(content.abort(&reference).await);
+                Err(error.to_status())
+            }
+        }
+    }
+
+    /// Takes a blob from the owner again.
+    pub(crate) async fn take_back_blob(&self, digest: &Digest) -> Result<(), Status> {
+        let content = self.server.store().content(&Scope::new(self.owner.content(), LENDER));
+        match content.delete(digest).await {
+            Ok(()) | Err(orlop_content::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.to_status()),
+        }
+    }
+}
+
+fn gone(digest: &Digest) -> orlop_content::Error {
+    orlop_content::Error::NotFound { kind: "blob", name: digest.to_string() }
 }
 
 #[tonic::async_trait]

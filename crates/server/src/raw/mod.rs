@@ -15,8 +15,9 @@
 
 mod content;
 mod diff;
-mod remote;
+pub(crate) mod remote;
 mod snapshots;
+pub(crate) use snapshots::driver_of;
 
 use std::sync::Arc;
 
@@ -30,6 +31,9 @@ use crate::Server;
 
 /// The label of what an owner has.
 const CLAIM: &str = "containerd.io/gc.root";
+
+/// Who the history names where a containerd beside is given what this store has.
+const LENDER: &str = "orlop beside";
 
 /// A namespace has at most 76 characters.
 const MAX_OWNER_BYTES: usize = 40;
@@ -92,7 +96,8 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) fn new(server: &Server, owner: Owner) -> Self {
-        Self { server: server.clone(), owner: Arc::new(owner), fetches: Arc::default() }
+        let fetches = server.fetches(&owner);
+        Self { server: server.clone(), owner: Arc::new(owner), fetches }
     }
 
     pub(crate) const fn server(&self) -> &Server {

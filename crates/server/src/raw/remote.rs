@@ -27,15 +27,15 @@ use tracing::Instrument;
 
 use super::{CLAIM, Raw};
 use crate::blocking::blocking;
-use crate::cri::Progress;
+use crate::cri::{NAMESPACE, Progress};
 use crate::status::ToStatus;
 
 /// The chain ID that is to come of a layer.
-const TARGET: &str = "containerd.io/snapshot.ref";
+pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
 /// The image that was asked for, as a name with its host.
-const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
+pub(crate) const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
 /// The digest of its manifest.
-const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+pub(crate) const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 
 /// How long what was brought is held for containerd to ask for it: it asks at once, layer by layer.
 const GRACE: Duration = Duration::from_secs(60);
@@ -57,10 +57,35 @@ struct Wanted {
 
 /// The images that are being brought, or were just now.
 #[derive(Default)]
-pub(super) struct Fetches {
+pub(crate) struct Fetches {
     flights: Mutex<HashMap<Wanted, Flight>>,
     /// Whether it was told that images are not named.
     unnamed: AtomicBool,
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The registry that its name says.
+    Registry,
+    /// This store, which has it for kubelet.
+    Here,
+}
+
+/// Layers that were brought for a containerd beside, which is about to ask for them. They are held as long as this lives.
+pub(crate) struct Lent(Arc<Brought>);
+
+impl Lent {
+    /// Their chain IDs, lowest first.
+    pub(crate) fn chains(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.0.layers.iter().map(|layer| layer.chain.as_str())
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.done.notify_one();
+    }
 }
 
 /// Tells how it ended, as soon as it has.
@@ -168,6 +193,23 @@ impl Raw {
         Ok(())
     }
 
+    /// Brings the layers of an image that this store has for kubelet, without asking a registry: a containerd beside is told to ask
+    /// for them, layer by layer, and is handed them.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if policy refuses the image, `UNAVAILABLE` with the reason for everything else.
+    pub(crate) async fn lend(&self, driver: &str, name: &str, manifest: &Digest) -> Result<Lent, Status> {
+        let scope = Scope::new(self.owner.snapshots(), super::LENDER);
+        let wanted = Wanted { name: name.to_owned(), manifest: manifest.clone(), driver: driver.to_owned() };
+        match self.join(&scope, &wanted, Source::Here).await.1 {
+            Outcome::Brought(brought) => Ok(Lent(brought)),
+            Outcome::Refused(status) => Err(status),
+            Outcome::Failed(why) => {
+                Err(Status::unavailable(format!("the layers of {name} could not be unpacked: {why}")))
+            }
+        }
+    }
+
     async fn try_to_hand_over(
         &self,
         scope: &Scope,
@@ -175,7 +217,7 @@ impl Raw {
         asked: &Asked,
         image: &Wanted,
     ) -> Result<(), Trouble> {
-        let (flight, outcome) = self.join(scope, image).await;
+        let (flight, outcome) = self.join(scope, image, Source::Registry).await;
         let brought = match outcome {
             Outcome::Refused(status) => return Err(Trouble::Refused(status)),
             Outcome::Failed(why) => return Err(Trouble::Other(why)),
@@ -231,7 +273,7 @@ impl Raw {
     }
 
     /// Waits for an image that is being brought, or begins to bring it.
-    async fn join(&self, scope: &Scope, wanted: &Wanted) -> (Flight, Outcome) {
+    async fn join(&self, scope: &Scope, wanted: &Wanted, source: Source) -> (Flight, Outcome) {
         let mut flight = {
             let mut flights = self.flights();
             match flights.get(wanted) {
@@ -240,7 +282,7 @@ impl Raw {
                     let (told, flight) = watch::channel(None);
                     flights.insert(wanted.clone(), flight.clone());
                     let (raw, scope, wanted) = (self.clone(), scope.clone(), wanted.clone());
-                    tokio::spawn(async move { raw.fly(scope, wanted, told).await }.in_current_span());
+                    tokio::spawn(async move { raw.fly(scope, wanted, source, told).await }.in_current_span());
                     flight
                 }
             }
@@ -259,10 +301,13 @@ impl Raw {
     }
 
     /// Brings an image, tells how that ended, and holds what came for a while.
-    async fn fly(self, scope: Scope, wanted: Wanted, told: watch::Sender<Option<Outcome>>) {
+    async fn fly(self, scope: Scope, wanted: Wanted, source: Source, told: watch::Sender<Option<Outcome>>) {
         let (images, flight) = (self.server.images(), told.subscribe());
         let held = images.under_lease(&scope, async |scope| {
-            let outcome = self.bring(&scope, &wanted).await;
+            let outcome = match source {
+                Source::Registry => self.bring(&scope, &wanted).await,
+                Source::Here => self.bring_held(&scope, &wanted).await,
+            };
             if let Outcome::Brought(brought) = &outcome {
                 told.send_replace(Some(outcome.clone()));
                 tokio::select! {
@@ -280,9 +325,11 @@ impl Raw {
         self.server.collector().request();
     }
 
+    /// By the secret that kubelet brought for this image, if that containerd pulls it for kubelet; else by those of the node.
     async fn bring(&self, scope: &Scope, wanted: &Wanted) -> Outcome {
         let (progress, cri) = (Progress::default(), self.server.cri());
-        let (sink, client, timeout) = (|event| progress.note(&event), cri.client(), cri.progress_timeout());
+        let login = self.server.beside().and_then(|beside| beside.secret(&self.owner, &wanted.name));
+        let (sink, client, timeout) = (|event| progress.note(&event), cri.client_with(login), cri.progress_timeout());
         let Wanted { name, manifest, driver } = wanted;
         tokio::select! {
             brought = self.server.images().bring_unnamed(scope, &client, name, manifest, driver, &sink) => match brought {
@@ -290,6 +337,18 @@ impl Raw {
                 Err(error) => Outcome::of(&error),
             },
             what = progress.stalled(timeout) => Outcome::Failed(format!("nothing came for {timeout:?}: {what}")),
+            () = self.server.ending().cancelled() => Outcome::of(&Error::Interrupted),
+        }
+    }
+
+    async fn bring_held(&self, scope: &Scope, wanted: &Wanted) -> Outcome {
+        let Wanted { name, manifest, driver } = wanted;
+        let held = Scope::new(NAMESPACE, super::LENDER);
+        tokio::select! {
+            brought = self.server.images().bring_held(scope, &held, name, manifest, driver) => match brought {
+                Ok(layers) => self.brought(scope, driver, layers).await,
+                Err(error) => Outcome::of(&error),
+            },
             () = self.server.ending().cancelled() => Outcome::of(&Error::Interrupted),
         }
     }

@@ -26,11 +26,7 @@ impl Raw {
     /// The request as the owner's, and the snapshots it is about.
     fn in_snapshots<T>(&self, request: Request<T>, snapshotter: &str) -> Result<(Scope, ScopedSnapshots), Status> {
         let scope = call::scope(&Self::owned(&self.owner.snapshots(), request)?)?;
-        let driver = match snapshotter {
-            OVERLAY => "overlayfs",
-            NATIVE => "native",
-            other => other,
-        };
+        let driver = driver_of(snapshotter).unwrap_or(snapshotter);
         match self.server.store().snapshots(&scope, driver) {
             Ok(snapshots) => Ok((scope, snapshots)),
             Err(Error::NotFound { .. }) => Err(Status::not_found(format!(
@@ -45,6 +41,15 @@ impl Raw {
         let mut info = to_wire(info);
         self.unmark(&mut info.labels);
         info
+    }
+}
+
+/// The driver behind a name that a containerd knows it by; `None` for a snapshotter that is not Orlop's.
+pub(crate) fn driver_of(snapshotter: &str) -> Option<&'static str> {
+    match snapshotter {
+        OVERLAY => Some("overlayfs"),
+        NATIVE => Some("native"),
+        _ => None,
     }
 }
 

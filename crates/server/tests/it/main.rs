@@ -5,6 +5,7 @@ mod common;
 
 mod activations;
 mod background;
+mod beside;
 mod containers;
 mod content;
 mod content_contract;
