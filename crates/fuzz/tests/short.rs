@@ -121,5 +121,17 @@ macro_rules! each {
 }
 
 each!(
-    references, documents, graphs, tar_apply, compressed, deflate, archives, hosts_toml, filters, bolt, headers, calls
+    references,
+    documents,
+    graphs,
+    tar_apply,
+    compressed,
+    deflate,
+    archives,
+    hosts_toml,
+    filters,
+    bolt,
+    headers,
+    calls,
+    credentials
 );

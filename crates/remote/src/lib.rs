@@ -47,7 +47,9 @@ pub use client::Client;
 pub use error::{BoxError, ConfigError, Error, Result};
 pub use hosts_toml::{NamedHost, read as read_hosts_toml};
 pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeaders, Tuning};
-pub use providers::{ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, parse_duration};
+pub use providers::{
+    ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, parse_duration, read_provider_answer,
+};
 
 /// How Orlop names itself to token servers.
 const CLIENT_ID: &str = "orlop";

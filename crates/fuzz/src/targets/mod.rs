@@ -4,6 +4,7 @@ pub mod archives;
 pub mod bolt;
 pub mod calls;
 pub mod compressed;
+pub mod credentials;
 pub mod deflate;
 pub mod documents;
 pub mod filters;
@@ -31,7 +32,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     references::TARGET,
     documents::TARGET,
     graphs::TARGET,
@@ -44,4 +45,5 @@ pub const TARGETS: [Target; 12] = [
     bolt::TARGET,
     headers::TARGET,
     calls::TARGET,
+    credentials::TARGET,
 ];

@@ -161,6 +161,15 @@ fn complaint(err: &[u8]) -> String {
     if said.is_empty() { said } else { format!(": {said}") }
 }
 
+/// What an answer in a version of the protocol has for an image, `host/repository`: for whoever has one without its program.
+///
+/// # Errors
+/// What is wrong with the answer, without anything that it says.
+pub fn read_answer(answer: &[u8], version: ApiVersion, image: &str) -> Result<Option<Credential>, String> {
+    let answer = read(answer, version).map_err(|problem| problem.to_string())?;
+    Ok(answer.credential(image))
+}
+
 fn read(out: &[u8], version: ApiVersion) -> Result<Answer, Problem> {
     // Of serde's own message only the place is told: it quotes what it finds.
     let response: Response =

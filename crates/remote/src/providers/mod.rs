@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use duration::parse_duration;
-pub use exec::ApiVersion;
 use exec::{Answer, KeyType};
+pub use exec::{ApiVersion, read_answer as read_provider_answer};
 pub use pattern::{ImagePattern, ImagePatternError};
 
 use crate::credentials::{Credential, is_docker_hub};
