@@ -15,8 +15,9 @@ fn files(root: &Path) -> BTreeMap<String, (u64, u64)> {
     let mut found = BTreeMap::new();
     let mut open = vec![root.to_owned()];
     while let Some(directory) = open.pop() {
-        for entry in std::fs::read_dir(&directory).unwrap().flatten() {
-            // One that goes meanwhile is gone.
+        // What goes meanwhile is gone, a directory too.
+        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
             let Ok(metadata) = entry.path().symlink_metadata() else { continue };
             let name = entry.path().strip_prefix(root).unwrap().display().to_string();
             if name.starts_with("meta.db") || name == "history.log" {
