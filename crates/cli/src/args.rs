@@ -163,6 +163,10 @@ pub(crate) enum Command {
     /// Namespaces: list, create, label, remove
     #[command(subcommand)]
     Namespaces(c::namespaces::Namespaces),
+    /// Take over what a containerd's root has, without copying or changing it; --plan says first
+    Adopt(c::adopt::Args),
+    /// Give content and images to a containerd, without copying them; --plan says first
+    GiveBack(c::give_back::Args),
     /// Show what happens in the store, as it happens, in words
     Watch(c::watch::Args),
     /// Watch images, layers, pulls and disk on the terminal; explain, plan and delete

@@ -86,7 +86,7 @@ async fn connect_any(settings: &Settings, reach: Reach) -> Result<(Channel, Stor
 }
 
 /// The server at an address that was given.
-async fn answering(socket: &Path) -> Result<probe::Server> {
+pub(crate) async fn answering(socket: &Path) -> Result<probe::Server> {
     let asked = async {
         let channel = dial(socket).await.map_err(|failed| match failed.class {
             Class::NotPermitted => {

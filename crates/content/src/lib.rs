@@ -36,6 +36,7 @@ pub mod suite;
 mod trouble;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -149,6 +150,49 @@ pub trait Writer: Send {
 
     /// The digest of the bytes so far.
     fn digest(&self) -> Digest;
+
+    /// The ability to take a file's bytes over, where the backend has it.
+    fn taking(&mut self) -> Option<&mut dyn Taking> {
+        None
+    }
+}
+
+/// How bytes came to be in a second place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// How many, all of which were hashed.
+    pub size: u64,
+    /// Whether the second place is a file of its own whose extents are shared (a reflink), and not a second name of one file.
+    pub cloned: bool,
+}
+
+/// Takes over bytes that lie in a file of the same file system, without copying any.
+#[async_trait]
+pub trait Taking: Send {
+    /// Makes the bytes of `file` those of this write, instead of all that was written. They are hashed now; [`Writer::commit`]
+    /// compares. Where the file system can, the blob gets extents of its own that are shared; elsewhere the file gets a second
+    /// name, and nothing of it is ever changed here: neither bytes nor mode nor times.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is no regular file. At the commit [`Error::Io`]: `NotFound` if the file has lost its last name
+    /// meanwhile, `CrossesDevices` if it is on another file system or mount.
+    async fn take(&mut self, file: File) -> Result<Shared>;
+}
+
+/// Gives blobs a second place, without copying any byte.
+#[async_trait]
+pub trait Linking: Send + Sync {
+    /// Hashes a blob and lets its bytes be at `to` too, in the way of [`Taking::take`]. The directory is there.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if something is at `to`; [`Error::Damaged`].
+    ///
+    /// # Durability
+    /// When this returns `Ok`, `to` survives a power cut. It never has a part of the bytes.
+    async fn give(&self, digest: &Digest, to: &Path) -> Result<Shared>;
+
+    /// The file of a blob, to be asked what it shares; never to be written.
+    async fn file(&self, digest: &Digest) -> Result<File>;
 }
 
 /// Looks after writes in progress.
@@ -187,6 +231,11 @@ pub trait Manager: Send + Sync {
 
     /// The ability to set damaged blobs aside, where the backend has it.
     fn quarantine(&self) -> Option<&dyn Quarantine> {
+        None
+    }
+
+    /// The ability to share bytes with other places, where the backend has it.
+    fn linking(&self) -> Option<&dyn Linking> {
         None
     }
 }

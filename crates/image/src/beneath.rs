@@ -160,7 +160,7 @@ async fn index_with(
     Ok(has.then_some(index))
 }
 
-fn handed(tree: &Tree, manifest: &Digest) -> Vec<Handed> {
+pub(crate) fn handed(tree: &Tree, manifest: &Digest) -> Vec<Handed> {
     let node = tree.manifests().find(|node| node.document.digest().digest() == manifest);
     let Some((image, document)) = node.and_then(|n| Some((n.image.as_ref()?, n.document.manifest()?))) else {
         return Vec::new();

@@ -23,6 +23,7 @@
 //! What an operation spends its time on is told in spans, also of threads of the blocking pool: `pull` or `import`, within them
 //! `resolve`, `admit`, `fetch` and `unpack` for each blob, `commit`; and `reconcile`. One that failed has the `error`.
 
+mod adopt;
 mod allocated;
 mod beneath;
 mod catalog;
@@ -59,6 +60,7 @@ mod walk;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+pub use adopt::{ADOPTED, AdoptRequest, Adoption, ChainOf, Foreign, WAITING, plan_adoption};
 pub use beneath::Handed;
 pub use check::{CheckRequest, Problem};
 pub use cri::{CriCatalog, CriImage, CriView, Gist, Pinned};

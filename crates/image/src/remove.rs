@@ -60,6 +60,8 @@ pub struct Plan {
     pub freed_now: u64,
     /// Bytes that it gets back when the trash empties.
     pub freed_when_trash_empties: u64,
+    /// Bytes that go and that it does not get back, since files outside this store have them too.
+    pub elsewhere: u64,
     /// Records that go.
     pub records: Vec<String>,
     /// Blobs that go.
@@ -234,11 +236,12 @@ impl Images {
                 Ok((with, before, known))
             })
             .await?;
-        let bytes = (with.blob_bytes + with.snapshot_bytes).saturating_sub(before.blob_bytes + before.snapshot_bytes);
+        let bytes = with.freed().saturating_sub(before.freed());
         let mut plan = Plan {
             hash: String::new(),
             freed_now: if request.no_trash { bytes } else { 0 },
             freed_when_trash_empties: if request.no_trash { 0 } else { bytes },
+            elsewhere: with.elsewhere_bytes.saturating_sub(before.elsewhere_bytes),
             records: doomed.names.iter().cloned().collect(),
             blobs: blobs(&known, &with, &before),
             snapshots: self.plan_snapshots(scope, &with, &before).await?,

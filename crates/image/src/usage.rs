@@ -34,12 +34,21 @@ pub struct GcOutcome {
     pub snapshots: u64,
     /// Their bytes.
     pub snapshot_bytes: u64,
+    /// Of both: what the file system does not get back, since files outside this store have it too.
+    pub elsewhere_bytes: u64,
     /// Bytes of the trash reclaimed.
     pub trash_bytes: u64,
     /// Expired leases removed.
     pub leases: u64,
     /// Expired writes removed.
     pub ingests: u64,
+}
+
+impl GcOutcome {
+    /// Bytes that the file system got back, without those of the trash.
+    pub fn freed(&self) -> u64 {
+        (self.blob_bytes + self.snapshot_bytes).saturating_sub(self.elsewhere_bytes)
+    }
 }
 
 /// What the hash references cost.
@@ -70,6 +79,8 @@ pub struct DiskUsage {
     pub quarantine: u64,
     /// Database and history.
     pub metadata: u64,
+    /// Of the total: what files outside the root have too, so that it is not given back when it goes.
+    pub elsewhere: u64,
     /// What the hash references cost.
     pub hash_references: HashReferenceUsage,
     /// Each image, if they were asked for.
@@ -128,6 +139,7 @@ fn outcome(report: &gc::Report) -> GcOutcome {
         blob_bytes: report.blob_bytes,
         snapshots: report.snapshots.len() as u64,
         snapshot_bytes: report.snapshot_bytes,
+        elsewhere_bytes: report.elsewhere_bytes,
         trash_bytes: 0,
         leases: report.leases.len() as u64,
         ingests: report.ingests.len() as u64,
@@ -187,6 +199,7 @@ fn measure_files(store: &Store, memory: &mut Memory) -> Result<DiskUsage> {
     usage.quarantine = walk.below("quarantine")?;
     // Whatever else is in the root: database, history, locks, the directories between.
     usage.metadata = walk.rest()?;
+    usage.elsewhere = walk.elsewhere();
     let stored = usage.content + usage.ingests + usage.snapshots;
     usage.total = stored + usage.trash + usage.quarantine + usage.metadata;
     Ok(usage)

@@ -22,9 +22,14 @@ pub fn claim(owner: &str) -> String {
     format!("{CLAIM}{owner}")
 }
 
+/// Whether a namespace is an owner's.
+pub fn is_namespace(name: &str) -> bool {
+    name.starts_with(NAMESPACES)
+}
+
 /// Whether this value of the label, in this namespace, is an owner's claim.
 pub fn is_claim(namespace: &str, value: &str) -> bool {
-    namespace.starts_with(NAMESPACES) && value.starts_with(CLAIM)
+    is_namespace(namespace) && value.starts_with(CLAIM)
 }
 
 #[cfg(test)]

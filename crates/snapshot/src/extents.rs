@@ -76,10 +76,13 @@ fn shared(directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> rustix::io::Re
         return Ok(Vec::new());
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    shared_extents(rustix::fs::openat(directory, name, flags, Mode::empty())?.as_fd())
+}
+
+fn shared_extents(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<Range<u64>>> {
     let (mut found, mut start) = (Vec::new(), 0);
     loop {
-        let map = mapped(file.as_fd(), start)?;
+        let map = mapped(file, start)?;
         let extents = &map.extents[..(map.head.mapped as usize).min(BATCH)];
         let shared = extents.iter().filter(|extent| extent.flags & SHARED != 0 && extent.flags & UNKNOWN == 0);
         found.extend(shared.map(|extent| extent.physical..extent.physical.saturating_add(extent.length)));
@@ -102,25 +105,66 @@ fn mapped(file: BorrowedFd<'_>, start: u64) -> rustix::io::Result<Box<Map>> {
 
 /// Which extents of one file system have been counted.
 #[derive(Debug, Default)]
-pub struct Counted(BTreeMap<u64, u64>);
+pub struct Counted {
+    /// All of them, by where they begin; none touches another.
+    all: BTreeMap<u64, u64>,
+    /// Those that were counted more than once.
+    again: BTreeMap<u64, u64>,
+}
 
 impl Counted {
     /// Counts an extent; returns how many of its bytes had been counted before.
     pub fn count(&mut self, extent: Range<u64>) -> u64 {
-        let Range { mut start, mut end } = extent;
-        if start >= end {
-            return 0;
-        }
-        let mut before = 0;
-        // Ranges do not overlap, so that from the last that begins before the end downwards all that touch follow each other.
-        while let Some((&from, &to)) = self.0.range(..=end).next_back().filter(|(_, to)| **to >= start) {
-            before += to.min(extent.end).saturating_sub(from.max(extent.start));
-            self.0.remove(&from);
-            (start, end) = (start.min(from), end.max(to));
-        }
-        self.0.insert(start, end);
-        before
+        let before = insert(&mut self.all, extent);
+        let bytes = before.iter().map(|range| range.end - range.start).sum();
+        before.into_iter().for_each(|range| drop(insert(&mut self.again, range)));
+        bytes
     }
+
+    /// Bytes that were counted once.
+    #[must_use]
+    pub fn once(&self) -> u64 {
+        let total = |ranges: &BTreeMap<u64, u64>| ranges.iter().map(|(from, to)| to - from).sum::<u64>();
+        total(&self.all) - total(&self.again)
+    }
+}
+
+/// Adds a range; returns what of it was there.
+fn insert(ranges: &mut BTreeMap<u64, u64>, range: Range<u64>) -> Vec<Range<u64>> {
+    let Range { mut start, mut end } = range;
+    let mut before = Vec::new();
+    if start >= end {
+        return before;
+    }
+    // Ranges do not overlap, so that from the last that begins before the end downwards all that touch follow each other.
+    while let Some((&from, &to)) = ranges.range(..=end).next_back().filter(|(_, to)| **to >= start) {
+        before.push(from.max(range.start)..to.min(range.end));
+        ranges.remove(&from);
+        (start, end) = (start.min(from), end.max(to));
+    }
+    ranges.insert(start, end);
+    before.retain(|range| range.start < range.end);
+    before
+}
+
+/// Bytes of a file's extents that other files have too.
+///
+/// # Errors
+/// As [`allocated`].
+pub fn shared_bytes(directory: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> rustix::io::Result<u64> {
+    told(shared(directory, name, stat).map(total), 0)
+}
+
+/// The same of a file that is open.
+///
+/// # Errors
+/// As [`allocated`].
+pub fn shared_bytes_of(file: impl AsFd) -> rustix::io::Result<u64> {
+    told(shared_extents(file.as_fd()).map(total), 0)
+}
+
+fn total(extents: Vec<Range<u64>>) -> u64 {
+    extents.into_iter().map(|extent| extent.end - extent.start).sum()
 }
 
 /// What a file takes by `st_blocks`, less what was counted of it with other files.
@@ -134,13 +178,18 @@ pub fn allocated(
     counted: impl Fn(Range<u64>) -> u64,
 ) -> rustix::io::Result<u64> {
     let bytes = stat.st_blocks.unsigned_abs() * 512;
-    match shared(directory, name, stat) {
-        Ok(extents) => Ok(bytes.saturating_sub(extents.into_iter().map(counted).sum())),
+    let extents = shared(directory, name, stat);
+    told(extents.map(|extents| bytes.saturating_sub(extents.into_iter().map(counted).sum())), bytes)
+}
+
+/// What the file system said, or `untold` if it does not tell.
+fn told(asked: rustix::io::Result<u64>, untold: u64) -> rustix::io::Result<u64> {
+    match asked {
         // It went meanwhile, or is something else by now.
         Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(0),
         // Not this user's to read, or a file system that does not tell: as `du` counts it.
-        Err(Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(bytes),
-        Err(error) => Err(error),
+        Err(Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(untold),
+        told => told,
     }
 }
 
@@ -157,12 +206,14 @@ mod tests {
         assert_eq!(counted.count(150..350), 100, "50 of each");
         assert_eq!(counted.count(0..1_000), 300);
         assert_eq!(counted.count(5..5), 0);
-        assert_eq!(counted.0, BTreeMap::from([(0, 1_000)]));
+        assert_eq!(counted.all, BTreeMap::from([(0, 1_000)]));
+        assert_eq!(counted.once(), 1_000 - 300, "100..400 were counted twice");
     }
 
     #[test]
     fn random_extents_are_counted_as_a_set_of_bytes_counts_them() {
-        let (mut counted, mut bytes, mut random) = (Counted::default(), std::collections::BTreeSet::new(), 1_u64);
+        let (mut counted, mut random) = (Counted::default(), 1_u64);
+        let mut bytes = std::collections::BTreeMap::<u64, u32>::new();
         let mut next = |below: u64| {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
@@ -170,8 +221,14 @@ mod tests {
         for _ in 0..2_000 {
             let start = next(3_000);
             let extent = start..start + next(60);
-            let before = extent.clone().filter(|byte| !bytes.insert(*byte)).count() as u64;
+            let mut before = 0;
+            for byte in extent.clone() {
+                let times = bytes.entry(byte).or_default();
+                before += u64::from(*times > 0);
+                *times += 1;
+            }
             assert_eq!(counted.count(extent.clone()), before, "{extent:?}");
+            assert_eq!(counted.once(), bytes.values().filter(|times| **times == 1).count() as u64, "{extent:?}");
         }
     }
 }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
+use crate::linked::{self, Linked};
 use crate::record::{self, Comparison, Notes};
 use crate::{Error, Meta, Result, SnapshotId, Usage, extents, fs};
 
@@ -74,6 +75,30 @@ impl Layout {
     /// What a tree was when it was committed.
     fn digests(&self, id: SnapshotId) -> PathBuf {
         self.dir(id).join("digests")
+    }
+
+    /// Where it is noted that a tree shares its files with another place.
+    fn adopted(&self, id: SnapshotId) -> PathBuf {
+        self.dir(id).join("adopted")
+    }
+
+    /// Fills an empty tree with what `from` is, without copying content.
+    pub(crate) fn take_in(&self, id: SnapshotId, from: &Path) -> Result<Linked> {
+        let note = self.adopted(id);
+        stdfs::write(&note, from.as_os_str().as_encoded_bytes()).at("write", &note)?;
+        linked::tree(from, &self.tree(id))
+    }
+
+    /// Lets the empty directory `to` be what a tree is, without copying content. From then on the tree shares.
+    pub(crate) fn give(&self, id: SnapshotId, to: &Path) -> Result<Linked> {
+        let note = self.adopted(id);
+        stdfs::write(&note, to.as_os_str().as_encoded_bytes()).at("write", &note)?;
+        linked::tree(&self.tree(id), to)
+    }
+
+    /// Bytes of a tree that files elsewhere have too; of one that was never shared nothing is looked at.
+    pub(crate) fn elsewhere(&self, id: SnapshotId) -> Result<u64> {
+        if self.adopted(id).exists() { linked::elsewhere(&self.tree(id)) } else { Ok(0) }
     }
 
     /// Makes the directory of a snapshot, which must not be there, with an empty tree.
@@ -207,7 +232,8 @@ impl Layout {
 
     /// Counts what the tree takes on disk.
     pub(crate) fn usage(&self, id: SnapshotId) -> Result<Usage> {
-        usage(&self.tree(id))
+        // What an adopted tree shares is its own once the other place is gone.
+        usage(&self.tree(id), self.adopted(id).exists())
     }
 
     /// Moves a snapshot's directory into `trash`, or removes it.
@@ -263,11 +289,11 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// What a tree alone takes on disk: the root too, hard links once, nothing that it shares with other files.
-pub(crate) fn usage(tree: &Path) -> Result<Usage> {
+/// What a tree alone takes on disk: the root too, hard links once, and what it shares with other files only if `whole` says so.
+fn usage(tree: &Path, whole: bool) -> Result<Usage> {
     let root = fs::open_dir(tree).at("open", tree)?;
     let stat = rustix::fs::fstat(&root).at("stat", tree)?;
-    let mut counter = Counter::on(&root);
+    let mut counter = if whole { Counter::default() } else { Counter::on(&root) };
     counter.directory(&stat);
     let mut walk = Walk::new(root).at("read", tree)?;
     while let Some(step) = walk.next().at("read", tree)? {

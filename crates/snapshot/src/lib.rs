@@ -7,6 +7,7 @@
 //!   deferred what a layer applied without its parents leaves to the commit; there only in between
 //!   applied  what the files of an applied layer hash to; there only until the commit
 //!   digests  every entry of a committed tree that a layer was applied to, with the digests of files
+//!   adopted  where a tree came from, or went, that shares its files with another place
 //!   meta     JSON: key, kind, parent id, chain ID, labels; enough to rebuild the row in meta.db
 //! ```
 //!
@@ -33,6 +34,7 @@ mod error;
 pub mod extents;
 mod fs;
 mod layout;
+pub mod linked;
 mod merged;
 mod mount;
 mod native;
@@ -48,6 +50,7 @@ use error::At as _;
 pub use error::{Error, Result};
 use layout::Layout;
 pub use layout::remove_tree;
+pub use linked::Linked;
 pub use mount::{TempMount, mount_all, unmount};
 pub use native::NativeDriver;
 pub use overlay::OverlayDriver;
@@ -148,6 +151,25 @@ pub trait Driver: Send + Sync {
     /// Compares a committed tree with what was recorded of it; `None` if nothing was.
     fn compare(&self, id: SnapshotId) -> Result<Option<Comparison>> {
         Layout::at(self.root()).compare(id)
+    }
+
+    /// Lets an active, empty tree be what the directory `from` on the same file system is, in this driver's form, without copying
+    /// any content; see [`linked`].
+    ///
+    /// # Durability
+    /// None: the commit syncs.
+    fn take_in(&self, id: SnapshotId, from: &Path) -> Result<Linked> {
+        Layout::at(self.root()).take_in(id, from)
+    }
+
+    /// Lets the empty directory `to` on the same file system be what a committed tree is, likewise.
+    fn give(&self, id: SnapshotId, to: &Path) -> Result<Linked> {
+        Layout::at(self.root()).give(id, to)
+    }
+
+    /// Bytes of a tree that the file system does not get back when it goes, since files elsewhere have them.
+    fn elsewhere(&self, id: SnapshotId) -> Result<u64> {
+        Layout::at(self.root()).elsewhere(id)
     }
 
     /// Lets two trees, with all that belongs to them, change places; if there is none at `b`, that of `a` goes there.

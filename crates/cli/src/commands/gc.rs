@@ -32,6 +32,7 @@ struct Collected {
     blob_bytes: u64,
     snapshots: u64,
     snapshot_bytes: u64,
+    elsewhere_bytes: u64,
     trash_bytes: u64,
     leases: u64,
     ingests: u64,
@@ -49,6 +50,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
             blob_bytes: a.blob_bytes,
             snapshots: a.snapshots,
             snapshot_bytes: a.snapshot_bytes,
+            elsewhere_bytes: a.elsewhere_bytes,
             trash_bytes: a.trash_bytes,
             leases: a.leases,
             ingests: a.ingests,
@@ -56,7 +58,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         return output::document(context.global.output, &collected);
     }
     output::line(format!(
-        "{} {} ({}), {} ({}), {} of trash; {}, {}",
+        "{} {} ({}), {} ({}), {} of trash; {}, {}{}",
         if args.dry_run { "would collect" } else { "collected" },
         count(a.blobs, "blob"),
         size(a.blob_bytes),
@@ -64,6 +66,12 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
         size(a.snapshot_bytes),
         size(a.trash_bytes),
         count(a.leases, "expired lease"),
-        count(a.ingests, "abandoned write")
+        count(a.ingests, "abandoned write"),
+        elsewhere(a.elsewhere_bytes)
     ))
+}
+
+/// Says what does not come back.
+fn elsewhere(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!("; {} of it stay, files elsewhere have them too", size(bytes)) }
 }

@@ -1,5 +1,6 @@
 //! The commands, one module each: their options, the call, the rendering.
 
+pub(crate) mod adopt;
 pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod content;
@@ -9,6 +10,7 @@ pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod gc;
 pub(crate) mod generate;
+pub(crate) mod give_back;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod import;
@@ -87,6 +89,8 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
         Command::Stores(args) => return stores::run(&cli.global, &args).await,
         Command::Install(args) => return crate::install::run(&cli.global, &args).await,
+        Command::Adopt(args) => return adopt::run(&cli.global, &args).await,
+        Command::GiveBack(args) => return give_back::run(&cli.global, &args).await,
         Command::Repair(args) if args.rebuild_metadata => return rebuild::run(&cli.global, &args).await,
         _ => {}
     }
@@ -168,6 +172,8 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         | Command::Serve(_)
         | Command::Stores(_)
         | Command::Install(_)
+        | Command::Adopt(_)
+        | Command::GiveBack(_)
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man(_) => unreachable!("handled before a store is opened"),

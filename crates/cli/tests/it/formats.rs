@@ -70,6 +70,8 @@ const LOSS: &[&str] = &["!rm -f {layerFile}"];
 /// What was refused can be gone on with.
 const BEGUN: &[&str] =
     &["?content ingest mine --expected-digest sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"];
+/// The root of a containerd that has nothing.
+const ANOTHER: &[&str] = &["!mkdir {dir}/io.containerd.content.v1.content"];
 const PREPARED: &[&str] = &["snapshots prepare mine"];
 
 const ROWS: &[Row] = &[
@@ -149,6 +151,9 @@ const ROWS: &[Row] = &[
     row("namespaces create team", Are(&["team"]), "orlop.namespaces.create/v1"),
     row("namespaces label team a=b", Are(&["team"]), "orlop.namespaces.label/v1").before(&["namespaces create team"]),
     row("namespaces rm team", Are(&["team"]), "orlop.namespaces.rm/v1").before(&["namespaces create team"]),
+    // What they print of more than nothing is told in tests/adopting.
+    row("adopt --plan {dir}", Are(&[]), "orlop.adopt/v1").before(ANOTHER),
+    row("give-back {dir}", Are(&[]), "orlop.give-back/v1").before(ANOTHER),
     row("stores --host {dir}", Are(&["{root}"]), "orlop.stores/v1"),
     // Where nothing was installed. What an installation tells is told in tests/beneath.
     row("install --revert --containerd-config {config}", Are(&[]), "orlop.install/v1"),
@@ -271,6 +276,8 @@ fn commands() -> BTreeSet<String> {
     assert!(binary().arg("man").arg(dir.path()).status().unwrap().success());
     let pages = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let names = pages.filter_map(|page| Some(page.strip_prefix("orlop-")?.strip_suffix(".1")?.replace('-', " ")));
+    // The one whose name is two words.
+    let names = names.map(|name| name.replace("give back", "give-back"));
     let all: BTreeSet<String> = names.collect();
     let has_subcommands = |name: &String| all.iter().any(|other| other.starts_with(&format!("{name} ")));
     all.iter().filter(|name| !has_subcommands(name)).cloned().collect()

@@ -13,7 +13,9 @@
 //!
 //! # Invariants
 //! - A file comes into `blobs/` only by a rename of `data`, addressed through the open directory of the ingest whose lock
-//!   the writer holds: neither an abort nor a later ingest of the same ref can slip other bytes under the name.
+//!   the writer holds: neither an abort nor a later ingest of the same ref can slip other bytes under the name. Or, of bytes
+//!   that are taken over, by a link of the very file that was hashed, by its descriptor, under the same lock.
+//! - A file that has a name elsewhere is never `data`: whoever opens a write may cut it short.
 //! - The directory, not its name, is the ingest: a writer whose directory was renamed away by an abort finds `data`
 //!   gone and fails, while a new writer already works in a new directory of the same name.
 //! - Opening a store reads nothing but the directory itself.
@@ -24,6 +26,7 @@
 
 mod files;
 mod ingest;
+mod links;
 mod piece;
 mod quarantine;
 mod writer;
@@ -39,8 +42,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::{
-    BlobReader, Error, Info, IngestManager, IngestOptions, Ingester, Manager, Provider, Quarantine, Result, Status,
-    Trash, Writer,
+    BlobReader, Error, Info, IngestManager, IngestOptions, Ingester, Linking, Manager, Provider, Quarantine, Result,
+    Status, Trash, Writer,
 };
 use files::IoContext as _;
 
@@ -141,17 +144,9 @@ impl Provider for LocalStore {
     async fn open(&self, digest: &Digest) -> Result<Arc<dyn BlobReader>> {
         let (paths, digest) = (self.paths.clone(), digest.clone());
         run(move || {
-            let path = paths.blob(&digest);
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-            let file = match rustix::fs::open(&path, flags, Mode::empty()) {
-                Ok(file) => file,
-                Err(Errno::NOENT | Errno::LOOP) => return Err(Error::no_blob(&digest)),
-                Err(error) => return Err(error).context("open", &path),
-            };
-            let stat = rustix::fs::fstat(&file).context("stat", &path)?;
-            let info = info(digest, &stat)?;
-            let reader: Arc<dyn BlobReader> =
-                Arc::new(LocalReader { file: Arc::new(file.into()), size: info.size, path });
+            let (file, info) = opened(&paths, digest)?;
+            let path = paths.blob(&info.digest);
+            let reader: Arc<dyn BlobReader> = Arc::new(LocalReader { file: Arc::new(file), size: info.size, path });
             Ok(reader)
         })
         .await
@@ -166,6 +161,19 @@ impl Provider for LocalStore {
         })
         .await
     }
+}
+
+/// Opens a blob's file for reading.
+fn opened(paths: &Paths, digest: Digest) -> Result<(std::fs::File, Info)> {
+    let path = paths.blob(&digest);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT | Errno::LOOP) => return Err(Error::no_blob(&digest)),
+        Err(error) => return Err(error).context("open", &path),
+    };
+    let stat = rustix::fs::fstat(&file).context("stat", &path)?;
+    Ok((file.into(), info(digest, &stat)?))
 }
 
 fn info(digest: Digest, stat: &Stat) -> Result<Info> {
@@ -241,6 +249,10 @@ impl Manager for LocalStore {
     }
 
     fn quarantine(&self) -> Option<&dyn Quarantine> {
+        Some(self)
+    }
+
+    fn linking(&self) -> Option<&dyn Linking> {
         Some(self)
     }
 }

@@ -1,13 +1,14 @@
 //! Writing a blob into an ingest directory and committing it.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use orlop_oci::{Algorithm, Digest, Digester};
-use rustix::fs::{CWD, Mode, RenameFlags};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -15,9 +16,9 @@ use tokio::task::JoinHandle;
 
 use super::files::{self, IoContext as _};
 use super::ingest::IngestDir;
-use super::{Paths, ingest};
+use super::{Paths, ingest, links};
 use crate::memory::verify;
-use crate::{Error, IngestOptions, Result, Status, Writer};
+use crate::{Error, IngestOptions, Result, Shared, Status, Taking, Writer};
 
 /// A writer whose calls run on the blocking pool, one after the other.
 ///
@@ -107,6 +108,17 @@ impl Writer for LocalWriter {
     fn digest(&self) -> Digest {
         self.with(|ingest| ingest.digester.clone().finish())
     }
+
+    fn taking(&mut self) -> Option<&mut dyn Taking> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Taking for LocalWriter {
+    async fn take(&mut self, file: File) -> Result<Shared> {
+        self.call(move |ingest| ingest.take(file)).await
+    }
 }
 
 /// A write in progress that this process has locked.
@@ -114,6 +126,8 @@ struct Ingest {
     paths: Arc<Paths>,
     directory: IngestDir,
     data: File,
+    /// A file elsewhere whose bytes are taken over, instead of `data`.
+    taken: Option<File>,
     algorithm: Algorithm,
     digester: Digester,
     status: Status,
@@ -151,15 +165,15 @@ impl Ingest {
         }
         let algorithm = status.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let (digester, expected) = (Digester::new(algorithm), options.expected);
-        let mut ingest = Self { paths, directory, data, algorithm, digester, status, expected };
+        let mut ingest = Self { paths, directory, data, taken: None, algorithm, digester, status, expected };
         ingest.digester = ingest.hash(algorithm)?;
         Ok(ingest)
     }
 
-    /// Hashes what `data` has up to the current offset.
+    /// Hashes what there is up to the current offset.
     fn hash(&self, algorithm: Algorithm) -> Result<Digester> {
-        let size = self.status.offset;
-        let (digester, found) = files::hash(&self.data, algorithm, size).context("read", self.directory.path())?;
+        let (size, file) = (self.status.offset, self.taken.as_ref().unwrap_or(&self.data));
+        let (digester, found) = files::hash(file, algorithm, size).context("read", self.directory.path())?;
         if found == size { Ok(digester) } else { Err(Error::Shrunk { size }) }
     }
 
@@ -174,8 +188,32 @@ impl Ingest {
         }
     }
 
+    fn take(&mut self, file: File) -> Result<Shared> {
+        self.truncate(0)?;
+        let path = self.directory.path().join("data");
+        let stat = rustix::fs::fstat(&file).context("stat what is taken over as", &path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::Invalid("only the bytes of a regular file can be taken over"));
+        }
+        let cloned = links::clone(&file, &self.data).context("share extents as", &path)?;
+        self.taken = (!cloned).then_some(file);
+        self.status.offset = stat.st_size.unsigned_abs();
+        self.status.updated_at = Timestamp::now();
+        match self.hash(self.algorithm) {
+            Ok(digester) => self.digester = digester,
+            Err(error) => {
+                self.truncate(0)?;
+                return Err(error);
+            }
+        }
+        Ok(Shared { size: self.status.offset, cloned })
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.check_alive()?;
+        if self.taken.is_some() {
+            return Err(Error::Invalid("nothing can be added to the bytes of another file"));
+        }
         if let Err(error) = files::write_at(&self.data, self.status.offset, bytes) {
             // What was written of this piece was not hashed.
             let _ = rustix::fs::ftruncate(&self.data, self.status.offset);
@@ -195,6 +233,10 @@ impl Ingest {
         if size == self.status.offset {
             return Ok(());
         }
+        if size > 0 && self.taken.is_some() {
+            return Err(Error::Invalid("the bytes of another file are taken over whole or not at all"));
+        }
+        self.taken = None;
         rustix::fs::ftruncate(&self.data, size).context("truncate", self.directory.path())?;
         self.status.offset = size;
         self.status.updated_at = Timestamp::now();
@@ -220,6 +262,9 @@ impl Ingest {
     /// Bytes and mode reach the disk before the name does.
     fn make_durable(&self) -> Result<()> {
         let path = self.directory.path().join("data");
+        if let Some(taken) = &self.taken {
+            return rustix::fs::fsync(taken).context("fsync what is taken over as", &path);
+        }
         // A write that failed may have left bytes behind the last one that was hashed.
         rustix::fs::ftruncate(&self.data, self.status.offset).context("truncate", &path)?;
         rustix::fs::fchmod(&self.data, Mode::from_raw_mode(0o444)).context("chmod", &path)?;
@@ -236,24 +281,34 @@ impl Ingest {
     fn publish(&self, digest: Digest) -> Result<Digest> {
         let (parent, blob) = (self.paths.algorithm(digest.algorithm()), self.paths.blob(&digest));
         files::make_directories(&parent)?;
-        let directory = self.directory.fd();
-        let renamed = match rustix::fs::renameat_with(directory, "data", CWD, &blob, RenameFlags::NOREPLACE) {
-            // Not every file system can refuse to replace. The bytes are the same either way.
-            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(directory, "data", CWD, &blob),
-            renamed => renamed,
+        let named = match &self.taken {
+            Some(taken) => links::link(taken, &blob),
+            None => self.rename_to(&blob),
         };
-        match renamed {
+        match named {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 self.directory.remove();
                 return Err(already_exists(&self.paths, digest));
             }
-            Err(Errno::NOENT) => return Err(Error::no_ingest(&self.status.reference)),
+            Err(Errno::NOENT) if self.taken.is_none() => return Err(Error::no_ingest(&self.status.reference)),
+            Err(error) if self.taken.is_some() => return Err(error).context("link to", &blob),
             Err(error) => return Err(error).context("rename to", &blob),
         }
         files::sync_directory(&parent)?;
         self.directory.remove();
         Ok(digest)
+    }
+}
+
+impl Ingest {
+    fn rename_to(&self, blob: &Path) -> Result<(), Errno> {
+        let directory = self.directory.fd();
+        match rustix::fs::renameat_with(directory, "data", CWD, blob, RenameFlags::NOREPLACE) {
+            // Not every file system can refuse to replace. The bytes are the same either way.
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(directory, "data", CWD, blob),
+            renamed => renamed,
+        }
     }
 }
 

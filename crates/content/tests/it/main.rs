@@ -2,6 +2,7 @@
 
 mod containerd;
 mod disk;
+mod links;
 mod local;
 mod local_contract;
 mod memory_contract;

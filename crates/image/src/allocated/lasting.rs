@@ -269,7 +269,7 @@ impl Tally<'_, '_> {
         let (mut bytes, mut is_alone) = (self.bytes, true);
         for (stat, met) in self.links.into_values() {
             is_alone &= met == stat.st_nlink;
-            bytes += self.walk.count(&stat);
+            bytes += self.walk.count_names(&stat, met);
         }
         Measured { bytes, is_alone }
     }

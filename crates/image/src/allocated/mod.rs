@@ -11,7 +11,7 @@
 
 mod lasting;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -36,11 +36,18 @@ const THREADS: usize = 2;
 /// A walk over the parts of a root. Hard links, and extents that several files share, count in the part that is walked over first.
 pub(crate) struct Walk<'r> {
     root: &'r Path,
-    /// Device and inode of files that have several names.
-    seen: Mutex<HashSet<(u64, u64)>>,
+    /// Files that have several names, by device and inode.
+    seen: Mutex<HashMap<(u64, u64), Several>>,
     /// Extents that files share, of the root's device if that is one whose files may.
     shared: Option<(u64, Mutex<Counted>)>,
     parts: Vec<PathBuf>,
+}
+
+/// A file with several names.
+struct Several {
+    /// Names that were not met yet.
+    outside: u64,
+    bytes: u64,
 }
 
 impl<'r> Walk<'r> {
@@ -98,11 +105,31 @@ impl<'r> Walk<'r> {
 
     /// What a file takes, unless another name of it was counted.
     fn count(&self, stat: &Stat) -> u64 {
-        let again = !is_directory(stat) && stat.st_nlink > 1 && {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            !seen.insert((stat.st_dev, stat.st_ino))
-        };
-        if again { 0 } else { stat.st_blocks.unsigned_abs() * 512 }
+        self.count_names(stat, 1)
+    }
+
+    /// The same where so many of its names were met.
+    fn count_names(&self, stat: &Stat, names: u64) -> u64 {
+        let bytes = stat.st_blocks.unsigned_abs() * 512;
+        if is_directory(stat) || stat.st_nlink <= 1 {
+            return bytes;
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen.contains_key(&(stat.st_dev, stat.st_ino));
+        let file = seen.entry((stat.st_dev, stat.st_ino)).or_insert(Several { outside: stat.st_nlink, bytes });
+        file.outside = file.outside.saturating_sub(names);
+        if known { 0 } else { bytes }
+    }
+
+    /// Of all that was walked over: bytes that files have which are outside of it, under another name or with shared extents.
+    pub(crate) fn elsewhere(&self) -> u64 {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let named: u64 = seen.values().filter(|file| file.outside > 0).map(|file| file.bytes).sum();
+        let shared = self.shared.as_ref().map_or(0, |(_, counted)| {
+            let counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+            counted.once()
+        });
+        named + shared
     }
 
     /// The same of a file in a directory, less what other files share with it and was counted with them.

@@ -284,7 +284,7 @@ impl Session<'_> {
 /// Of the documents that are not there, those that may not be missing although no platform was asked for: the target
 /// itself, a config, the host's platform, and everything if nothing is there at all. An archive made for some of an
 /// index's platforms lacks the others'.
-fn required(tree: &Tree, host: &PlatformMatcher) -> Vec<Missing> {
+pub(crate) fn required(tree: &Tree, host: &PlatformMatcher) -> Vec<Missing> {
     let has_image = tree.manifests().next().is_some();
     let needed = |missing: &&Missing| {
         !has_image

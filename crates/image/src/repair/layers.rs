@@ -132,7 +132,7 @@ impl Images {
         let descriptor = described.unwrap_or_else(|| unknown(&layer.digest, layer.size));
         match client {
             Some(client) => self.bring(scope, client, &descriptor, &sources, sink).await,
-            None => self.adopt(scope, &descriptor, sink).await,
+            None => self.copy_from_elsewhere(scope, &descriptor, sink).await,
         }
     }
 
@@ -149,7 +149,7 @@ impl Images {
     }
 
     /// Takes a blob that an archive brought, perhaps to another namespace.
-    async fn adopt(&self, scope: &Scope, descriptor: &Descriptor, sink: Sink<'_>) -> Result<End> {
+    async fn copy_from_elsewhere(&self, scope: &Scope, descriptor: &Descriptor, sink: Sink<'_>) -> Result<End> {
         let absent = || super::bring::left("the archive does not have it".to_owned(), &descriptor.digest);
         let digest = descriptor.digest.clone();
         // A write that nothing comes into would stay for a day.

@@ -27,6 +27,7 @@ mod metadata;
 mod own;
 mod running;
 pub(crate) mod snapshotters;
+mod standing;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ use snapshotters::Ahead;
 
 pub use error::Error;
 pub use running::{Extent, Unsuited};
+pub use standing::Standing;
 
 /// How often everything is read because containerd went on meanwhile and something did not fit.
 const ATTEMPTS: usize = 8;

@@ -226,3 +226,27 @@ fn what_is_no_root_is_refused_and_a_root_inside_is_named() {
     assert_eq!(gaps, ["all that meta.db rec"].into());
     assert!(stored.inventory.gaps[0].why.contains("io.containerd.metadata.v1.bolt/meta.db: No such file"));
 }
+
+#[tokio::test]
+async fn whether_a_snapshot_is_there_is_told_as_long_as_it_is() {
+    for programs in generations() {
+        let store = Store::filled(&programs, false).await;
+        store.ctr("k8s.io", &["snapshots", "prepare", "made-here"]);
+        let root = Root::open(&store.containerd.root()).unwrap();
+        let (standing, stored) = (root.standing(), root.read().unwrap());
+        let made = stored.inventory.snapshots.iter().find(|row| &*row.key == "made-here").expect("it was made");
+        let others = stored
+            .inventory
+            .snapshots
+            .iter()
+            .filter(|row| &*row.snapshotter == "overlayfs" && &*row.key != "made-here");
+        let trees: Vec<_> = others.filter_map(|row| stored.tree(row)).collect();
+        let tree = stored.tree(made).expect("its form is known");
+        assert!(standing.has("overlayfs", &tree) && !standing.has("native", &tree) && !standing.has("none", &tree));
+        store.ctr("k8s.io", &["snapshots", "rm", "made-here"]);
+        store.ctr("k8s.io", &["leases", "create", "--id", "collect"]);
+        store.ctr("k8s.io", &["leases", "rm", "--sync", "collect"]);
+        assert!(!standing.has("overlayfs", &tree), "{}", programs.version());
+        assert!(trees.iter().any(|tree| standing.has("overlayfs", tree)), "the others stay");
+    }
+}

@@ -86,6 +86,22 @@ impl ScopedWriter {
         Ok(())
     }
 
+    /// Whether another namespace has the bytes, so that a commit needs none.
+    pub const fn has_all(&self) -> bool {
+        matches!(self.source, Source::Adopted(_))
+    }
+
+    /// Takes over the bytes of a file without copying them; see [`content::Taking`].
+    ///
+    /// # Errors
+    /// As there; [`content::Error::Invalid`] where the raw store's blobs are no files.
+    pub async fn take(&mut self, file: std::fs::File) -> content::Result<content::Shared> {
+        let reference = self.reference.clone();
+        let writer = self.raw(0).await?;
+        let taking = writer.taking().ok_or(content::Error::Invalid("this store's blobs are no files"))?;
+        taking.take(file).await.map_err(|e| renamed(e, &reference))
+    }
+
     /// The raw writer; adopted content is first copied into a new one, up to `size`.
     async fn raw(&mut self, size: u64) -> content::Result<&mut Box<dyn Writer>> {
         if self.done {

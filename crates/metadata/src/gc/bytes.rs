@@ -19,6 +19,7 @@ use orlop_oci::Digest;
 use orlop_snapshot::{Driver, SnapshotId};
 use rusqlite::{Connection, params};
 
+use super::elsewhere;
 use super::graph::{Need, blob_needed, driver_of, snapshot_row};
 use super::removal::SnapshotRow;
 use crate::edges::CONTENT;
@@ -40,8 +41,17 @@ struct Doomed {
     trash: Option<String>,
 }
 
-/// Does what is due, trees of `known` in their order first. Returns the bytes of those of them whose row knew no size.
-pub(crate) fn finish(store: &Store, known: &[SnapshotRow]) -> Result<u64> {
+/// What became of bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Finished {
+    /// Those of trees whose row knew no size.
+    pub(crate) measured: u64,
+    /// Those that went for good and that files elsewhere have too.
+    pub(crate) elsewhere: u64,
+}
+
+/// Does what is due, trees of `known` in their order first.
+pub(crate) fn finish(store: &Store, known: &[SnapshotRow]) -> Result<Finished> {
     let due = store.read(|conn| due(conn, store.now()))?;
     let (mounts, mut due): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| d.kind == mounts::DOOMED);
     let entries: BTreeSet<&str> = due.iter().filter_map(|doomed| doomed.trash.as_deref()).collect();
@@ -55,18 +65,20 @@ pub(crate) fn finish(store: &Store, known: &[SnapshotRow]) -> Result<u64> {
     });
     let (trees, rest): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| driver_of(&d.kind).is_some());
     let unknown: HashSet<i64> = known.iter().filter(|s| s.bytes.is_none()).map(|s| s.id).collect();
-    let measured = remove_trees(store, &trees, &unknown)?;
+    let mut finished = remove_trees(store, &trees, &unknown)?;
     let (bins, mut files): (Vec<_>, Vec<_>) = rest.into_iter().partition(|d| d.kind == TRASH);
     // Writes first: one that is stopped renames nothing any more.
     files.sort_by_key(|d| d.kind != INGEST);
     for batch in files.chunks(BATCH) {
-        store.write("reclaim content", |tx| batch.iter().try_for_each(|doomed| file(store, tx, doomed)))?;
+        finished.elsewhere += store.write("reclaim content", |tx| {
+            batch.iter().try_fold(0, |bytes, doomed| Ok(bytes + file(store, tx, doomed)?))
+        })?;
     }
     for bin in &bins {
         remove_bin(store, &bin.name)?;
         store.write("reclaim trash", |tx| done(tx, bin))?;
     }
-    Ok(measured)
+    Ok(finished)
 }
 
 /// Ends activations that have no row any more. What is still in use stays doomed, and keeps nothing else from going.
@@ -105,13 +117,14 @@ fn done(tx: &Connection, doomed: &Doomed) -> Result<()> {
     Ok(())
 }
 
-/// A blob or a write in progress, within the transaction that says whether it may go.
-fn file(store: &Store, tx: &Connection, doomed: &Doomed) -> Result<()> {
+/// A blob or a write in progress, within the transaction that says whether it may go. Returns how many bytes files elsewhere have too.
+fn file(store: &Store, tx: &Connection, doomed: &Doomed) -> Result<u64> {
+    let mut elsewhere = 0;
     if doomed.kind == CONTENT {
         match blob_needed(tx, &doomed.name)? {
-            Some(Need::Ingest) => return Ok(()),
+            Some(Need::Ingest) => return Ok(0),
             Some(Need::Blob) => {}
-            None => blob(store, doomed)?,
+            None => elsewhere = blob(store, doomed)?,
         }
     } else if doomed.kind == INGEST {
         let mut again = tx.prepare_cached("SELECT 1 FROM ingest WHERE backend = ?1")?;
@@ -120,21 +133,26 @@ fn file(store: &Store, tx: &Connection, doomed: &Doomed) -> Result<()> {
         }
     } else {
         // Of a kind that only a newer program knows: its business.
-        return Ok(());
+        return Ok(0);
     }
-    done(tx, doomed)
+    done(tx, doomed)?;
+    Ok(elsewhere)
 }
 
-fn blob(store: &Store, doomed: &Doomed) -> Result<()> {
-    let Ok(digest) = doomed.name.parse::<Digest>() else { return Ok(()) };
+fn blob(store: &Store, doomed: &Doomed) -> Result<u64> {
+    let Ok(digest) = doomed.name.parse::<Digest>() else { return Ok(0) };
     let raw = store.raw_content();
     match (&doomed.trash, raw.trash()) {
         (Some(id), Some(trash)) => {
             let bin = directory(store, id);
             make_private(&bin)?;
-            gone(block_on(trash.discard(&digest, &bin)).map(|_| ()))
+            gone(block_on(trash.discard(&digest, &bin)).map(|_| ())).map(|()| 0)
         }
-        _ => gone(block_on(raw.delete(&digest))),
+        _ => {
+            let (elsewhere, deleted) =
+                block_on(async { (elsewhere::of_blob(store, &digest).await, raw.delete(&digest).await) });
+            gone(deleted).map(|()| elsewhere)
+        }
     }
 }
 
@@ -146,8 +164,8 @@ fn gone(result: content::Result<()>) -> Result<()> {
     }
 }
 
-fn remove_trees(store: &Store, trees: &[Doomed], unknown: &HashSet<i64>) -> Result<u64> {
-    let mut measured = 0;
+fn remove_trees(store: &Store, trees: &[Doomed], unknown: &HashSet<i64>) -> Result<Finished> {
+    let mut finished = Finished::default();
     for batch in trees.chunks(BATCH) {
         let mut removed = Vec::new();
         for doomed in batch {
@@ -157,7 +175,10 @@ fn remove_trees(store: &Store, trees: &[Doomed], unknown: &HashSet<i64>) -> Resu
             if !store.read(|conn| snapshot_row(conn, driver.name(), id))? {
                 let tree = SnapshotId(id.unsigned_abs());
                 if unknown.contains(&id) {
-                    measured += driver.usage(tree).map_or(0, |usage| usage.bytes);
+                    finished.measured += driver.usage(tree).map_or(0, |usage| usage.bytes);
+                }
+                if doomed.trash.is_none() {
+                    finished.elsewhere += elsewhere::of_tree(driver.as_ref(), tree);
                 }
                 remove_tree(store, driver.as_ref(), tree, doomed.trash.as_deref())?;
             }
@@ -165,7 +186,7 @@ fn remove_trees(store: &Store, trees: &[Doomed], unknown: &HashSet<i64>) -> Resu
         }
         store.write("reclaim snapshots", |tx| removed.iter().try_for_each(|doomed| done(tx, doomed)))?;
     }
-    Ok(measured)
+    Ok(finished)
 }
 
 fn remove_tree(store: &Store, driver: &dyn Driver, id: SnapshotId, trash: Option<&str>) -> Result<()> {

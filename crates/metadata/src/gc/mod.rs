@@ -24,6 +24,7 @@
 
 mod bytes;
 mod cost;
+mod elsewhere;
 mod full;
 mod graph;
 mod mark;
@@ -77,10 +78,13 @@ pub struct Report {
     pub images: BTreeSet<(String, String)>,
     /// (namespace, name) of activations that nothing kept.
     pub mounts: BTreeSet<(String, String)>,
-    /// Bytes of blobs that no namespace has any more.
+    /// Bytes of blobs that no namespace has any more, whether or not files elsewhere have them too.
     pub blob_bytes: u64,
-    /// Bytes of snapshot trees removed.
+    /// Bytes of snapshot trees removed, likewise.
     pub snapshot_bytes: u64,
+    /// Of both: what the file system does not get back, since files outside this store have it too. Of what goes to the trash it
+    /// is not looked at.
+    pub elsewhere_bytes: u64,
     /// The trash entry, if one was made.
     pub trash: Option<String>,
     /// What a full collection found that an incremental one would have left, as `<namespace> <kind> <name>`: always
@@ -99,6 +103,13 @@ pub(crate) enum Marking {
     Incremental,
     /// From the roots.
     Full,
+}
+
+impl Report {
+    /// Bytes that the file system gets back.
+    pub fn freed(&self) -> u64 {
+        (self.blob_bytes + self.snapshot_bytes).saturating_sub(self.elsewhere_bytes)
+    }
 }
 
 impl Store {
@@ -146,15 +157,13 @@ impl Store {
 
     /// How much more the first of two collections would give back.
     fn bytes_between(&self, planned: Option<(Planned, Planned)>) -> u64 {
-        let freed = |planned| {
-            let report = self.measured(planned);
-            report.blob_bytes + report.snapshot_bytes
-        };
+        let freed = |planned| self.measured(planned).freed();
         planned.map_or(0, |(with, before)| freed(with).saturating_sub(freed(before)))
     }
 
-    /// Adds what snapshots take whose row does not say it.
-    fn measured(&self, Planned { removal, mut report }: Planned) -> Report {
+    /// Adds what snapshots take whose row does not say it, and what files elsewhere have too.
+    fn measured(&self, Planned { removal, mut report, last_blobs }: Planned) -> Report {
+        report.elsewhere_bytes = elsewhere::planned(self, &last_blobs, &removal.snapshots);
         for snapshot in removal.snapshots.iter().filter(|s| s.bytes.is_none()) {
             let tree = orlop_snapshot::SnapshotId(snapshot.id.unsigned_abs());
             let usage = self.driver(&snapshot.driver).ok().and_then(|driver| driver.usage(tree).ok());
@@ -172,7 +181,9 @@ impl Store {
         if let Some(entry) = &report.trash {
             crate::trash::describe(self, entry);
         }
-        report.snapshot_bytes += finish(self, &removal.snapshots)?;
+        let finished = finish(self, &removal.snapshots)?;
+        report.snapshot_bytes += finished.measured;
+        report.elsewhere_bytes += finished.elsewhere;
         Ok(report)
     }
 }
@@ -181,6 +192,8 @@ impl Store {
 struct Planned {
     removal: Removal,
     report: Report,
+    /// The digests of blobs that no namespace has afterwards.
+    last_blobs: Vec<String>,
 }
 
 impl Planned {
@@ -188,7 +201,8 @@ impl Planned {
         let found = Rows { conn, now, without }.garbage()?;
         let removal = Removal::load(conn, found, graph::expired_leases(conn, now)?)?;
         let report = removal.report(conn)?;
-        Ok(Self { removal, report })
+        let last_blobs = removal.last_blobs(conn)?.into_keys().map(str::to_owned).collect();
+        Ok(Self { removal, report, last_blobs })
     }
 }
 

@@ -122,7 +122,7 @@ impl Removal {
     }
 
     /// The blobs, with sizes, that no namespace has afterwards.
-    fn last_blobs(&self, conn: &Connection) -> Result<BTreeMap<&str, i64>> {
+    pub(super) fn last_blobs(&self, conn: &Connection) -> Result<BTreeMap<&str, i64>> {
         let mut going: HashMap<&str, (i64, i64)> = HashMap::new();
         for blob in &self.blobs {
             going.entry(&blob.digest).or_insert((0, blob.size)).0 += 1;

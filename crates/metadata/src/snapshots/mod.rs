@@ -17,11 +17,12 @@ mod several;
 mod totals;
 
 use std::collections::HashMap;
+use std::path::Path;
 
 pub use healing::Healing;
 use jiff::Timestamp;
 pub use making::Commit;
-use orlop_snapshot::{ApplyTarget, Driver, Mount, SnapshotId, Usage};
+use orlop_snapshot::{ApplyTarget, Driver, Linked, Mount, SnapshotId, Usage};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 pub use totals::SnapshotTotals;
 
@@ -213,6 +214,25 @@ impl ScopedSnapshots {
             return Err(failed(key, "it is not active: only an active snapshot can be written"));
         }
         Ok(self.driver()?.apply_target(found.id))
+    }
+
+    /// Lets an active snapshot that is still empty be what a directory of the same file system is, without copying content; see
+    /// [`orlop_snapshot::linked`]. The directory must have the driver's form.
+    pub fn take_in(&self, key: &str, from: &Path) -> Result<Linked> {
+        let found = self.store.read(|conn| self.require(conn, key))?;
+        if found.info.kind != SnapshotKind::Active {
+            return Err(failed(key, "it is not active: only an active snapshot can be filled"));
+        }
+        Ok(self.driver()?.take_in(found.id, from)?)
+    }
+
+    /// Lets the empty directory `to` be what a committed snapshot is, likewise.
+    pub fn give(&self, key: &str, to: &Path) -> Result<Linked> {
+        let found = self.store.read(|conn| self.require(conn, key))?;
+        if found.info.kind != SnapshotKind::Committed {
+            return Err(failed(key, "it is not committed: only what does not change can be shared"));
+        }
+        Ok(self.driver()?.give(found.id, to)?)
     }
 
     /// Whether layers can be applied before their parents.

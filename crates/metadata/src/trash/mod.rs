@@ -167,7 +167,9 @@ impl Store {
         if let Some(entry) = &report.trash {
             describe(self, entry);
         }
-        report.snapshot_bytes += gc::finish(self, &trees)?;
+        let finished = gc::finish(self, &trees)?;
+        report.snapshot_bytes += finished.measured;
+        report.elsewhere_bytes += finished.elsewhere;
         Ok(report)
     }
 

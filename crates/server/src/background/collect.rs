@@ -79,7 +79,7 @@ async fn start(server: &Server) {
         tracing::warn!(error = status.message(), "cannot tell which activations are still mounted");
     }
     match server.images().settle().instrument(span("start")).await {
-        Ok(outcome) => server.metrics().collection("start", outcome.blob_bytes + outcome.snapshot_bytes),
+        Ok(outcome) => server.metrics().collection("start", outcome.freed()),
         Err(error) => tracing::warn!(%error, "the first garbage collection failed; it is tried again"),
     }
 }
@@ -123,7 +123,7 @@ fn span(kind: &'static str) -> Span {
 }
 
 fn told(server: &Server, kind: &'static str, report: &Report) {
-    server.metrics().collection(kind, report.blob_bytes + report.snapshot_bytes);
+    server.metrics().collection(kind, report.freed());
     tracing::info!(
         kind,
         blobs = report.content.len(),
@@ -133,7 +133,7 @@ fn told(server: &Server, kind: &'static str, report: &Report) {
         images = report.images.len(),
         mounts = report.mounts.len(),
         orphans = report.orphans.len(),
-        bytes = report.blob_bytes + report.snapshot_bytes,
+        bytes = report.freed(),
         "collected"
     );
 }

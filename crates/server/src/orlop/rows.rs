@@ -111,6 +111,7 @@ pub(super) fn plan(plan: image::Plan) -> pb::Plan {
         returns: reasons(plan.returns),
         unpullable: reasons(plan.unpullable),
         in_use: reasons(plan.in_use),
+        elsewhere: plan.elsewhere,
     }
 }
 
@@ -143,6 +144,7 @@ pub(super) fn collected(outcome: image::GcOutcome) -> pb::GcResponse {
         trash_bytes: outcome.trash_bytes,
         leases: outcome.leases,
         ingests: outcome.ingests,
+        elsewhere_bytes: outcome.elsewhere_bytes,
     }
 }
 
@@ -161,5 +163,6 @@ pub(super) fn usage(usage: image::DiskUsage) -> pb::DiskUsageResponse {
         }),
         images: usage.images.into_iter().map(image).collect(),
         quarantine: usage.quarantine,
+        elsewhere: usage.elsewhere,
     }
 }

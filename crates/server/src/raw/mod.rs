@@ -9,8 +9,8 @@
 //!   for all namespaces, and stay as long as any of them needs them.
 //! - What an owner wrote or was handed has the label [`CLAIM`], a root for garbage collection, until the owner deletes it. The
 //!   label is not shown to the owner, and cannot be taken off by it.
-//! - Snapshots without a claim are of images that are being brought for the owner ([`remote`]): it does not see them before it
-//!   is handed them.
+//! - Snapshots without a claim are of images that are being brought for the owner ([`remote`]), or were adopted for it: it does
+//!   not see them before it is handed them.
 //! - Namespaces and leases in headers mean those of the caller, and are not looked at.
 
 mod content;

@@ -5,7 +5,8 @@
 //!
 //! # Invariants
 //! - A snapshot is handed over only if containerd asked for its very chain ID and it is committed.
-//! - What is brought is held by a lease until it was handed over, or [`GRACE`] has passed.
+//! - What is brought is held by a lease until it was handed over, or [`GRACE`] has passed. What was adopted for the owner
+//!   (`orlop adopt --owner`) waits for as long as it takes, and is handed over whether or not its image is named.
 //! - What cannot be brought costs the owner nothing but time: containerd then fetches by itself, and the event
 //!   `/orlop/snapshot/fallback` says why. What policy refuses is an error, for containerd would not ask policy.
 //!
@@ -18,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use orlop_api::orlop::v1::SnapshotFallback;
-use orlop_image::{Error, Handed};
-use orlop_metadata::{self as metadata, Labels, Scope, ScopedSnapshots, SnapshotKind};
+use orlop_image::{ADOPTED, Error, Handed, WAITING};
+use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, Scope, ScopedSnapshots, SnapshotKind};
 use orlop_oci::Digest;
 use tokio::sync::{Notify, watch};
 use tonic::{Code, Status};
@@ -171,7 +172,7 @@ impl Raw {
         labels: &Labels,
     ) -> Result<(), Status> {
         let there = || Status::already_exists(format!("snapshot {}: it is there", asked.chain));
-        if self.is_claimed(snapshots, &asked).await? {
+        if self.is_claimed(snapshots, &asked).await? || self.claim_adopted(snapshots, &asked).await? {
             return Err(there());
         }
         let Some(image) = Wanted::of(labels, snapshots.driver_name()) else {
@@ -257,6 +258,38 @@ impl Raw {
                 && info.labels.contains_key(CLAIM)),
             Err(metadata::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Makes a snapshot the owner's that was adopted for it, if there is one on that parent.
+    async fn claim_adopted(&self, snapshots: &ScopedSnapshots, asked: &Asked) -> Result<bool, Status> {
+        let mut labels = Labels::from([(ADOPTED.to_owned(), String::new())]);
+        self.mark(&mut labels);
+        let (store, namespace) = (self.server.store().clone(), self.owner.snapshots());
+        let (snapshots, asked) = (snapshots.clone(), asked.clone());
+        blocking(move || {
+            let info = match snapshots.stat(&asked.chain) {
+                Ok(info) => info,
+                Err(metadata::Error::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            let waits = info.kind == SnapshotKind::Committed && info.labels.contains_key(ADOPTED);
+            if !waits || info.parent != asked.parent {
+                return Ok(false);
+            }
+            let mask: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
+            match snapshots.update(&asked.chain, labels, &mask) {
+                Ok(_) => {}
+                Err(metadata::Error::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            let kind = ResourceKind::Snapshots(snapshots.driver_name().to_owned());
+            // It is a root itself now.
+            match store.delete_resource(&namespace, WAITING, &Resource { kind, name: asked.chain }) {
+                Err(metadata::Error::NotFound { .. }) => Ok(true),
+                other => other.map(|()| true),
+            }
         })
         .await
     }

@@ -11,6 +11,7 @@ mod disk;
 mod drivers;
 mod formats;
 mod hostile;
+mod linked;
 mod rebase;
 mod record;
 mod rootless;

@@ -73,6 +73,7 @@ struct DiskUsage {
     trash: u64,
     quarantine: u64,
     metadata: u64,
+    elsewhere: u64,
     hash_references: HashReferences,
     images: Vec<Image>,
 }
@@ -236,6 +237,9 @@ async fn own(context: &Context) -> Result<()> {
     for (what, bytes) in rows {
         table.row([what.to_owned(), size(bytes)]);
     }
+    if answer.elsewhere > 0 {
+        rows_of_total(&mut table, answer.elsewhere);
+    }
     table.print()?;
     let hash = answer.hash_references.unwrap_or_default();
     output::line(format!(
@@ -244,6 +248,11 @@ async fn own(context: &Context) -> Result<()> {
         size(hash.content_bytes),
         size(hash.metadata_bytes)
     ))
+}
+
+/// What of the total frees nothing.
+fn rows_of_total(table: &mut Table, elsewhere: u64) {
+    table.row(["  of which files elsewhere have it too", &size(elsewhere)]);
 }
 
 fn json(answer: pb::DiskUsageResponse) -> DiskUsage {
@@ -257,6 +266,7 @@ fn json(answer: pb::DiskUsageResponse) -> DiskUsage {
         trash: answer.trash,
         quarantine: answer.quarantine,
         metadata: answer.metadata,
+        elsewhere: answer.elsewhere,
         hash_references: HashReferences {
             records: hash.records,
             content_bytes: hash.content_bytes,

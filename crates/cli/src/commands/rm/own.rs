@@ -21,7 +21,8 @@ pub(in crate::commands) async fn execute(context: &Context, request: pb::RemoveR
     } else {
         let entries = context.clients.orlop().list_trash(pb::ListTrashRequest {}).await?.into_inner().entries;
         let held = entries.into_iter().find(|entry| entry.id == plan.trash).map(|entry| entry.bytes);
-        in_trash(plan.freed_when_trash_empties, held)
+        // The trash counts what lies in it, whoever else has it.
+        in_trash(plan.freed_when_trash_empties + plan.elsewhere, held)
     };
     plan.outcome = Some(outcome);
     Ok(plan)

@@ -18,6 +18,9 @@ pub(in crate::commands) struct Plan {
     /// Of that, what the next collection would have freed anyway; only of a store that is not Orlop's.
     #[serde(skip_serializing_if = "is_zero")]
     pub(in crate::commands) garbage: u64,
+    /// What goes and is not given back, since files outside the store have it too; only of Orlop's own.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(in crate::commands) elsewhere: u64,
     pub(in crate::commands) records: Vec<String>,
     pub(in crate::commands) blobs: Vec<Blob>,
     pub(in crate::commands) snapshots: Vec<Snapshot>,
@@ -84,6 +87,7 @@ impl From<pb::Plan> for Plan {
             returns: reasons(plan.returns),
             unpullable: reasons(plan.unpullable),
             in_use: reasons(plan.in_use),
+            elsewhere: plan.elsewhere,
             ..Self::default()
         }
     }
@@ -134,6 +138,12 @@ impl Plan {
         if self.garbage > 0 {
             let garbage = size(self.garbage);
             lines.push(format!("Of that, {garbage} are garbage already: the next collection takes them anyway"));
+        }
+        if self.elsewhere > 0 {
+            let elsewhere = size(self.elsewhere);
+            lines.push(format!(
+                "Beside that, {elsewhere} go and free nothing: files elsewhere have them too (adopted, or given)"
+            ));
         }
         lines.push(format!("Nothing was changed. To do exactly this: {command}"));
         lines.push(String::new());

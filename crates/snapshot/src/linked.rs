@@ -1,0 +1,241 @@
+//! Trees that come from elsewhere on the same file system, or go there, without a byte of content being copied.
+//!
+//! Directories are made anew, and so is what has no content: links, devices, overlayfs' whiteouts. Files keep their content where
+//! it is. Where the file system can share extents, each gets an inode of its own with what the other has: content by reflink, owner,
+//! mode, times, extended attributes. Elsewhere it gets a second name.
+//!
+//! # Invariants
+//! - Nothing of where a tree comes from is changed, but that files have more names.
+//! - A file with two names is one file. It is never written, nor its mode, owner, times or attributes changed, by either side: trees
+//!   that are committed lie below overlays, which copy up. Only names are removed.
+//! - What says which tree below a directory stands for (`redirect`, `opaque`) comes along; what names an inode of the old place
+//!   (`origin`, `impure`, `uuid`) does not: overlayfs does without.
+//!
+//! # Concurrency
+//! Who removes the source meanwhile leaves a part of it in the copy, and no error: the caller looks afterwards whether it is still
+//! there, before anybody sees the copy.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
+use rustix::io::Errno;
+
+use crate::error::At as _;
+use crate::fs::walk::{Step, Walk};
+use crate::fs::{self, xattr};
+use crate::{Result, copy, extents};
+
+/// What was linked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Linked {
+    /// Files whose content was not copied, each inode once.
+    pub files: u64,
+    /// Their bytes, 512 × `st_blocks`.
+    pub bytes: u64,
+    /// How many of the files are inodes of their own that share extents.
+    pub cloned: u64,
+}
+
+/// Whether files at one place can be given names at another.
+///
+/// # Errors
+/// In words, why not: another file system, or another mount of it. Of a place that is not there yet the directory above counts.
+pub fn reach(from: &Path, to: &Path) -> Result<(), String> {
+    let stat = |path: &Path| {
+        let there = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        rustix::fs::statx(CWD, there, AtFlags::empty(), wanted).map_err(|e| format!("{}: {e}", there.display()))
+    };
+    let (source, target) = (stat(from)?, stat(to)?);
+    let device = |found: &rustix::fs::Statx| (found.stx_dev_major, found.stx_dev_minor);
+    let (from, to) = (from.display(), to.display());
+    if device(&source) != device(&target) {
+        return Err(format!("{from} and {to} are on different file systems"));
+    }
+    let knows = |found: &rustix::fs::Statx| found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    if knows(&source) && knows(&target) && source.stx_mnt_id != target.stx_mnt_id {
+        return Err(format!(
+            "{from} and {to} are on one file system that is mounted twice: no file has names in both mounts"
+        ));
+    }
+    Ok(())
+}
+
+/// Lets the empty directory `to` be what `from` is, its own attributes too.
+pub(crate) fn tree(from: &Path, to: &Path) -> Result<Linked> {
+    let source = open_unfollowed(from).at("open", from)?;
+    let (root, here) = (fs::open_dir(to).at("open", to)?, fs::open_dir(to).at("open", to)?);
+    let stat = rustix::fs::fstat(&source).at("stat", from)?;
+    let mut linker = Linker { here, links: HashMap::new(), root, linked: Linked::default() };
+    let top = source.try_clone().at("open", from)?;
+    linker.run(source).at("link the tree", from)?;
+    attributes(top.as_fd(), b"", &stat, linker.root.as_fd(), b"").at("copy the attributes of", from)?;
+    Ok(linker.linked)
+}
+
+/// Opens a directory that may be anything by now: no link is followed at its end.
+fn open_unfollowed(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+struct Linker {
+    root: OwnedFd,
+    /// The directory that the walk's directory goes to.
+    here: OwnedFd,
+    /// Where the first name of an inode went.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    linked: Linked,
+}
+
+impl Linker {
+    fn run(&mut self, source: OwnedFd) -> rustix::io::Result<()> {
+        let directory = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut walk = Walk::new(source)?;
+        let mut stats = Vec::new();
+        while let Some(step) = walk.next()? {
+            match step {
+                Step::Enter { name, stat } => {
+                    rustix::fs::mkdirat(&self.here, &name, Mode::RWXU)?;
+                    self.here = rustix::fs::openat(&self.here, &name, directory, Mode::empty())?;
+                    stats.push(stat);
+                }
+                Step::Leave { name } => {
+                    self.here = rustix::fs::openat(&self.here, c"..", directory, Mode::empty())?;
+                    let Some(stat) = stats.pop() else { return Err(Errno::STALE) };
+                    attributes(walk.dir(), name.as_bytes(), &stat, self.here.as_fd(), name.as_bytes())?;
+                }
+                Step::Other { name, stat } => match self.other(&walk, name.as_bytes(), &stat) {
+                    // It went: the caller looks what that means.
+                    Err(Errno::NOENT) => {}
+                    done => done?,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn other(&mut self, walk: &Walk, name: &[u8], stat: &Stat) -> rustix::io::Result<()> {
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                let (parent, first_name) = fs::split(first);
+                let dir = fs::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
+                return rustix::fs::linkat(dir, first_name, &self.here, name, AtFlags::empty());
+            }
+            self.links.insert((stat.st_dev, stat.st_ino), fs::join(&walk.path(), name));
+        }
+        if !is_file(stat) {
+            return copy::file(walk.dir(), name, stat, self.here.as_fd(), name);
+        }
+        let cloned = self.cloned(walk.dir(), name, stat)?;
+        if !cloned {
+            rustix::fs::linkat(walk.dir(), name, &self.here, name, AtFlags::empty())?;
+        }
+        self.linked.files += 1;
+        self.linked.cloned += u64::from(cloned);
+        self.linked.bytes += stat.st_blocks.unsigned_abs() * 512;
+        Ok(())
+    }
+
+    /// Makes a file of its own that shares all extents; says whether the file system can.
+    fn cloned(&self, from: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<bool> {
+        if !extents::may_be_shared(&self.here) {
+            return Ok(false);
+        }
+        let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = File::from(rustix::fs::openat(from, name, read, Mode::empty())?);
+        let target = rustix::fs::openat(&self.here, name, write, Mode::RUSR | Mode::WUSR)?;
+        match rustix::fs::ioctl_ficlone(&target, &source) {
+            Ok(()) => attributes(from, name, stat, self.here.as_fd(), name).map(|()| true),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => {
+                rustix::fs::unlinkat(&self.here, name, AtFlags::empty()).map(|()| false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_file(stat: &Stat) -> bool {
+    fs::file_type(stat) == FileType::RegularFile
+}
+
+/// What overlayfs notes about the place where a tree is, and not about the tree.
+const OF_THE_PLACE: [&[u8]; 3] = [b"origin", b"impure", b"uuid"];
+
+/// Owner, mode, times and attributes, overlayfs' own among them as far as they are about the tree.
+fn attributes(
+    from: BorrowedFd<'_>,
+    name: &[u8],
+    stat: &Stat,
+    to: BorrowedFd<'_>,
+    to_name: &[u8],
+) -> rustix::io::Result<()> {
+    for (attribute, value) in xattr::all(from, name)? {
+        let own = [&b"trusted.overlay."[..], b"user.overlay."].into_iter().find_map(|own| attribute.strip_prefix(own));
+        if own.is_some_and(|own| !OF_THE_PLACE.contains(&own)) {
+            xattr::set(to, to_name, &attribute, &value)?;
+        }
+    }
+    // Last: it sets the times.
+    copy::attributes(from, name, stat, to, to_name)
+}
+
+/// Bytes of a tree that stay allocated when it goes, since files elsewhere have them: of inodes with a name outside, and of
+/// extents that others share.
+pub(crate) fn elsewhere(tree: &Path) -> Result<u64> {
+    let root = fs::open_dir(tree).at("open", tree)?;
+    let shares = extents::may_be_shared(&root);
+    let mut walk = Walk::new(root).at("read", tree)?;
+    let (mut bytes, mut met) = (0, HashMap::<(u64, u64), (u64, u64)>::new());
+    while let Some(step) = walk.next().at("read", tree)? {
+        let Step::Other { name, stat } = step else { continue };
+        if !is_file(&stat) {
+            continue;
+        }
+        if stat.st_nlink > 1 {
+            let size = stat.st_blocks.unsigned_abs() * 512;
+            met.entry((stat.st_dev, stat.st_ino)).or_insert((stat.st_nlink, size)).0 -= 1;
+        }
+        if shares {
+            bytes += extents::shared_bytes(walk.dir(), &name, &stat).at("read", tree)?;
+        }
+    }
+    Ok(bytes + met.into_values().filter(|(outside, _)| *outside > 0).map(|(_, size)| size).sum::<u64>())
+}
+
+/// Files of a tree whose length is not the one that the layer's tar says; sorted. A path that the tree has not, or only behind a
+/// link, is no file of this layer any more.
+///
+/// # Errors
+/// As [`crate::apply::list`].
+pub fn differing(
+    layer: impl std::io::Read + Send,
+    tree: &Path,
+    limits: &crate::apply::Limits,
+) -> Result<Vec<(std::path::PathBuf, u64, u64)>> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut lengths: HashMap<Vec<u8>, Option<u64>> = HashMap::new();
+    crate::apply::list(layer, limits, |path, length| {
+        lengths.insert(path.to_owned(), length);
+    })?;
+    let root = open_unfollowed(tree).at("open", tree)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let found = |path: &[u8]| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve).ok()?;
+        rustix::fs::fstat(&file).ok().filter(is_file).map(|stat| stat.st_size.unsigned_abs())
+    };
+    let mut all: Vec<_> = lengths
+        .into_iter()
+        .filter_map(|(path, length)| {
+            let (said, is) = (length?, found(&path)?);
+            (said != is).then(|| (std::ffi::OsString::from_vec(path).into(), said, is))
+        })
+        .collect();
+    all.sort();
+    Ok(all)
+}
