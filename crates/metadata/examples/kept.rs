@@ -55,7 +55,7 @@ fn open(root: &Path) -> Result<Store> {
 /// Entries of a layer.
 fn unpack(layer: &Path, directory: &Path) -> Result<u64> {
     let whiteouts = Whiteouts::Overlay { userxattr: false };
-    let target = ApplyTarget { root: directory.to_owned(), whiteouts, deferred: None, applied: None };
+    let target = ApplyTarget { root: directory.to_owned(), whiteouts, deferred: None, applied: None, image: None };
     let applied = apply(File::open(layer)?, &target, &Options::default())?;
     Ok(applied.tar_bytes)
 }

@@ -56,7 +56,7 @@ fn pack(plain: &Path, name: &str, packer: &str) -> PathBuf {
 fn unpack(layer: &Path, to: &Path, digests: bool) {
     let whiteouts = Whiteouts::Overlay { userxattr: false };
     let applied = digests.then(|| to.with_extension("applied"));
-    let target = ApplyTarget { root: to.to_owned(), whiteouts, deferred: None, applied };
+    let target = ApplyTarget { root: to.to_owned(), whiteouts, deferred: None, applied, image: None };
     apply(File::open(layer).expect("the layer"), &target, &Options::default()).expect("the layer applies");
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::linked::{self, Linked};
-use crate::record::{self, Comparison, Notes};
+use crate::record::{self, Comparison, Notes, TreeComparison};
 use crate::{Error, Meta, Result, SnapshotId, Usage, extents, fs};
 
 /// A driver's directory.
@@ -73,7 +73,7 @@ impl Layout {
     }
 
     /// What a tree was when it was committed.
-    fn digests(&self, id: SnapshotId) -> PathBuf {
+    pub(crate) fn digests(&self, id: SnapshotId) -> PathBuf {
         self.dir(id).join("digests")
     }
 
@@ -173,7 +173,7 @@ impl Layout {
 
     /// Compares the tree with what was recorded; `None` if nothing was.
     pub(crate) fn compare(&self, id: SnapshotId) -> Result<Option<Comparison>> {
-        Comparison::open(&self.tree(id), &self.digests(id))
+        Ok(TreeComparison::open(&self.tree(id), &self.digests(id))?.map(Comparison::of_tree))
     }
 
     /// Makes everything in a snapshot durable, and then that it is so: `meta` takes its place only when the tree and

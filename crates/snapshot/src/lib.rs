@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! ROOT/snapshots/<driver>/<id>/
-//!   fs/      the tree: overlayfs' upper directory, or the whole tree of `native`
+//!   fs/      the tree: overlayfs' upper directory, or the whole tree of `native`; where `erofs` mounts a layer's image
+//!   layer.erofs  the image of a layer (`erofs`)
+//!   unsealed the image's tree until the commit (`erofs`)
 //!   work/    overlayfs' scratch directory
 //!   deferred what a layer applied without its parents leaves to the commit; there only in between
 //!   applied  what the files of an applied layer hash to; there only until the commit
-//!   digests  every entry of a committed tree that a layer was applied to, with the digests of files
+//!   digests  every entry of a committed tree that a layer was applied to, with the digests of files; those of an image
 //!   adopted  where a tree came from, or went, that shares its files with another place
 //!   meta     JSON: key, kind, parent id, chain ID, labels; enough to rebuild the row in meta.db
 //! ```
@@ -30,6 +32,7 @@ pub mod apply;
 mod confine;
 mod copy;
 pub mod diff;
+mod erofs;
 mod error;
 pub mod extents;
 mod fs;
@@ -46,6 +49,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 pub use confine::{Confinement, confinement};
+pub use erofs::ErofsDriver;
 use error::At as _;
 pub use error::{Error, Result};
 use layout::Layout;
@@ -111,7 +115,7 @@ pub struct Link {
 /// Where trees live. `parents` is always the chain of committed snapshots below, nearest first. Every driver keeps its
 /// trees in the same layout below its root; what is the same for all is defined here.
 pub trait Driver: Send + Sync {
-    /// `overlayfs`, `native`.
+    /// `overlayfs`, `erofs`, `native`.
     fn name(&self) -> &'static str;
 
     /// Makes an empty tree on top of `parents`; for `native`: a copy of the nearest parent.
@@ -210,6 +214,25 @@ pub trait Driver: Send + Sync {
         Layout::at(self.root()).list()
     }
 
+    /// Whether this machine can mount its trees.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], with what is missing and what to do.
+    fn available(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether what a committed snapshot takes on disk stays as it is until the snapshot goes.
+    fn is_lasting(&self) -> bool {
+        true
+    }
+
+    /// Lets go of all that was mounted for those who asked for mounts. What they have mounted by now goes on; who comes to it later
+    /// is refused, and has to ask again.
+    fn release(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The directory the driver works in.
     fn root(&self) -> &Path;
 
@@ -231,9 +254,26 @@ pub struct ApplyTarget {
     pub deferred: Option<PathBuf>,
     /// Where to note what files hash to, for [`Driver::commit`]; `None`: nowhere.
     pub applied: Option<PathBuf>,
+    /// The image that the layer becomes; `None`: it becomes files in `root`.
+    pub image: Option<ImageTarget>,
+}
+
+/// A layer that becomes one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageTarget {
+    /// The image.
+    pub file: PathBuf,
+    /// Its tree, until [`Driver::commit`] makes it a part of the image.
+    pub unsealed: PathBuf,
 }
 
 impl ApplyTarget {
+    /// Whether nothing was made of any layer there.
+    pub fn is_empty(&self) -> bool {
+        let no_files = std::fs::read_dir(&self.root).is_ok_and(|mut entries| entries.next().is_none());
+        no_files && self.image.as_ref().is_none_or(|image| !image.unsealed.exists())
+    }
+
     /// Removes everything that was made of a layer in a directory that was empty, and what was noted of it.
     pub fn empty(&self) -> Result<()> {
         let root = fs::open_dir(&self.root).at("open", &self.root)?;
@@ -244,7 +284,9 @@ impl ApplyTarget {
             let shown = self.root.join(&name);
             fs::remove::remove(root.as_fd(), name.as_encoded_bytes()).at("remove", shown)?;
         }
-        [&self.deferred, &self.applied].into_iter().flatten().try_for_each(|path| layout::remove_file(path))
+        let of_image = self.image.as_ref().map(|image| [&image.unsealed, &image.file]);
+        let notes = [&self.deferred, &self.applied].into_iter().flatten();
+        notes.chain(of_image.into_iter().flatten()).try_for_each(|path| layout::remove_file(path))
     }
 }
 

@@ -70,6 +70,7 @@ impl Driver for NativeDriver {
             whiteouts: Whiteouts::Delete,
             deferred: None,
             applied: Some(self.layout.applied(id)),
+            image: None,
         }
     }
 }

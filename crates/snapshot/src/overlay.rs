@@ -20,8 +20,7 @@ use crate::{ApplyTarget, Driver, Error, Link, Meta, Mount, Result, SnapshotId, U
 #[derive(Debug)]
 pub struct OverlayDriver {
     layout: Layout,
-    userxattr: bool,
-    index_off: bool,
+    stacking: Stacking,
 }
 
 impl OverlayDriver {
@@ -33,7 +32,7 @@ impl OverlayDriver {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let layout = Layout::open(root.into())?;
         check_mountable(layout.root())?;
-        Ok(Self { layout, userxattr: !in_initial_user_namespace(), index_off: has_index() })
+        Ok(Self { layout, stacking: Stacking::here() })
     }
 
     /// Tries whether overlayfs can be mounted on directories below `root`, without leaving anything behind.
@@ -42,15 +41,6 @@ impl OverlayDriver {
     /// [`Error::Unsupported`], with the reason and what to do.
     pub fn probe(root: &Path) -> Result<()> {
         crate::mount::probe_overlay(root, !in_initial_user_namespace())
-    }
-
-    fn bind(&self, id: SnapshotId, writable: bool) -> Vec<Mount> {
-        crate::mount::bind(&self.layout.tree(id), writable)
-    }
-
-    fn path_option(&self, name: &str, path: &Path) -> String {
-        // `open` refused roots that are not UTF-8.
-        format!("{name}={}", path.display())
     }
 
     /// Lets a tree be what it is on top of `parents`, and records what that is.
@@ -95,25 +85,7 @@ impl Driver for OverlayDriver {
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
-        match parents {
-            [] => return Ok(self.bind(id, writable)),
-            [only] if !writable => return Ok(self.bind(*only, false)),
-            _ => {}
-        }
-        let mut options = Vec::new();
-        if self.userxattr {
-            options.push("userxattr".to_owned());
-        }
-        if self.index_off {
-            options.push("index=off".to_owned());
-        }
-        if writable {
-            options.push(self.path_option("workdir", &self.layout.work(id)));
-            options.push(self.path_option("upperdir", &self.layout.tree(id)));
-        }
-        let lower: Vec<String> = parents.iter().map(|parent| self.layout.tree(*parent).display().to_string()).collect();
-        options.push(format!("lowerdir={}", lower.join(":")));
-        Ok(vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }])
+        Ok(self.stacking.mounts(&self.layout, id, parents, writable))
     }
 
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
@@ -140,15 +112,53 @@ impl Driver for OverlayDriver {
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
         ApplyTarget {
             root: self.layout.tree(id),
-            whiteouts: Whiteouts::Overlay { userxattr: self.userxattr },
+            whiteouts: Whiteouts::Overlay { userxattr: self.stacking.userxattr },
             deferred: Some(self.layout.deferred(id)),
             applied: Some(self.layout.applied(id)),
+            image: None,
         }
     }
 }
 
+/// How overlayfs is to be mounted here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stacking {
+    userxattr: bool,
+    index_off: bool,
+}
+
+impl Stacking {
+    pub(crate) fn here() -> Self {
+        Self { userxattr: !in_initial_user_namespace(), index_off: has_index() }
+    }
+
+    /// The mounts of a snapshot on top of `parents`, nearest first.
+    pub(crate) fn mounts(&self, layout: &Layout, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Vec<Mount> {
+        match parents {
+            [] => return crate::mount::bind(&layout.tree(id), writable),
+            [only] if !writable => return crate::mount::bind(&layout.tree(*only), false),
+            _ => {}
+        }
+        let mut options = Vec::new();
+        if self.userxattr {
+            options.push("userxattr".to_owned());
+        }
+        if self.index_off {
+            options.push("index=off".to_owned());
+        }
+        // `open` refused roots that are not UTF-8.
+        if writable {
+            options.push(format!("workdir={}", layout.work(id).display()));
+            options.push(format!("upperdir={}", layout.tree(id).display()));
+        }
+        let lower: Vec<String> = parents.iter().map(|parent| layout.tree(*parent).display().to_string()).collect();
+        options.push(format!("lowerdir={}", lower.join(":")));
+        vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }]
+    }
+}
+
 /// In other user namespaces overlayfs keeps its marks in `user.` attributes (Linux 5.11).
-fn in_initial_user_namespace() -> bool {
+pub(crate) fn in_initial_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let identity: Vec<&str> = map.split_whitespace().collect();
     rustix::process::geteuid().is_root() && identity == ["0", "0", "4294967295"]

@@ -57,7 +57,7 @@ pub(crate) fn settle(target: &ApplyTarget, lowers: &[PathBuf]) -> Result<()> {
 
 /// Which of the two files such a link means depends on the order in the tar, which is not known any more; no program
 /// that makes layers names a target so.
-const AROUND: &str =
+pub(crate) const AROUND: &str =
     "it is a hard link whose target lies behind a symbolic link of a lower layer, where this layer has something else";
 
 struct Settler<'a> {
@@ -410,6 +410,6 @@ impl Settler<'_> {
     }
 }
 
-fn text(path: &[u8]) -> String {
+pub(crate) fn text(path: &[u8]) -> String {
     apply::shorten(&String::from_utf8_lossy(path))
 }

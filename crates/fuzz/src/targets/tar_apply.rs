@@ -1,6 +1,6 @@
 //! Layers. The first byte is flags; the rest is a tar, plain or packed, in which `HIDEOUT` stands for a directory outside.
 //!
-//! Applied by both drivers, as any layer is: nothing outside changes; what one takes the other takes, and the trees are the
+//! Applied by the drivers, as any layer is: nothing outside changes; what one takes the others take, and the trees are the
 //! same; the digest is that of the bytes; the limits are kept.
 
 use std::cell::Cell;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use orlop_oci::Digest;
 use orlop_snapshot::apply::{Applied, Limits, Options, apply};
-use orlop_snapshot::{Driver, Meta, NativeDriver, OverlayDriver, Result, SnapshotId};
+use orlop_snapshot::{Driver, ErofsDriver, Error, Meta, NativeDriver, OverlayDriver, Result, SnapshotId};
 use orlop_testkit::compress;
 use orlop_testkit::corpus::{self, Hideout};
 use orlop_testkit::fingerprint::{self, Fingerprint};
@@ -68,6 +68,8 @@ const LIMITS: Limits = Limits {
 
 struct Rig {
     drivers: [Box<dyn Driver>; 2],
+    /// Where this machine has it. Its trees are seen where they are mounted, which is for other tests.
+    images: Option<ErofsDriver>,
     hideout: Hideout,
     /// Where `HIDEOUT` leads.
     place: String,
@@ -86,8 +88,11 @@ impl Rig {
         let place = format!("{:/>width$}", hideout.path().display(), width = HIDEOUT.len());
         let native = NativeDriver::open(directory.path().join("native")).expect("a driver");
         let overlay = OverlayDriver::open(directory.path().join("overlay")).expect("a driver");
+        let images = ErofsDriver::open(directory.path().join("erofs")).expect("a driver");
+        let images = Some(images).filter(|driver| driver.available().is_ok());
         Self {
             drivers: [Box::new(native), Box::new(overlay)],
+            images,
             hideout,
             place,
             next: Cell::new(1),
@@ -133,7 +138,14 @@ fn run(bytes: &[u8]) {
     }
     let packed = if flags & GZIP != 0 { compress::gzip(&tar) } else { tar.clone() };
     let [native, overlay] = rig.drivers.each_ref().map(|driver| rig.layer(driver.as_ref(), &packed));
+    let image = rig.images.as_ref().map(|driver| rig.layer(driver, &packed));
     rig.hideout.check().unwrap_or_else(|change| panic!("outside: {change}"));
+    match (&overlay, &image) {
+        (Ok((applied, _)), Some(Ok((same, _)))) => assert_eq!(applied, same),
+        // A file system may hold fewer attributes than an image, or an image fewer than that.
+        (Ok(_), Some(Err(Error::Unsupported { .. }))) | (Err(_), _) | (_, None) => {}
+        (Ok(_), Some(Err(error))) => panic!("as an image: {error}"),
+    }
     let ((applied, native), (same, overlay)) = match (native, overlay) {
         (Ok(native), Ok(overlay)) => (native, overlay),
         (Err(native), Err(_)) => return assert!(!native.to_string().is_empty()),

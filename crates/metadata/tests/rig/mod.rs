@@ -87,7 +87,7 @@ impl Driver for PlainDriver {
     }
 
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
-        ApplyTarget { root: self.path(id), whiteouts: Whiteouts::Delete, deferred: None, applied: None }
+        ApplyTarget { root: self.path(id), whiteouts: Whiteouts::Delete, deferred: None, applied: None, image: None }
     }
 }
 

@@ -201,6 +201,12 @@ impl Driver for PlainDriver {
     }
 
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget {
-        ApplyTarget { root: self.tree(id).join("fs"), whiteouts: Whiteouts::Delete, deferred: None, applied: None }
+        ApplyTarget {
+            root: self.tree(id).join("fs"),
+            whiteouts: Whiteouts::Delete,
+            deferred: None,
+            applied: None,
+            image: None,
+        }
     }
 }

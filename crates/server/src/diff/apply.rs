@@ -26,11 +26,14 @@ pub(super) fn apply_to_mounts(
         None => {
             let mounted = TempMount::new(mounts, store.root()).map_err(|e| e.to_status())?;
             let root = mounted.path().to_owned();
-            (ApplyTarget { root, whiteouts: Whiteouts::Delete, deferred: None, applied: None }, Some(mounted))
+            (
+                ApplyTarget { root, whiteouts: Whiteouts::Delete, deferred: None, applied: None, image: None },
+                Some(mounted),
+            )
         }
     };
     // What was there before cannot be told from what was made in vain: then the trash gives way for the client's next try.
-    let anew = mounted.is_none() && is_empty(&target.root);
+    let anew = mounted.is_none() && target.is_empty();
     let mut asking = store.asking(0);
     let applied = loop {
         match apply(read(), &target, &options) {
@@ -71,10 +74,6 @@ fn own_target(store: &Store, mounts: &[Mount]) -> Result<Option<ApplyTarget>, St
 
 fn is_full(error: &orlop_snapshot::Error) -> bool {
     matches!(error, orlop_snapshot::Error::Io { source, .. } if Trouble::of(source) == Trouble::Full)
-}
-
-fn is_empty(root: &Path) -> bool {
-    std::fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn sync_tree(root: &Path) -> Result<(), Status> {

@@ -27,6 +27,7 @@ mod options;
 mod roots;
 mod template;
 
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
@@ -70,6 +71,18 @@ pub struct Activated {
     /// In the order in which they are to be made.
     pub system: Vec<Wanted>,
 }
+
+/// Mounts an EROFS image, a file, on a directory.
+pub(crate) fn mount_image(image: &Path, point: &Path) -> Result<()> {
+    let file = std::fs::File::open(image).at("open", image)?;
+    // Its own path may be longer than the kernel takes.
+    let short = (image.as_os_str().len() > LONGEST_SOURCE).then(|| format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let source = short.unwrap_or_else(|| image.display().to_string());
+    erofs::mount_on(&Wanted { kind: erofs::KIND.into(), source, ..Wanted::default() }, point).map(drop)
+}
+
+/// Bytes of a source that fsconfig(2) takes.
+const LONGEST_SOURCE: usize = 255;
 
 /// How many of `mounts`, from the first, have to be made by a server.
 ///

@@ -21,9 +21,9 @@ use crate::{ApplyTarget, Error, Result, Whiteouts};
 /// Directories kept open; a tar's entries come mostly directory by directory.
 const OPEN_DIRECTORIES: usize = 64;
 /// Symbolic links followed for one path, as in the kernel.
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 /// Mode of directories that neither this layer nor one below describes.
-const IMPLIED_MODE: u32 = 0o755;
+pub(super) const IMPLIED_MODE: u32 = 0o755;
 
 /// An open directory of the tree.
 pub(super) struct Directory {
@@ -429,7 +429,7 @@ impl Directories {
     }
 }
 
-const NOT_A_DIRECTORY: &str = "a component of its path is not a directory";
+pub(super) const NOT_A_DIRECTORY: &str = "a component of its path is not a directory";
 
 enum Step {
     Into(Rc<Directory>),

@@ -5,6 +5,7 @@ use tar_core::{PaxExtensions, SparseEntry};
 
 use super::attributes::Owner;
 use super::entry::{Entry, Kind};
+use super::image::ImageTree;
 use super::source::Source;
 use super::tree::Tree;
 use super::{Limits, Options};
@@ -17,7 +18,7 @@ const HEADER_SLACK: usize = 512 << 10;
 
 /// Applies the tar that `source` gives to `target` and returns the number of entries.
 pub(super) fn run(mut source: Source, target: &ApplyTarget, options: &Options, owner: Owner) -> Result<u64> {
-    let mut tree = Tree::open(target, options, owner)?;
+    let mut tree = Target::open(target, options, owner)?;
     let mut parser = parser(&options.limits);
     let mut budget = Budget { limits: &options.limits, entries: 0, logical_bytes: 0 };
     while let Some(entry) = next_entry(&mut parser, &mut source, &options.limits)? {
@@ -30,6 +31,35 @@ pub(super) fn run(mut source: Source, target: &ApplyTarget, options: &Options, o
     tree.finish()?;
     source.drain();
     Ok(budget.entries)
+}
+
+/// What a layer becomes.
+enum Target<'a> {
+    Files(Box<Tree<'a>>),
+    Image(Box<ImageTree<'a>>),
+}
+
+impl<'a> Target<'a> {
+    fn open(target: &'a ApplyTarget, options: &Options, owner: Owner) -> Result<Self> {
+        Ok(match &target.image {
+            None => Self::Files(Box::new(Tree::open(target, options, owner)?)),
+            Some(image) => Self::Image(Box::new(ImageTree::open(target, image, options, owner)?)),
+        })
+    }
+
+    fn write(&mut self, entry: &Entry, source: &mut Source) -> Result<u64> {
+        match self {
+            Self::Files(tree) => tree.write(entry, source),
+            Self::Image(tree) => tree.write(entry, source),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Self::Files(tree) => tree.finish(),
+            Self::Image(tree) => tree.finish(),
+        }
+    }
 }
 
 /// Tells of every entry: its path, and the length of a file with content of its own.

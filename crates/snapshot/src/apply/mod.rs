@@ -23,6 +23,7 @@ mod extract;
 mod feed;
 mod frames;
 mod hash;
+mod image;
 mod inflate;
 mod limits;
 mod meter;

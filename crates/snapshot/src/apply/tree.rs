@@ -21,7 +21,7 @@ use crate::fs;
 use crate::record::NotesWriter;
 use crate::{ApplyTarget, Error, Result};
 
-const TO_ITSELF: &str = "it is a hard link to itself, or to what it replaces";
+pub(super) const TO_ITSELF: &str = "it is a hard link to itself, or to what it replaces";
 /// What needs privilege, for messages.
 const OWNERS: &str = "giving a file the owner and attributes that the layer names";
 
@@ -328,7 +328,7 @@ impl<'a> Tree<'a> {
 }
 
 /// Whether `path` is `dir` or below it.
-fn is_within(path: &[u8], dir: &[u8]) -> bool {
+pub(super) fn is_within(path: &[u8], dir: &[u8]) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 

@@ -26,22 +26,44 @@ pub(super) fn is_aufs(path: &[u8]) -> bool {
     parent.split(|&b| b == b'/').any(reserved) || (reserved(name) && name != OPAQUE)
 }
 
+/// What a deletion deletes.
+pub(super) enum Mark<'a> {
+    /// What is at its own name.
+    Itself,
+    /// What is at another name beside it.
+    Name(&'a [u8]),
+    /// All that lower layers have in its directory.
+    Everything,
+}
+
+/// What `entry`, whose last name is `name`, deletes; `None` if it is no deletion.
+pub(super) fn mark<'a>(entry: &Entry, name: &'a [u8]) -> Result<Option<Mark<'a>>> {
+    // overlayfs' own mark, in a layer that was packed from an upper directory as it lay there.
+    if entry.kind == Kind::Char(0, 0) {
+        return Ok(Some(Mark::Itself));
+    }
+    if name == OPAQUE {
+        return Ok(Some(Mark::Everything));
+    }
+    match name.strip_prefix(PREFIX) {
+        Some(b"" | b"." | b"..") => Err(entry.hostile("it is a whiteout that names nothing")),
+        deleted => Ok(deleted.map(Mark::Name)),
+    }
+}
+
 impl Tree<'_> {
     /// Applies `entry` if it is a deletion.
     pub(super) fn whiteout(&mut self, entry: &Entry, place: &Place) -> Result<bool> {
-        // overlayfs' own mark, in a layer that was packed from an upper directory as it lay there.
-        if entry.kind == Kind::Char(0, 0) {
-            return self.delete(place).map(|()| true);
+        match mark(entry, &place.name)? {
+            None => return Ok(false),
+            Some(Mark::Itself) => self.delete(place)?,
+            Some(Mark::Everything) => self.opaque(place)?,
+            Some(Mark::Name(name)) => {
+                let path = fs::join(&place.dir.path, name);
+                self.delete(&Place { dir: place.dir.clone(), name: name.to_vec(), path })?;
+            }
         }
-        if place.name == OPAQUE {
-            return self.opaque(place).map(|()| true);
-        }
-        let Some(name) = place.name.strip_prefix(PREFIX) else { return Ok(false) };
-        if matches!(name, b"" | b"." | b"..") {
-            return Err(entry.hostile("it is a whiteout that names nothing"));
-        }
-        let path = fs::join(&place.dir.path, name);
-        self.delete(&Place { dir: place.dir.clone(), name: name.to_vec(), path }).map(|()| true)
+        Ok(true)
     }
 
     fn delete(&mut self, place: &Place) -> Result<()> {

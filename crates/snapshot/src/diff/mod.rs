@@ -47,8 +47,15 @@ pub fn diff(lower: Option<&Path>, upper: &Path, out: impl Write, compression: Co
 /// Faster than [`diff`], and larger: files that were copied up but did not change are in it.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] if a directory or file refers to lower layers (`redirect_dir`, `metacopy`).
+/// [`crate::Error::Unsupported`] if a directory or file refers to lower layers (`redirect_dir`, `metacopy`), and of an image, which
+/// has to be mounted and compared.
 pub fn diff_tree(tree: &ApplyTarget, out: impl Write, compression: Compression) -> Result<Made> {
+    if tree.image.is_some() {
+        return Err(crate::Error::Unsupported {
+            what: "making a layer from an image alone",
+            reason: "mount it, and what it stands on, and compare the trees instead".into(),
+        });
+    }
     let changes = match tree.whiteouts {
         Whiteouts::Overlay { userxattr } => overlay::scan(&tree.root, userxattr)?,
         Whiteouts::Delete => scan::compare(None, &tree.root)?,

@@ -71,7 +71,19 @@ impl Compared {
         format!("{}{more}", shown.join("; "))
     }
 
-    fn differs(&mut self, path: &[u8], detail: String) {
+    /// The tree is not there at all.
+    pub(crate) fn is_missing(&mut self, detail: String) {
+        self.missing = true;
+        self.differs(b"", detail);
+    }
+
+    /// The medium does not give back what was written.
+    pub(crate) fn is_unreadable(&mut self, detail: String) {
+        self.unreadable = true;
+        self.differs(b"", detail);
+    }
+
+    pub(crate) fn differs(&mut self, path: &[u8], detail: String) {
         self.differing += 1;
         if self.differences.len() < TOLD {
             let path = apply::shorten(&String::from_utf8_lossy(path)).escape_debug().to_string();
@@ -89,8 +101,8 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// A comparison that goes on. Blocks in [`Comparison::step`] only.
-pub struct Comparison {
+/// A comparison that goes on. Blocks in [`TreeComparison::step`] only.
+pub(crate) struct TreeComparison {
     tree: PathBuf,
     /// The tree's root, by device and inode; `None`: it is not there.
     root: Option<(u64, u64)>,
@@ -132,7 +144,7 @@ struct Reading {
     links: Option<(u64, u64)>,
 }
 
-impl Comparison {
+impl TreeComparison {
     /// Compares `tree` with the record at `path`; `None` if there is no such record, or one of another version.
     pub(crate) fn open(tree: &Path, path: &Path) -> Result<Option<Self>> {
         let bytes = match std::fs::read(path) {
@@ -180,18 +192,17 @@ impl Comparison {
 
     fn missing(tree: &Path) -> Self {
         let mut new = Self::over(tree);
-        new.compared.missing = true;
-        new.compared.differs(b"", format!("its tree {} is gone", tree.display()));
+        new.compared.is_missing(format!("its tree {} is gone", tree.display()));
         new
     }
 
-    /// What was found; all of it once [`Comparison::step`] has said that it is over.
-    pub fn compared(&self) -> &Compared {
+    /// What was found; all of it once [`TreeComparison::step`] has said that it is over.
+    pub(crate) fn compared(&self) -> &Compared {
         &self.compared
     }
 
     /// Whether the tree that is compared is still the one in its place.
-    pub fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         identity(&self.tree) == self.root
     }
 
@@ -199,7 +210,7 @@ impl Comparison {
     ///
     /// # Errors
     /// What says nothing about the tree, such as too many open files.
-    pub fn step(&mut self) -> Result<Option<u64>> {
+    pub(crate) fn step(&mut self) -> Result<Option<u64>> {
         let before = self.compared.bytes;
         let read = |new: &Self| new.compared.bytes - before;
         let mut entries = 0;
@@ -420,7 +431,7 @@ fn unreadable(tree: &Path, compared: &mut Compared, path: &[u8], errno: Errno) -
 }
 
 /// What the disk says when bytes are lost.
-fn is_bad_medium(errno: Errno) -> bool {
+pub(crate) fn is_bad_medium(errno: Errno) -> bool {
     [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::NODATA, Errno::REMOTEIO].contains(&errno)
 }
 

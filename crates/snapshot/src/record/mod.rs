@@ -17,6 +17,7 @@
 //! Times and extended attributes, and the content of sparse files and of files that this process may not read.
 
 mod compare;
+mod comparison;
 mod format;
 mod notes;
 
@@ -28,7 +29,9 @@ use std::path::Path;
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 
-pub use compare::{Compared, Comparison, Difference};
+pub use compare::{Compared, Difference};
+pub(crate) use compare::{TreeComparison, is_bad_medium};
+pub use comparison::Comparison;
 pub(crate) use notes::{Notes, NotesWriter};
 
 use crate::error::At as _;

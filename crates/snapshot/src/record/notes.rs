@@ -190,6 +190,7 @@ mod tests {
             whiteouts: Whiteouts::Delete,
             deferred: None,
             applied: Some(applied.clone()),
+            image: None,
         };
         let layers = [
             vec![("a", Regular, "one"), ("b", Link, "a"), ("c", Regular, "two"), ("d", Regular, "three")],

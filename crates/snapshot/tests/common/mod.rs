@@ -89,7 +89,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub fn target(root: &Path) -> ApplyTarget {
-    ApplyTarget { root: root.to_owned(), whiteouts: Whiteouts::Delete, deferred: None, applied: None }
+    ApplyTarget { root: root.to_owned(), whiteouts: Whiteouts::Delete, deferred: None, applied: None, image: None }
 }
 
 /// Applies layers one after the other onto one directory.
@@ -115,7 +115,7 @@ fn describe_below(
     root: &Path,
     path: &Path,
     lines: &mut BTreeMap<String, String>,
-    names_by_inode: &mut BTreeMap<u64, Vec<String>>,
+    names_by_inode: &mut BTreeMap<(u64, u64), Vec<String>>,
 ) {
     let mut names: Vec<_> = fs::read_dir(root.join(path)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -128,7 +128,7 @@ fn describe_below(
         if stat.is_dir() {
             describe_below(root, &relative, lines, names_by_inode);
         } else {
-            names_by_inode.entry(stat.ino()).or_default().push(shown);
+            names_by_inode.entry((stat.dev(), stat.ino())).or_default().push(shown);
         }
     }
 }

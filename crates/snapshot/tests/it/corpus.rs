@@ -1,4 +1,4 @@
-//! The corpus of awkward, broken and hostile layers: both drivers agree, nothing outside is touched, and what a real
+//! The corpus of awkward, broken and hostile layers: all drivers agree, nothing outside is touched, and what a real
 //! containerd unpacks is what comes out here.
 
 use std::collections::BTreeMap;
@@ -9,13 +9,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use orlop_oci::{Compression, DiffId, Digest};
 use orlop_snapshot::apply::{Limits, Options, apply};
 use orlop_snapshot::diff::diff_tree;
-use orlop_snapshot::{Driver, Error, Link, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
+use orlop_snapshot::{
+    Driver, ErofsDriver, Error, Link, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount,
+};
 use orlop_testkit::archive::oci_archive;
 use orlop_testkit::containerd::{self, Containerd, Programs};
 use orlop_testkit::corpus::stream::{BOMB_UNIT, bomb, many_entries};
 use orlop_testkit::corpus::{Case, Expect, Hideout, Layer, all, awkward};
 use orlop_testkit::fingerprint::{self, Fingerprint};
 use orlop_testkit::image::{self, Content, Image};
+use orlop_testkit::mounts::{Cleaned, need_file_system};
 use orlop_testkit::process::need_root;
 use orlop_testkit::tar::{Entry, tar};
 use orlop_testkit::tier;
@@ -76,15 +79,33 @@ fn overlayfs_committed(
     name: &str,
     commit: impl Fn(&dyn Driver, &[Link]) -> Result<()>,
 ) -> Result<Fingerprint> {
-    let driver = OverlayDriver::open(dir.join(name))?;
+    committed(&OverlayDriver::open(dir.join(name))?, case, dir, commit)
+}
+
+/// The same as images; as overlayfs has it where there are none.
+fn erofs(case: &Case, dir: &Path) -> Result<Fingerprint> {
+    if !need_file_system("erofs") {
+        return overlayfs_committed(case, dir, "instead", |driver, chain| driver.commit_chain(chain).map(drop));
+    }
+    let driver = ErofsDriver::open(dir.join("erofs"))?;
+    let _cleaned = Cleaned(dir.to_owned());
+    committed(&driver, case, dir, |driver, chain| driver.commit_chain(chain).map(drop))
+}
+
+fn committed(
+    driver: &dyn Driver,
+    case: &Case,
+    dir: &Path,
+    commit: impl Fn(&dyn Driver, &[Link]) -> Result<()>,
+) -> Result<Fingerprint> {
     for index in (0..case.layers.len()).rev() {
         let id = SnapshotId(index as u64 + 1);
         driver.create(id, &[], &meta(None))?;
-        apply_one(&driver, id, case, index)?;
+        apply_one(driver, id, case, index)?;
     }
     let below = |index: usize| index.checked_sub(1).map(|_| index as u64);
     let link = |index| Link { id: SnapshotId(index as u64 + 1), parents: chain(index), meta: meta(below(index)) };
-    commit(&driver, &(0..case.layers.len()).map(link).collect::<Vec<_>>())?;
+    commit(driver, &(0..case.layers.len()).map(link).collect::<Vec<_>>())?;
     let (view, parents) = (SnapshotId(1000), chain(case.layers.len()));
     driver.create(view, &parents, &meta(None))?;
     let mounted = TempMount::new(&driver.mounts(view, &parents, false)?, dir)?;
@@ -121,6 +142,9 @@ fn no_tree_differs_from_what_was_recorded_of_it() {
         if overlayfs(&case, work.path()).is_ok() {
             wrong.extend(differences(&case, &OverlayDriver::open(work.path().join("overlayfs")).unwrap()));
         }
+        if need_file_system("erofs") && erofs(&case, work.path()).is_ok() {
+            wrong.extend(differences(&case, &ErofsDriver::open(work.path().join("erofs")).unwrap()));
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(applied > 50, "{applied} cases apply");
@@ -143,7 +167,7 @@ fn judge(case: &Case, result: &Result<Fingerprint>, driver: &str) -> Vec<String>
 }
 
 #[test]
-fn every_case_on_both_drivers() {
+fn every_case_on_all_drivers() {
     if !need_root() {
         return;
     }
@@ -152,19 +176,22 @@ fn every_case_on_both_drivers() {
     let mut wrong = Vec::new();
     for case in all(&hideout) {
         let work = tempfile::tempdir_in(dir.path()).unwrap();
-        let results = [native(&case, work.path()), overlayfs(&case, work.path())];
-        for (result, driver) in results.iter().zip(["native", "overlayfs"]) {
+        let results = [native(&case, work.path()), overlayfs(&case, work.path()), erofs(&case, work.path())];
+        for (result, driver) in results.iter().zip(["native", "overlayfs", "erofs"]) {
             wrong.extend(judge(&case, result, driver));
         }
         if let Err(change) = hideout.check() {
             wrong.push(format!("{}: {change}", case.name));
         }
         match &results {
-            [Ok(native), Ok(overlayfs)] => {
-                wrong.extend(native.diff(overlayfs).into_iter().map(|d| format!("{}: {d}", case.name)));
+            [Ok(native), Ok(overlayfs), Ok(erofs)] => {
+                let differs = native.diff(overlayfs).into_iter().chain(overlayfs.diff(erofs));
+                wrong.extend(differs.map(|d| format!("{}: {d}", case.name)));
             }
-            [Err(_), Err(_)] => {}
-            [native, overlayfs] => wrong.push(format!("{}: {native:?} but {overlayfs:?}", case.name)),
+            [Err(_), Err(_), Err(_)] => {}
+            [native, overlayfs, erofs] => {
+                wrong.push(format!("{}: {native:?} but {overlayfs:?} but {erofs:?}", case.name));
+            }
         }
     }
     assert!(wrong.is_empty(), "{} complaints\n{}", wrong.len(), wrong.join("\n"));

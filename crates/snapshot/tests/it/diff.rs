@@ -104,6 +104,7 @@ fn an_upper_directory_makes_a_layer_by_itself() {
         whiteouts: Whiteouts::Overlay { userxattr: false },
         deferred: None,
         applied: None,
+        image: None,
     };
     apply(&upper.end()[..], &overlay, &Options::default()).unwrap();
     let mut layer = Vec::new();

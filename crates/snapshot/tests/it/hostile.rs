@@ -40,6 +40,7 @@ impl Cage {
             whiteouts,
             deferred: (whiteouts != Whiteouts::Delete).then(|| self.parent.path().join("deferred")),
             applied: Some(self.parent.path().join("applied")),
+            image: None,
         };
         // Small limits, so that no case takes long or much.
         let limits = Limits { layer_bytes: 64 << 20, zstd_window_bytes: 1 << 20, ..Limits::default() };

@@ -9,6 +9,7 @@ mod corpus;
 mod diff;
 mod disk;
 mod drivers;
+mod erofs;
 mod formats;
 mod hostile;
 mod linked;

@@ -4,10 +4,12 @@
 //! the kernel shows of overlayfs' directories that were written without parents.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::common::{Meta as FileMeta, Tar, cases, describe, is_root, mode};
 use orlop_snapshot::apply::{Options, apply};
-use orlop_snapshot::{Driver, Error, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
+use orlop_snapshot::{Driver, ErofsDriver, Error, Meta, NativeDriver, OverlayDriver, Result, SnapshotId, TempMount};
+use orlop_testkit::mounts::{Cleaned, need_file_system};
 use proptest::prelude::*;
 use tar_core::EntryType;
 
@@ -35,9 +37,10 @@ fn serial(layers: &[Tar]) -> Result<Tree> {
 }
 
 /// Layers applied last first, so that nothing can lean on a parent.
-fn parentless(layers: &[Tar]) -> Result<Tree> {
+fn parentless(layers: &[Tar], make: impl Fn(&Path) -> Box<dyn Driver>) -> Result<Tree> {
     let root = tempfile::tempdir().unwrap();
-    let driver = OverlayDriver::open(root.path().join("overlayfs")).unwrap();
+    let _cleaned = Cleaned(root.path().to_owned());
+    let driver = make(root.path());
     for (index, tar) in layers.iter().enumerate().rev() {
         let id = SnapshotId(index as u64 + 1);
         driver.create(id, &[], &meta("active", None))?;
@@ -56,8 +59,17 @@ fn parentless(layers: &[Tar]) -> Result<Tree> {
 const STRICTER: [&str; 2] = ["behind a symbolic link of a lower layer", "to what it replaces"];
 
 fn assert_same(layers: &[Tar]) {
-    let (serial, parentless) = (serial(layers), parentless(layers));
-    match (&serial, &parentless) {
+    let serial = serial(layers);
+    let overlayfs = parentless(layers, |root| Box::new(OverlayDriver::open(root.join("overlayfs")).unwrap()));
+    assert_as_in(&serial, &overlayfs);
+    if need_file_system("erofs") {
+        let erofs = parentless(layers, |root| Box::new(ErofsDriver::open(root.join("erofs")).unwrap()));
+        assert_as_in(&serial, &erofs);
+    }
+}
+
+fn assert_as_in(serial: &Result<Tree>, parentless: &Result<Tree>) {
+    match (serial, parentless) {
         (Ok(expected), Ok(found)) => assert_eq!(found, expected),
         (Err(_), Err(_)) => {}
         // Parentless is stricter where a symbolic link of a lower layer leads to the target (docs/compatibility.md).
