@@ -10,7 +10,7 @@ use orlop_content::LocalStore;
 use orlop_image::{Gate, Images};
 use orlop_metadata::{OpenOptions, Rebuild};
 use orlop_server::Server;
-use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
+use orlop_snapshot::{Driver, ErofsDriver, NativeDriver, OverlayDriver};
 use tonic::transport::Channel;
 
 use crate::config::Config;
@@ -246,6 +246,7 @@ fn options(root: &Path) -> Result<OpenOptions> {
     let drivers: Vec<Arc<dyn Driver>> = vec![
         Arc::new(OverlayDriver::open(snapshots.join("overlayfs")).map_err(tree)?),
         Arc::new(NativeDriver::open(snapshots.join("native")).map_err(tree)?),
+        Arc::new(ErofsDriver::open(snapshots.join("erofs")).map_err(tree)?),
     ];
     Ok(OpenOptions { content: Arc::new(content), drivers, read_only: false })
 }

@@ -45,6 +45,7 @@ const DIRECTORIES: &[&str] = &[
     "content",
     "snapshots/overlayfs",
     "snapshots/native",
+    "snapshots/erofs",
     "snapshots",
     "mounts",
     "trash",

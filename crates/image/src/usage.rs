@@ -179,7 +179,8 @@ const BLOBS: &str = "content/blobs/sha256";
 
 fn measure_files(store: &Store, memory: &mut Memory) -> Result<DiskUsage> {
     let mut walk = Walk::new(store.root());
-    let drivers: Vec<&'static str> = store.drivers().iter().filter(|_| walk.may_remember()).map(|d| d.name()).collect();
+    let lasting = store.drivers().iter().filter(|driver| walk.may_remember() && driver.is_lasting());
+    let drivers: Vec<&'static str> = lasting.map(|driver| driver.name()).collect();
     if walk.may_remember() {
         walk.leave_out(Path::new(BLOBS));
         drivers.iter().for_each(|driver| walk.leave_out(&trees(driver)));

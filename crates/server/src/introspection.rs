@@ -120,6 +120,9 @@ impl Server {
             if driver.supports_rebase() {
                 plugin.capabilities.push("rebase".into());
             }
+            if let Err(why) = driver.available() {
+                plugin.init_err = Some(skipped(why.to_string()));
+            }
             plugins.push(plugin);
         }
         plugins
@@ -142,9 +145,12 @@ fn plugin((kind, id, requires): &(&str, &str, &[&str])) -> pb::Plugin {
 }
 
 fn unloaded(listed: &(&str, &str, &[&str])) -> pb::Plugin {
-    let message = "Orlop keeps images and runs nothing: skip plugin".to_owned();
-    let init_err = rpc::Status { code: Code::Unimplemented.into(), message, details: Vec::new() };
-    pb::Plugin { init_err: Some(init_err), ..plugin(listed) }
+    pb::Plugin { init_err: Some(skipped("Orlop keeps images and runs nothing".to_owned())), ..plugin(listed) }
+}
+
+/// Why a plugin is not used here, in the words by which clients know that this is no fault.
+fn skipped(why: String) -> rpc::Status {
+    rpc::Status { code: Code::Unimplemented.into(), message: format!("{why}: skip plugin"), details: Vec::new() }
 }
 
 fn export(plugin: &mut pb::Plugin, name: &str, path: &Path) {

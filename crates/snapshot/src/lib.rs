@@ -241,6 +241,11 @@ pub trait Driver: Send + Sync {
 
     /// The directory of a tree that [`apply::apply`] may write into, and how whiteouts are to be written there.
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget;
+
+    /// The same for a client who has the snapshot's mounts, and may look through them before the commit.
+    fn client_target(&self, id: SnapshotId) -> ApplyTarget {
+        self.apply_target(id)
+    }
 }
 
 /// Where a layer is applied to.

@@ -150,12 +150,20 @@ func TestOverlayfs(t *testing.T) {
 	snapshotsuite.SnapshotterSuite(t, "overlayfs", snapshotter("s", "overlayfs"))
 }
 
+func TestErofs(t *testing.T) {
+	snapshotsuite.SnapshotterSuite(t, "erofs", snapshotter("s", "erofs"))
+}
+
 func TestNative(t *testing.T) {
 	snapshotsuite.SnapshotterSuite(t, "native", snapshotter("s", "native"))
 }
 
 func TestOverlayfsOfRawSocket(t *testing.T) {
 	snapshotsuite.SnapshotterSuite(t, "overlayfs", snapshotter("r", "orlop-overlay"))
+}
+
+func TestErofsOfRawSocket(t *testing.T) {
+	snapshotsuite.SnapshotterSuite(t, "erofs", snapshotter("r", "orlop-erofs"))
 }
 
 func TestNativeOfRawSocket(t *testing.T) {

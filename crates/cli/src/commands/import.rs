@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// Keep the content, but make no snapshots
     #[arg(long)]
     no_unpack: bool,
-    /// overlayfs or native
+    /// overlayfs, erofs or native
     #[arg(long, value_name = "S")]
     snapshotter: Option<String>,
     /// Repository for images that the archive names by a tag alone

@@ -29,7 +29,7 @@ pub(crate) struct MountArgs {
     /// Writable; what is written goes when it is unmounted
     #[arg(long)]
     rw: bool,
-    /// overlayfs or native
+    /// overlayfs, erofs or native
     #[arg(long, value_name = "S", default_value = "")]
     snapshotter: String,
 }

@@ -112,7 +112,7 @@ pub(crate) struct Args {
     /// Fetch and verify, but make no snapshots
     #[arg(long)]
     no_unpack: bool,
-    /// overlayfs or native
+    /// overlayfs, erofs or native
     #[arg(long, value_name = "S")]
     snapshotter: Option<String>,
     /// Keep it whatever cleans up

@@ -17,7 +17,7 @@ use crate::paint::plain;
 /// Which driver.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Driver {
-    /// overlayfs or native
+    /// overlayfs, erofs or native
     #[arg(long, value_name = "S", default_value = "overlayfs")]
     snapshotter: String,
 }

@@ -140,7 +140,7 @@ async fn run_traced(
         };
         beside.spawn(orlop_registry::metrics::serve(listener, render));
     }
-    beside.spawn(systemd::watchdog(store));
+    beside.spawn(systemd::watchdog(store.clone()));
     beside.spawn(crate::memory::give_back());
     systemd::ready();
     let (options, watched) = watch::channel(settings.config.serve());
@@ -148,7 +148,19 @@ async fn run_traced(
     let (global, config) = (global.clone(), settings.config.clone());
     let reload = reload::Reload { global, overrides, config, server: server.clone(), options, log, trace };
     let reload = beside.spawn(reload.run(hangups));
-    serve(&server, listeners, watched, signals, &sockets, &reload).await
+    let served = serve(&server, listeners, watched, signals, &sockets, &reload).await;
+    // Nobody can ask for mounts now.
+    drop(tokio::task::spawn_blocking(move || release(&store)).await);
+    served
+}
+
+/// Lets go of what was mounted for clients; what they made of it goes on.
+fn release(store: &orlop_metadata::Store) {
+    for driver in store.drivers() {
+        if let Err(error) = driver.release() {
+            tracing::warn!(driver = driver.name(), %error, "what was mounted for clients stays mounted");
+        }
+    }
 }
 
 /// The server with the containerd that the configuration names.

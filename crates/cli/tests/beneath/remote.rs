@@ -2,11 +2,17 @@
 
 use crate::stack::{Of, Stack, ways};
 
+/// Layers as directories, and as images where the kernel has them.
+fn forms() -> impl Iterator<Item = Of> {
+    let images = orlop_testkit::mounts::need_file_system("erofs");
+    [Of::Snapshotter].into_iter().chain(images.then_some(Of::Images))
+}
+
 #[test]
 fn containerd_is_handed_the_snapshots_of_an_image_runs_it_and_gives_all_back() {
-    for (programs, by) in ways() {
-        let Some(stack) = Stack::start(&programs, Of::Snapshotter, by) else { return };
-        let version = format!("{} by {by:?}", programs.version());
+    for ((programs, by), of) in ways().into_iter().flat_map(|way| forms().map(move |of| (way.clone(), of))) {
+        let Some(stack) = Stack::start(&programs, of, by) else { return };
+        let version = format!("{} by {by:?} of {of:?}", programs.version());
         stack.pull().ok();
         assert_eq!(stack.fallbacks(), [""; 0], "{version}");
         assert_eq!(stack.layers_in_containerd(), [""; 0], "{version} fetched layers although it was handed snapshots");
@@ -35,8 +41,8 @@ fn containerd_is_handed_the_snapshots_of_an_image_runs_it_and_gives_all_back() {
 
 #[test]
 fn what_a_container_wrote_survives_its_restart_and_becomes_an_image() {
-    for (programs, by) in ways() {
-        let Some(stack) = Stack::start(&programs, Of::Snapshotter, by) else { return };
+    for ((programs, by), of) in ways().into_iter().flat_map(|way| forms().map(move |of| (way.clone(), of))) {
+        let Some(stack) = Stack::start(&programs, of, by) else { return };
         stack.pull().ok();
         let Some(_) = stack.run("one", &[], "echo first >> /etc/diary") else { return };
         let one = stack.id("one");

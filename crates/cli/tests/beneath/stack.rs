@@ -18,6 +18,8 @@ use crate::common::{Orlop, binary, registry_with};
 
 /// The name of the snapshotter.
 pub(crate) const SNAPSHOTTER: &str = "orlop-overlay";
+/// Of the one whose layers are images.
+const IMAGES: &str = "orlop-erofs";
 
 /// Where containerd's own CRI looks for registries.
 const THEIR_HOSTS: &str = "containerds-hosts";
@@ -27,6 +29,8 @@ const THEIR_HOSTS: &str = "containerds-hosts";
 pub(crate) enum Of {
     Nothing,
     Snapshotter,
+    /// The same with images for layers.
+    Images,
     Content,
     Both,
     /// Snapshotter that applies many layers at once, and content; who applies them: `walking`, which is containerd, or `orlop`.
@@ -41,7 +45,12 @@ impl Of {
     }
 
     const fn content(self) -> bool {
-        !matches!(self, Self::Snapshotter | Self::Mixed | Self::Nothing)
+        !matches!(self, Self::Snapshotter | Self::Images | Self::Mixed | Self::Nothing)
+    }
+
+    /// The name of the snapshotter, and where it keeps what it has.
+    const fn snapshotter(self) -> (&'static str, &'static str) {
+        if matches!(self, Self::Images) { (IMAGES, "snapshots/erofs") } else { (SNAPSHOTTER, "snapshots/overlayfs") }
     }
 }
 
@@ -151,7 +160,7 @@ impl Stack {
 
     /// Which snapshotter has the images.
     pub(crate) const fn snapshotter(&self) -> &'static str {
-        if self.of.snapshots() { SNAPSHOTTER } else { "overlayfs" }
+        if self.of.snapshots() { self.of.snapshotter().0 } else { "overlayfs" }
     }
 
     pub(crate) fn ctr(&self, args: &[&str]) -> Output {
@@ -269,7 +278,7 @@ impl Stack {
             let part = part.to_owned();
             found.map(move |entry| format!("{part}/{}", entry.file_name().to_string_lossy())).collect::<Vec<_>>()
         };
-        ["content/blobs/sha256", "snapshots/overlayfs"].into_iter().flat_map(names).collect()
+        ["content/blobs/sha256", self.of.snapshotter().1].into_iter().flat_map(names).collect()
     }
 
     /// Waits until nothing of the image is left on Orlop's disk.
@@ -354,15 +363,16 @@ fn serve(store: &Orlop) -> Served {
 /// containerd's configuration with Orlop below it.
 pub(crate) fn options(programs: &Programs, of: Of, by: By, raw: &Path, store: &Orlop) -> Options {
     let raw = raw.display();
-    let root = store.root().join("snapshots/overlayfs");
+    let (snapshotter, root) = of.snapshotter();
+    let root = store.root().join(root);
     let mut config = String::new();
     if of.snapshots() {
-        config += &format!("[proxy_plugins.{SNAPSHOTTER}]\ntype = \"snapshot\"\naddress = \"{raw}\"\n");
+        config += &format!("[proxy_plugins.{snapshotter}]\ntype = \"snapshot\"\naddress = \"{raw}\"\n");
         config += match of {
             Of::Differ(_) | Of::Mixed => "capabilities = [\"rebase\"]\n",
             _ => "",
         };
-        config += &format!("[proxy_plugins.{SNAPSHOTTER}.exports]\nroot = \"{}\"\n", root.display());
+        config += &format!("[proxy_plugins.{snapshotter}.exports]\nroot = \"{}\"\n", root.display());
         config += match of {
             Of::Differ(_) => "",
             _ => "enable_remote_snapshot_annotations = \"true\"\n",
@@ -378,7 +388,7 @@ pub(crate) fn options(programs: &Programs, of: Of, by: By, raw: &Path, store: &O
             false => ("io.containerd.cri.v1.images\"", ""),
         };
         if of.snapshots() {
-            config += &format!("[plugins.\"{images}]\nsnapshotter = \"{SNAPSHOTTER}\"\n{more}");
+            config += &format!("[plugins.\"{images}]\nsnapshotter = \"{snapshotter}\"\n{more}");
         }
         let registry = if old { "io.containerd.grpc.v1.cri" } else { "io.containerd.cri.v1.images" };
         let hosts = store.path(THEIR_HOSTS);
@@ -392,7 +402,7 @@ pub(crate) fn options(programs: &Programs, of: Of, by: By, raw: &Path, store: &O
         config += &format!(
             "[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_unpacks = 4\n\
              [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\nplatform = \"linux/{}\"\n\
-             snapshotter = \"{SNAPSHOTTER}\"\ndiffer = \"{differ}\"\n",
+             snapshotter = \"{snapshotter}\"\ndiffer = \"{differ}\"\n",
             arch()
         );
     }

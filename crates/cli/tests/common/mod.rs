@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use orlop_oci::Digest;
 use orlop_testkit::archive;
 use orlop_testkit::image::Content;
+use orlop_testkit::mounts::Cleaned;
 use orlop_testkit::registry::{Options, Registry};
 use orlop_testkit::served::Served;
 use serde_json::Value;
@@ -18,6 +19,8 @@ use tempfile::TempDir;
 
 /// A store in a temporary directory.
 pub(crate) struct Orlop {
+    /// Images of layers that a daemon has mounted go before the directory; a daemon that ends by itself takes them along.
+    cleaned: Cleaned,
     dir: TempDir,
     root: PathBuf,
     namespace: &'static str,
@@ -58,12 +61,13 @@ impl Done {
 impl Orlop {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Self { root: dir.path().join("root"), dir, namespace: "k8s.io" }
+        Self { cleaned: Cleaned(dir.path().to_owned()), root: dir.path().join("root"), dir, namespace: "k8s.io" }
     }
 
     /// A store below a directory that the test provides.
     pub(crate) fn below(directory: &Path) -> Self {
-        Self { root: directory.join("root"), ..Self::new() }
+        let root = directory.join("root");
+        Self { cleaned: Cleaned(root.clone()), root, ..Self::new() }
     }
 
     /// The same in another namespace.

@@ -16,6 +16,7 @@ mod containerd;
 mod crowd;
 mod daemon;
 mod dependencies;
+mod erofs;
 mod formats;
 mod go_suites;
 mod helpers;

@@ -81,6 +81,22 @@ fn copies_of_trees() {
     work.judge();
 }
 
+/// Layers are images: written as they come, settled, sealed and recorded at their commit.
+#[test]
+fn images_of_layers() {
+    if !orlop_testkit::mounts::need_file_system("erofs") {
+        return;
+    }
+    let Some(mut work) = Workload::new() else { return };
+    let registry = Liar::start();
+    let name = registry.put("app", "1", &image("one"));
+    work.again(&["pull", "--plain-http", "--snapshotter", "erofs", &name]);
+    work.run(&["snapshots", "prepare", "--snapshotter", "erofs", "mine"]);
+    work.run(&["snapshots", "commit", "--snapshotter", "erofs", "theirs", "mine"]);
+    work.run(&["rm", &name]);
+    work.judge();
+}
+
 /// What is below format 6 is brought up by the first command that opens it for writing.
 #[test]
 fn migration() {

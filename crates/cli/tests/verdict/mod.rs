@@ -14,7 +14,7 @@ use orlop_content::{LocalStore, Manager as _};
 use orlop_image::{CheckRequest, GcRequest, Images, Settings};
 use orlop_metadata::{OpenOptions, Scope, SnapshotKind, Store};
 use orlop_oci::Digest;
-use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
+use orlop_snapshot::{Driver, ErofsDriver, NativeDriver, OverlayDriver};
 use orlop_testkit::fingerprint::{Fingerprint, Options};
 
 /// What is visible.
@@ -110,6 +110,7 @@ pub(crate) fn open(root: &Path) -> Result<Images, String> {
     let drivers: Vec<Arc<dyn Driver>> = vec![
         Arc::new(OverlayDriver::open(root.join("snapshots/overlayfs")).map_err(|e| told(&e))?),
         Arc::new(NativeDriver::open(root.join("snapshots/native")).map_err(|e| told(&e))?),
+        Arc::new(ErofsDriver::open(root.join("snapshots/erofs")).map_err(|e| told(&e))?),
     ];
     let store = Store::open(root, OpenOptions { content, drivers, read_only: false }).map_err(|e| told(&e))?;
     Ok(Images::new(store, Settings::default()))
@@ -167,9 +168,16 @@ fn trees(store: &Store) -> Result<BTreeMap<String, Fingerprint>, Box<dyn std::er
             for (id, info) in store.snapshots(&scope, driver.name())?.ids()? {
                 // A layer that is unpacked has a key of its own each time, and nobody else's.
                 if info.kind == SnapshotKind::Committed || !info.name.starts_with("extract-") {
-                    let tree = driver.root().join(id.0.to_string()).join("fs");
-                    let top = std::fs::metadata(&tree)?;
                     let key = format!("{}/{}/{}", namespace.name, driver.name(), info.name);
+                    let home = driver.root().join(id.0.to_string());
+                    if driver.name() == "erofs" && info.kind == SnapshotKind::Committed {
+                        // Two images are the same only if their bytes are.
+                        let image = Digest::of(&std::fs::read(home.join("layer.erofs"))?).to_string();
+                        trees.insert(key, Fingerprint { lines: [("layer.erofs".to_owned(), image)].into() });
+                        continue;
+                    }
+                    let tree = home.join("fs");
+                    let top = std::fs::metadata(&tree)?;
                     let mut tree = Fingerprint::of(&tree, &options)?;
                     for line in tree.lines.values_mut().filter(|line| line.starts_with("char")) {
                         // Of what hides a file nobody says a time.

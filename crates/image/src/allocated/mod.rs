@@ -89,8 +89,8 @@ impl<'r> Walk<'r> {
         if !is_directory(&stat) {
             return Ok(self.count(&stat));
         }
-        let pool =
-            Pool { walk: self, device: rest.then_some(stat.st_dev), state: Mutex::default(), changed: Condvar::new() };
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        let pool = Pool { walk: self, top: stat.st_dev, rest, state, changed };
         pool.lock().tasks.push(Task::Directory(top));
         std::thread::scope(|scope| {
             let threads: Vec<_> = (1..THREADS).map(|_| scope.spawn(|| pool.work())).collect();
@@ -168,8 +168,10 @@ struct State {
 
 struct Pool<'p> {
     walk: &'p Walk<'p>,
-    /// The only device that is walked over, for what is left of a root.
-    device: Option<u64>,
+    /// The device of what is walked over.
+    top: u64,
+    /// Nothing else is, for what is left of a root.
+    rest: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -219,7 +221,8 @@ impl Pool<'_> {
             directory => directory.map_err(failed("open", &path))?,
         };
         let stat = rustix::fs::fstat(&directory).map_err(failed("stat", &path))?;
-        if self.device.is_some_and(|device| device != stat.st_dev) {
+        let elsewhere = stat.st_dev != self.top;
+        if elsewhere && (self.rest || is_image(&directory).map_err(failed("look at", &path))?) {
             return Ok((0, Vec::new()));
         }
         let mut entries = Dir::read_from(&directory).map_err(failed("list", &path))?;
@@ -277,6 +280,13 @@ impl Pool<'_> {
 
 fn paths(directories: Vec<PathBuf>) -> Vec<Task> {
     directories.into_iter().map(Task::Directory).collect()
+}
+
+/// Whether this is a layer's image, mounted: its file is counted where it lies.
+fn is_image(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    const EROFS: u64 = 0xE0F5_E1E2;
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "types that differ between machines")]
+    Ok(rustix::fs::fstatfs(directory)?.f_type as u64 == EROFS)
 }
 
 fn is_directory(stat: &Stat) -> bool {

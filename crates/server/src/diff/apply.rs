@@ -67,7 +67,7 @@ fn own_target(store: &Store, mounts: &[Mount]) -> Result<Option<ApplyTarget>, St
             (Some(Component::Normal(id)), Some(Component::Normal(_)), None) => id.to_str()?.parse().ok()?,
             _ => return None,
         };
-        Some(driver.apply_target(SnapshotId(id))).filter(|target| target.root == written)
+        Some(driver.client_target(SnapshotId(id))).filter(|target| target.root == written)
     };
     Ok(store.drivers().iter().find_map(of_driver))
 }

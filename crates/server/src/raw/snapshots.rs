@@ -21,6 +21,8 @@ const OVERLAY: &str = "orlop-overlay";
 const KEEPS: &str = "containerd.io/gc.ref.content.";
 /// The native driver's.
 const NATIVE: &str = "orlop-native";
+/// The driver's of images.
+const EROFS: &str = "orlop-erofs";
 
 impl Raw {
     /// The request as the owner's, and the snapshots it is about.
@@ -30,8 +32,8 @@ impl Raw {
         match self.server.store().snapshots(&scope, driver) {
             Ok(snapshots) => Ok((scope, snapshots)),
             Err(Error::NotFound { .. }) => Err(Status::not_found(format!(
-                "snapshotter {snapshotter:?}: here are {OVERLAY} and {NATIVE}, as far as the kernel allows them; give one of \
-                 them as the name of the proxy plugin"
+                "snapshotter {snapshotter:?}: here are {OVERLAY}, {EROFS} and {NATIVE}, as far as the kernel allows them; give one \
+                 of them as the name of the proxy plugin"
             ))),
             Err(error) => Err(error.to_status()),
         }
@@ -49,6 +51,7 @@ pub(crate) fn driver_of(snapshotter: &str) -> Option<&'static str> {
     match snapshotter {
         OVERLAY => Some("overlayfs"),
         NATIVE => Some("native"),
+        EROFS => Some("erofs"),
         _ => None,
     }
 }

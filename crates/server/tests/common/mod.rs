@@ -14,13 +14,16 @@ use orlop_content::LocalStore;
 use orlop_image::{Images, Settings};
 use orlop_metadata::{OpenOptions, Store};
 use orlop_server::Server;
-use orlop_snapshot::{Driver, NativeDriver, OverlayDriver};
+use orlop_snapshot::{Driver, ErofsDriver, NativeDriver, OverlayDriver};
+use orlop_testkit::mounts::Cleaned;
 use tempfile::TempDir;
 use tonic::Request;
 use tonic::transport::Channel;
 
 /// A root in a temporary directory, served in memory.
 pub struct Node {
+    /// What is mounted goes before its directory.
+    _cleaned: Cleaned,
     pub directory: TempDir,
     pub store: Store,
     pub server: Server,
@@ -34,10 +37,11 @@ impl Node {
 
     /// The root in a directory, as it is.
     pub fn at(directory: TempDir, settings: Settings) -> Self {
-        let store = open(&directory.path().join("root"));
+        let root = directory.path().join("root");
+        let (cleaned, store) = (Cleaned(root.clone()), open(&root));
         let server = Server::new(Images::new(store.clone(), settings));
         let channel = server.in_process();
-        Self { directory, store, server, channel }
+        Self { _cleaned: cleaned, directory, store, server, channel }
     }
 }
 
@@ -46,6 +50,7 @@ pub fn open(root: &Path) -> Store {
     let drivers: Vec<Arc<dyn Driver>> = vec![
         Arc::new(OverlayDriver::open(root.join("snapshots/overlayfs")).unwrap()),
         Arc::new(NativeDriver::open(root.join("snapshots/native")).unwrap()),
+        Arc::new(ErofsDriver::open(root.join("snapshots/erofs")).unwrap()),
     ];
     Store::open(root, OpenOptions { content, drivers, read_only: false }).unwrap()
 }
@@ -70,4 +75,10 @@ pub fn leased<T>(lease: &str, message: T) -> Request<T> {
 /// A map of labels.
 pub fn labels(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+/// The snapshotters that this machine has.
+pub fn snapshotters() -> Vec<&'static str> {
+    let erofs = rustix::process::geteuid().is_root() && orlop_testkit::mounts::need_file_system("erofs");
+    ["overlayfs", "native"].into_iter().chain(erofs.then_some("erofs")).collect()
 }

@@ -28,7 +28,7 @@ async fn status_says_that_nothing_is_run_here_and_why() {
     assert!(quiet.info.is_empty() && quiet.runtime_handlers.is_empty());
     let told = node.runtime().status(pb::StatusRequest { verbose: true }).await.unwrap().into_inner();
     let info: serde_json::Value = serde_json::from_str(&told.info["orlop"]).unwrap();
-    assert_eq!(info["snapshotters"], serde_json::json!(["overlayfs", "native"]));
+    assert_eq!(info["snapshotters"], serde_json::json!(["overlayfs", "native", "erofs"]));
 }
 
 /// The names of a service's calls, as its definition has them.

@@ -170,7 +170,7 @@ async fn a_deadline_ends_a_pull_that_hangs_and_nothing_is_left_of_it() {
     tokio::time::timeout(PATIENCE, nothing_held).await.expect("its lease ends");
     assert!(store.images("k8s.io", &[]).unwrap().is_empty());
     store.collect(Disposal::Reclaim).unwrap();
-    for driver in ["overlayfs", "native"] {
+    for driver in ["overlayfs", "native", "erofs"] {
         let snapshots = store.snapshots(&Scope::new("k8s.io", "test"), driver).unwrap();
         assert_eq!(snapshots.list(&[]).unwrap().len(), 0, "{driver}");
     }

@@ -84,7 +84,7 @@ fn mount(mounts: Vec<types::Mount>, node: &Node) -> Option<orlop_snapshot::TempM
 
 #[tokio::test]
 async fn layers_stack_to_the_tree_of_the_image() {
-    for snapshotter in ["overlayfs", "native"] {
+    for snapshotter in common::snapshotters() {
         let node = Node::new();
         let mounts = unpack(&node, snapshotter).await;
         let Some(mounted) = mount(mounts, &node) else { return };
@@ -144,7 +144,7 @@ async fn what_cannot_be_applied_is_refused() {
 /// What a tree got on top of its parent comes back as a layer that makes the same tree.
 #[tokio::test]
 async fn a_layer_is_made_from_two_snapshots() {
-    for snapshotter in ["overlayfs", "native"] {
+    for snapshotter in common::snapshotters() {
         let node = Node::new();
         let Some(_) = mount(unpack(&node, snapshotter).await, &node) else { return };
         let mut client = SnapshotsClient::new(node.channel.clone());

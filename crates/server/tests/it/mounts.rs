@@ -1,7 +1,7 @@
 //! The Mounts service where nothing is mounted: what it leaves to clients, refuses and does not find. What it mounts is in
 //! `activations.rs`.
 
-use crate::common::{Node, request};
+use crate::common::{self, Node, request};
 use orlop_api::containerd::services::mounts::v1 as pb;
 use orlop_api::containerd::services::mounts::v1::mounts_client::MountsClient;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
@@ -25,7 +25,7 @@ fn activate(mounts: Vec<Mount>, temporary: bool) -> Request<pb::ActivateRequest>
 async fn what_snapshotters_give_is_left_to_the_client() {
     let node = Node::new();
     let mut client = MountsClient::new(node.channel.clone());
-    for snapshotter in ["overlayfs", "native"] {
+    for snapshotter in common::snapshotters() {
         let wanted = snapshots::PrepareSnapshotRequest {
             snapshotter: snapshotter.into(),
             key: "key".into(),

@@ -11,8 +11,8 @@
 //!   meta
 //! ```
 //!
-//! A layer is applied to an image unless there is something in the upper directory: then it is applied to that. A client who mounts
-//! what a layer was applied to gets it in the upper directory.
+//! A layer is applied to an image unless there is something in the upper directory, or a client has it applied who may have the
+//! snapshot mounted: then it is applied to that. A client who asks for mounts of what a layer was applied to gets it there too.
 //!
 //! # Invariants
 //! - What a container has written stays below `fs` until somebody stands on the committed snapshot: a commit that the database does
@@ -33,8 +33,13 @@ use crate::layout::{Layout, check_mountable, remove_file};
 use crate::overlay::Stacking;
 use crate::record::Comparison;
 use crate::{
-    ApplyTarget, Driver, Error, ImageTarget, Link, Meta, Mount, OverlayDriver, Result, SnapshotId, Usage, Whiteouts, fs,
+    ApplyTarget, Driver, Error, ImageTarget, Link, Linked, Meta, Mount, OverlayDriver, Result, SnapshotId, Usage,
+    Whiteouts, fs,
 };
+
+/// What containerd's keys begin with, behind what it puts before all keys, of snapshots that nobody looks into before the commit
+/// (`UnpackKeyPrefix`).
+const UNPACKING: &str = "extract-";
 
 /// The driver `erofs`: layers are images, which overlayfs stacks.
 #[derive(Debug)]
@@ -274,6 +279,18 @@ impl Driver for ErofsDriver {
         Ok(usage)
     }
 
+    fn give(&self, id: SnapshotId, _to: &Path) -> Result<Linked> {
+        Err(Error::Unsupported {
+            what: "giving a layer's files back without copying them",
+            reason: format!("snapshot {} is one file, {}: mount it and copy its tree", id.0, self.image(id).display()),
+        })
+    }
+
+    fn elsewhere(&self, _id: SnapshotId) -> Result<u64> {
+        // An image is made here.
+        Ok(0)
+    }
+
     fn compare(&self, id: SnapshotId) -> Result<Option<Comparison>> {
         let compared = ImageComparison::open(&self.image(id), &self.layout.digests(id))?;
         Ok(compared.map(Comparison::of_image))
@@ -305,6 +322,15 @@ impl Driver for ErofsDriver {
 
     fn supports_rebase(&self) -> bool {
         true
+    }
+
+    fn client_target(&self, id: SnapshotId) -> ApplyTarget {
+        let target = self.apply_target(id);
+        let unpacks = |key: &str| key.rsplit('/').next().is_some_and(|last| last.starts_with(UNPACKING));
+        match self.layout.read_meta(id).is_some_and(|meta| unpacks(&meta.key)) {
+            true => target,
+            false => ApplyTarget { image: None, ..target },
+        }
     }
 
     fn apply_target(&self, id: SnapshotId) -> ApplyTarget {

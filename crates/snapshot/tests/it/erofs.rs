@@ -431,6 +431,9 @@ fn images_are_mounted_on_demand_and_unmounted_at_the_end() {
     drop(container);
     other.restore(SnapshotId(3), &trash).unwrap();
     assert_eq!(store.tree(&[3, 2, 1]).len(), 3);
+    let error = other.give(SnapshotId(1), &trash).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert_eq!(other.elsewhere(SnapshotId(1)).unwrap(), 0);
     for id in [9000, 4, 3, 2, 1] {
         store.driver.remove(SnapshotId(id), None).unwrap();
     }
