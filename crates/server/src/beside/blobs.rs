@@ -113,11 +113,11 @@ impl<'a> Giving<'a> {
 
     /// Makes a blob be there, with its labels.
     pub(super) async fn give(&mut self, blob: &Blob) -> Result<(), Status> {
-        let lent = self.shelf != Shelf::Theirs && self.raw.lend_blob(&blob.digest, blob.size).await?;
+        let may_lend = self.shelf != Shelf::Theirs && blob.size > 0;
+        let mut lent = may_lend && self.raw.lend_blob(&blob.digest, blob.size).await?;
         let reference = format!("orlop-{:016x}-{}", rand::random::<u64>(), blob.digest);
-        let written = self.write(blob, &reference, lent).await;
-        if lent && self.shelf != Shelf::Ours {
-            self.shelf = Shelf::Theirs;
+        let written = self.write(blob, &reference, &mut lent).await;
+        if lent {
             self.raw.take_back_blob(&blob.digest).await?;
         }
         match written {
@@ -130,7 +130,8 @@ impl<'a> Giving<'a> {
         }
     }
 
-    async fn write(&mut self, blob: &Blob, reference: &str, lent: bool) -> Result<(), Status> {
+    /// What was `lent` is settled as soon as containerd has said where the write begins.
+    async fn write(&mut self, blob: &Blob, reference: &str, lent: &mut bool) -> Result<(), Status> {
         let (sender, receiver) = mpsc::channel(1);
         let message = |action: content::WriteAction, offset: u64, data: Bytes| content::WriteContentRequest {
             action: action.into(),
@@ -145,8 +146,16 @@ impl<'a> Giving<'a> {
         drop(sender.send(message(content::WriteAction::Stat, 0, Bytes::new())).await);
         let mut answers = self.calls.content().write(ReceiverStream::new(receiver)).await?.into_inner();
         let mut offset = u64::try_from(next(&mut answers).await?.offset).unwrap_or_default();
-        if lent && offset == blob.size && offset > 0 {
-            self.shelf = Shelf::Ours;
+        if std::mem::take(lent) {
+            if offset == blob.size {
+                self.shelf = Shelf::Ours;
+            } else {
+                // Before any byte is written: what comes through the raw socket from now on is that containerd's own.
+                self.raw.take_back_blob(&blob.digest).await?;
+                if self.shelf == Shelf::Unknown {
+                    self.shelf = Shelf::Theirs;
+                }
+            }
         }
         if offset < blob.size && blob.is_layer && self.spares_layers {
             // The write has to have ended before it can be aborted.
