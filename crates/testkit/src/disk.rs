@@ -149,7 +149,19 @@ impl Disk {
             assert!(Instant::now() < deadline, "somebody has a file open: {error}");
             std::thread::sleep(STEP);
         }
+        // Who has made a mount namespace meanwhile, as every container does, has this mount too: what would be mounted then is the
+        // same file system, cut off as it is.
+        while self.is_in_use() {
+            assert!(Instant::now() < deadline, "a mount namespace that somebody made has the disk mounted");
+            std::thread::sleep(STEP);
+        }
         self.mount().expect("a file system that survives a power cut");
+    }
+
+    /// Whether a loop device stands on the image: they go with the last mount.
+    fn is_in_use(&self) -> bool {
+        let devices = output(Command::new("losetup").arg("--associated").arg(self.image()));
+        !devices.stdout.trim().is_empty()
     }
 
     /// Where it is mounted.

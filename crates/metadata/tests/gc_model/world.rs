@@ -145,6 +145,9 @@ impl World {
                 match rig.runtime.block_on(content.writer(options)).map(drop) {
                     Ok(()) => {
                         model.hold(*lease, Object::Write(name.clone()));
+                        // It is there, but its bytes are lost: so that it still is when they come, the lease has it already.
+                        let lost = expected.map(name_of).filter(|blob| model.blobs.contains_key(blob));
+                        lost.into_iter().for_each(|blob| model.hold(*lease, Object::Blob(blob)));
                         let end = lease.is_none().then_some(now + 24 * 3600);
                         let new = (expected.map(name_of), end);
                         model.writes.entry(name).and_modify(|(_, old)| *old = end.or(*old)).or_insert(new);
