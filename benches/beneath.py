@@ -144,9 +144,9 @@ class Store:
         """Seconds until a container has run `true` and is gone."""
         busybox = shutil.which("busybox")
         name = f"bench-{os.getpid()}-{number}"
-        mount = f"type=bind,src={busybox},dst=/orlop-bench-busybox,options=rbind:ro"
+        mount = f"type=bind,src={busybox},dst=/orlop-bench/busybox,options=rbind:ro"
         ctr = [self.peer.bin / "ctr", "--address", self.socket, "-n", "k8s.io", "run", "--rm", "--snapshotter", self.peer.snapshotter,
-               "--mount", mount, image, name, "/orlop-bench-busybox", "true"]
+               "--mount", mount, image, name, "/orlop-bench/busybox", "true"]
         start = time.perf_counter()
         run(ctr)
         return time.perf_counter() - start
