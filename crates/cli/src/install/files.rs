@@ -98,25 +98,27 @@ pub(super) enum Now {
 pub(super) struct Place {
     file: PathBuf,
     directory: PathBuf,
+    locked: PathBuf,
     _lock: Option<File>,
 }
 
 impl Place {
-    /// Takes the place. A directory that is not there is made, unless nothing is to be changed.
+    /// Takes the place beside a file, by the lock of the directory that all runs find there. One that is not there is made, unless
+    /// nothing is to be changed.
     ///
     /// # Errors
     /// [`Class::Conflict`] if another process works there.
-    pub(super) fn take(file: &Path, only_look: bool) -> Result<Self> {
-        let directory = file.parent().unwrap_or(Path::new("/")).to_owned();
+    pub(super) fn take(file: &Path, locked: &Path, only_look: bool) -> Result<Self> {
         if !only_look {
-            std::fs::create_dir_all(&directory).map_err(CliError::at("create", &directory))?;
+            std::fs::create_dir_all(locked).map_err(CliError::at("create", locked))?;
         }
-        let lock = match File::open(&directory) {
-            Ok(open) => Some(lock(open, &directory)?),
+        let lock = match File::open(locked) {
+            Ok(open) => Some(lock(open, locked)?),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(CliError::io("open", Some(&directory), error)),
+            Err(error) => return Err(CliError::io("open", Some(locked), error)),
         };
-        Ok(Self { file: file.to_owned(), directory, _lock: lock })
+        let directory = file.parent().unwrap_or(Path::new("/")).to_owned();
+        Ok(Self { file: file.to_owned(), directory, locked: locked.to_owned(), _lock: lock })
     }
 
     fn beside(file: &Path, what: &str) -> PathBuf {
@@ -255,6 +257,10 @@ impl Place {
         for changed in &journal.files {
             remove(&Self::old(&self.path(changed)))?;
         }
+        // That of Orlop's own file for k3s may have been made for it; one that others have something in stays.
+        if self.directory != self.locked {
+            let _ = std::fs::remove_dir(&self.directory);
+        }
         Ok(())
     }
 
@@ -341,7 +347,10 @@ pub(super) fn replace(path: &Path, bytes: &[u8], like: Option<&Path>) -> Result<
         let mut file = tempfile::Builder::new().prefix(".orlop-").tempfile_in(directory)?;
         file.write_all(bytes)?;
         let like = like.and_then(|like| std::fs::metadata(like).ok());
-        let mode = like.as_ref().map_or(0o644, |like| like.mode() & 0o7777);
+        // A journal may have a whole configuration in it, and that credentials.
+        let is_journal = path.as_os_str().as_encoded_bytes().ends_with(JOURNAL.as_bytes());
+        let new = if is_journal { 0o600 } else { 0o644 };
+        let mode = like.as_ref().map_or(new, |like| like.mode() & 0o7777);
         file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
         if let Some(like) = like {
             std::os::unix::fs::fchown(file.as_file(), Some(like.uid()), Some(like.gid()))?;

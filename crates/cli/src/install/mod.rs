@@ -116,7 +116,7 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     }
     let settings = Settings::load(global)?;
     let target = Target::find(&settings, args).await?;
-    let place = Place::take(&target.file(), args.dry_run || args.revert)?;
+    let place = Place::take(&target.file(), &target.directory(), args.dry_run || args.revert)?;
     let patience = Duration::from_secs(args.timeout);
     let run = Run { global, args, settings, target, place, patience };
     let journal = run.place.read()?;

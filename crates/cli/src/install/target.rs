@@ -130,6 +130,14 @@ impl Target {
         Ok(version)
     }
 
+    /// The directory that every run on this containerd finds.
+    pub(super) fn directory(&self) -> PathBuf {
+        match &self.layout {
+            Layout::File(file) => file.parent().unwrap_or(Path::new("/")).to_owned(),
+            Layout::Generated(directory) => directory.clone(),
+        }
+    }
+
     /// How it is called in messages.
     pub(super) fn name(&self) -> String {
         let version = self.server.as_ref().and_then(|server| server.version.as_deref()).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! `orlop install`: what it changes, that containers start, that all of it comes back.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -202,7 +203,12 @@ fn whoever_edited_the_file_since_keeps_what_he_wrote_or_is_told() {
     for programs in able() {
         let Some(node) = Node::start(&programs, Layout::Plain) else { return };
         let before = node.configured();
+        // It may hold credentials: what is kept of it is nobody else's either.
+        std::fs::set_permissions(node.config(), std::fs::Permissions::from_mode(0o640)).unwrap();
         node.ends(0, &[]);
+        let mode = |name: &str| node.config().with_file_name(name).metadata().unwrap().permissions().mode() & 0o777;
+        let modes = ["config.toml", "config.toml.orlop-old", "config.toml.orlop-state"].map(mode);
+        assert_eq!(modes, [0o640, 0o640, 0o600]);
         let installed = node.configured();
         let mut file = std::fs::OpenOptions::new().append(true).open(node.config()).unwrap();
         file.write_all(b"\n[metrics] # theirs\n  grpc_histogram = true\n").unwrap();
@@ -358,7 +364,8 @@ fn k3s_gets_a_file_that_its_own_imports() {
         assert_eq!(node.run("one", "orlop-overlay", &["--rm"], "cat /etc/kept").ok().stdout, "kept");
         assert!(node.ends(0, &[]).out.contains("nothing to do"), "{imports}");
         node.ends(0, &["--revert"]);
-        assert!(!node.has_orlop() && !node.config().exists() && !template.exists(), "{imports}: {:?}", node.beside());
+        assert!(!node.has_orlop() && !template.exists(), "{imports}");
+        assert!(!node.config().parent().unwrap().exists(), "{imports}: {:?}", node.beside());
 
         // The operator's own template keeps what it has.
         if !imports {
@@ -378,6 +385,7 @@ fn k3s_gets_a_file_that_its_own_imports() {
     let Some(node) = Node::start(&old, Layout::K3s { imports: false }) else { return };
     let refused = node.ends(4, &[]);
     assert!(refused.err.contains("expected containerd 2 or later"), "{refused:?}");
+    assert!(!node.config().parent().unwrap().exists(), "what is refused makes nothing");
 }
 
 #[test]
