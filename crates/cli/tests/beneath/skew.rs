@@ -122,7 +122,7 @@ fn labels_that_the_snapshotter_does_not_know_are_kept_and_change_nothing() {
         let other = pb::PrepareSnapshotRequest { snapshotter: "orlop-future".into(), ..asked };
         let refused = client.prepare(other).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::NotFound);
-        assert!(refused.message().contains("here are orlop-overlay and orlop-native"), "{refused:?}");
+        assert!(refused.message().contains("here are orlop-overlay, orlop-erofs and orlop-native"), "{refused:?}");
         shown
     });
     assert_eq!(shown, unknown_labels().into_iter().collect());

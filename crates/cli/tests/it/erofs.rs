@@ -86,7 +86,8 @@ fn an_image_is_pulled_mounted_and_removed_to_the_last_byte() {
 #[test]
 fn damage_is_found_told_and_mended() {
     let Some((store, _)) = unpacked() else { return };
-    let image = images(&store).remove(0);
+    // Of the layer with content, whichever was begun first.
+    let image = images(&store).into_iter().max_by_key(|image| fs::metadata(image).unwrap().len()).unwrap();
     let before = fs::read(&image).unwrap();
     let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
     file.write_all_at(b"!", 1 << 20).unwrap();

@@ -254,7 +254,8 @@ fn what_cannot_be_read_is_mended_as_well() {
     for digest in content.blobs.keys() {
         let failing = |args: &[&str]| {
             let mut command = Command::new("strace");
-            command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64", "-e", "inject=pread64:error=EIO"]);
+            let (traced, failing) = ("trace=pread64,preadv2", "inject=pread64,preadv2:error=EIO");
+            command.args(["-f", "-qq", "-o", "/dev/null", "-e", traced, "-e", failing]);
             let orlop = store.command(args);
             command.arg("-P").arg(store.blob(digest)).arg(orlop.get_program()).args(orlop.get_args());
             orlop.get_envs().for_each(|(key, value)| match value {
