@@ -14,6 +14,12 @@ pub(crate) const PINNED_VALUE: &str = "pinned";
 pub(crate) const REQUESTED: &str = "io.orlop.requested";
 /// The value of [`REQUESTED`].
 pub(crate) const REQUESTED_VALUE: &str = "digest";
+/// On a `name@digest` record: the manifest was pushed to this store's own registry, and stays until it is deleted there.
+pub(crate) const PUSHED: &str = "io.orlop.pushed";
+/// The value of [`PUSHED`] of a manifest that an index of its repository may keep instead.
+pub(crate) const PUSHED_MANIFEST: &str = "manifest";
+/// The value of [`PUSHED`] of one that is about another manifest.
+pub(crate) const PUSHED_REFERRER: &str = "referrer";
 /// On a hash reference that no name needs any more: since when (RFC 3339).
 pub(crate) const STRANDED: &str = "io.orlop.stranded-since";
 /// On a layer: the diff ID.

@@ -23,6 +23,7 @@
 //! What an operation spends its time on is told in spans, also of threads of the blocking pool: `pull` or `import`, within them
 //! `resolve`, `admit`, `fetch` and `unpack` for each blob, `commit`; and `reconcile`. One that failed has the `error`.
 
+mod accept;
 mod adopt;
 mod allocated;
 mod beneath;
@@ -60,6 +61,7 @@ mod walk;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+pub use accept::{Accepted, PushedManifest};
 pub use adopt::{ADOPTED, AdoptRequest, Adoption, ChainOf, Foreign, WAITING, plan_adoption};
 pub use beneath::Handed;
 pub use check::{CheckRequest, Problem};

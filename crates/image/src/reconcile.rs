@@ -3,8 +3,8 @@
 //! For every *name* in a CRI-managed namespace whose image is complete for the host's platform, its image ID record and
 //! its digest record exist, carry the managed label and point at a target of that image. A name is a tag, any other
 //! text, or a digest reference that somebody asked for by digest. A hash reference that no name needs is *stranded*: it
-//! goes at once if the last name was deleted, after a grace period if a tag moved away, and never while it is pinned or a
-//! container stands on its image.
+//! goes at once if the last name was deleted, after a grace period if a tag moved away, and never while it is pinned, a
+//! container stands on its image, or it keeps a manifest that was pushed here ([`crate::accept`]).
 //!
 //! [`changes`] decides, without I/O; it is idempotent: applied to its own result it changes nothing.
 //!
@@ -79,7 +79,7 @@ pub(crate) fn is_name(record: &Image) -> bool {
 pub(crate) fn is_name_of(kind: Kind, map: &Labels) -> bool {
     match kind {
         Kind::Tag | Kind::Other => true,
-        Kind::Digest => map.contains_key(labels::REQUESTED) || !is_managed(map),
+        Kind::Digest => map.contains_key(labels::REQUESTED) || !(is_managed(map) || is_pushed(map)),
         Kind::Id => false,
     }
 }
@@ -91,6 +91,11 @@ pub(crate) fn digest_of(name: &str) -> Option<Digest> {
 
 pub(crate) fn is_managed(map: &Labels) -> bool {
     map.get(labels::MANAGED).is_some_and(|v| v == labels::MANAGED_VALUE)
+}
+
+/// Whether a record keeps what was pushed to this store's own registry.
+pub(crate) fn is_pushed(map: &Labels) -> bool {
+    map.contains_key(labels::PUSHED)
 }
 
 pub(crate) fn is_pinned(map: &Labels) -> bool {
@@ -136,6 +141,7 @@ pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> 
         let waits = classify(&r.name) == Kind::Id && unknown.contains(&r.target.digest);
         waits
             || is_name(r)
+            || is_pushed(&r.labels)
             || is_pinned(&r.labels)
             || (facts.used)(&r.target.digest)
             || needs.contains_key(&r.name)

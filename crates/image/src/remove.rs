@@ -37,6 +37,9 @@ pub struct RemoveRequest {
     pub force: bool,
     /// Give the space back at once instead of keeping it for undo.
     pub no_trash: bool,
+    /// Only records of these very names and the image IDs that only they need: a manifest that was pushed to the store's own
+    /// registry stays when its last tag goes.
+    pub keep_pushed: bool,
     /// What the trash says that it was; none: `rm` and the names.
     pub reason: Option<String>,
 }
@@ -271,7 +274,7 @@ impl Images {
             return Err(Error::Pinned(name.clone()));
         }
         if self.settings().is_cri(&scope.namespace) {
-            self.follow(catalog, users, &mut doomed);
+            self.follow(catalog, users, &mut doomed, request.keep_pushed);
         }
         let going = catalog.records.iter().filter(|record| doomed.names.contains(&record.name));
         doomed.targets = going.map(|record| record.target.digest.clone()).collect();
@@ -279,13 +282,18 @@ impl Images {
     }
 
     /// Lets the reconciler say what follows: stranded hash references go too, needed ones come back.
-    fn follow(&self, catalog: &Catalog, users: &Users, doomed: &mut Doomed) {
+    fn follow(&self, catalog: &Catalog, users: &Users, doomed: &mut Doomed, keep_pushed: bool) {
         let gone = |record: &Image| doomed.names.contains(&record.name);
         let targets: BTreeSet<&Digest> = catalog.records.iter().filter(|r| gone(r)).map(|r| &r.target.digest).collect();
+        let repositories: BTreeSet<&str> = doomed.names.iter().map(|name| repository_of(name)).collect();
         let mut rest: Vec<Image> = catalog.records.iter().filter(|r| !gone(r)).cloned().collect();
         for record in rest.iter_mut().filter(|r| !is_name(r) && targets.contains(&r.target.digest)) {
             // A pin that is overridden does not keep the hash references either.
             record.labels.remove(labels::PINNED);
+            // Nor is a manifest kept in the repository from which people remove it.
+            if !keep_pushed && repositories.contains(repository_of(&record.name)) {
+                record.labels.remove(labels::PUSHED);
+            }
         }
         let image = |target: &Digest| catalog.complete_image(target, self.platform());
         let facts = Facts {
@@ -408,6 +416,12 @@ const fn is_gone(error: &Error) -> bool {
         error,
         Error::Metadata(metadata::Error::NotFound { .. }) | Error::Content(orlop_content::Error::NotFound { .. })
     )
+}
+
+/// The repository in the name of a record, if it is one of a repository.
+fn repository_of(name: &str) -> &str {
+    let name = name.split_once('@').map_or(name, |(repository, _)| repository);
+    name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(repository, _)| repository)
 }
 
 fn why_kept(blobs: usize, names: &BTreeSet<&str>) -> String {

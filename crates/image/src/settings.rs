@@ -22,6 +22,9 @@ pub struct Settings {
     pub pinned_images: Vec<String>,
     /// Whether CRI is told that an image which no registry is known to supply is pinned.
     pub pin_unsupplied: bool,
+    /// The hosts of registries that serve this store itself, with their ports: what is pulled from there was here, and nobody
+    /// else supplies it.
+    pub own_registries: Vec<String>,
     /// Seconds that the hash references of an image stay after its tag moved elsewhere.
     pub grace_seconds: i64,
     /// What may come in.
@@ -83,6 +86,7 @@ impl Default for Settings {
             lease_seconds: 24 * 3600,
             pinned_images: Vec::new(),
             pin_unsupplied: true,
+            own_registries: Vec::new(),
             grace_seconds: 24 * 3600,
             gate: Gate::default(),
             limits: Limits::default(),
@@ -95,6 +99,11 @@ impl Settings {
     pub(crate) fn pins(&self) -> Vec<String> {
         let normal = |name: &String| name.parse::<Reference>().map_or_else(|_| name.clone(), |r| r.to_string());
         self.pinned_images.iter().map(normal).collect()
+    }
+
+    /// Whether a host is this store's own registry.
+    pub(crate) fn is_own(&self, host: &str) -> bool {
+        self.own_registries.iter().any(|own| own == host)
     }
 
     /// Whether hash references are kept in this namespace.

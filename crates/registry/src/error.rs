@@ -14,6 +14,9 @@ pub(crate) enum Code {
     BlobUnknown,
     BlobUploadInvalid,
     BlobUploadUnknown,
+    Collected,
+    Denied,
+    InUse,
     RangeInvalid,
     DigestInvalid,
     ManifestBlobUnknown,
@@ -39,6 +42,11 @@ impl Code {
             Self::BlobUnknown => ("BLOB_UNKNOWN", StatusCode::NOT_FOUND, "this repository has no such blob"),
             Self::BlobUploadInvalid => ("BLOB_UPLOAD_INVALID", StatusCode::BAD_REQUEST, "the upload is not valid"),
             Self::BlobUploadUnknown => ("BLOB_UPLOAD_UNKNOWN", StatusCode::NOT_FOUND, "no such upload"),
+            Self::Collected => {
+                ("BLOB_UPLOAD_UNKNOWN", StatusCode::NOT_FOUND, "it was removed from the store just now; send it again")
+            }
+            Self::Denied => ("DENIED", StatusCode::FORBIDDEN, "this is not allowed"),
+            Self::InUse => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED, "the repository needs it"),
             Self::RangeInvalid => (
                 "BLOB_UPLOAD_INVALID",
                 StatusCode::RANGE_NOT_SATISFIABLE,
@@ -155,6 +163,9 @@ impl From<IndexError> for Failure {
             IndexError::NoRepository => Code::NameUnknown.into(),
             IndexError::NoManifest => Code::ManifestUnknown.into(),
             IndexError::NoBlob => Code::BlobUnknown.into(),
+            IndexError::Denied(reason) => Code::Denied.because(reason),
+            IndexError::NoSpace => Code::NoSpace.into(),
+            IndexError::InUse(reason) => Code::InUse.because(reason),
             IndexError::Backend(source) => {
                 tracing::error!(error = %source, "index failed");
                 Code::Unknown.into()

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use orlop_oci::Digest;
+use orlop_oci::{Digest, Document};
+use serde::{Deserialize, Serialize};
 
 /// Result of an index operation.
 pub type IndexResult<T> = std::result::Result<T, IndexError>;
@@ -21,13 +22,23 @@ pub enum IndexError {
     /// The repository does not have this blob.
     #[error("no such blob")]
     NoBlob,
+    /// What decides about what may come in, or go, says no; for the client to read.
+    #[error("{0}")]
+    Denied(String),
+    /// Something else in the repository needs it; for the client to read.
+    #[error("{0}")]
+    InUse(String),
+    /// Nothing more can be written.
+    #[error("no space left")]
+    NoSpace,
     /// The database failed.
     #[error("{0}")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// What an index keeps of a manifest; its bytes are a blob of the content store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ManifestRecord {
     /// Its digest.
     pub digest: Digest,
@@ -45,6 +56,29 @@ pub struct ManifestRecord {
     pub children: Vec<Digest>,
 }
 
+impl ManifestRecord {
+    /// What a document says of itself.
+    pub fn of(document: &Document) -> Self {
+        let (subject, artifact_type, annotations) = match (document.manifest(), document.index()) {
+            (Some(m), _) => {
+                let own = m.artifact_type.clone().filter(|t| !t.is_empty());
+                (m.subject.as_ref(), own.or_else(|| Some(m.config.media_type.clone())), m.annotations.clone())
+            }
+            (None, Some(i)) => (i.subject.as_ref(), i.artifact_type.clone(), i.annotations.clone()),
+            (None, None) => (None, None, BTreeMap::new()),
+        };
+        Self {
+            digest: document.digest().digest().clone(),
+            media_type: document.media_type().to_owned(),
+            size: document.raw().len() as u64,
+            subject: subject.map(|s| s.digest.clone()),
+            artifact_type,
+            annotations,
+            children: document.children().into_iter().map(|child| child.digest.clone()).collect(),
+        }
+    }
+}
+
 /// How a manifest is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestKey {
@@ -57,6 +91,14 @@ pub enum ManifestKey {
 /// Which repository has which blob.
 #[async_trait]
 pub trait BlobIndex: Send + Sync {
+    /// Keeps these blobs from being collected, those of them that are in the content store, long enough for a link or a
+    /// manifest to follow. The registry asks for it before it looks whether they are there, so that what it saw stays true.
+    /// An index over a store that nobody collects has nothing to do.
+    async fn hold(&self, digests: &[Digest]) -> IndexResult<()> {
+        let _ = digests;
+        Ok(())
+    }
+
     /// Says that a repository has a blob whose bytes are in the content store.
     async fn link_blob(&self, repository: &str, digest: &Digest) -> IndexResult<()>;
 

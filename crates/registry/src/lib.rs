@@ -19,6 +19,8 @@
 //! runs at once. An upload survives a lost connection and, if the content store does, a restart.
 
 mod blobs;
+mod caller;
+mod conditions;
 mod error;
 mod index;
 mod lists;
@@ -31,9 +33,11 @@ mod server;
 pub mod suite;
 mod uploads;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
+pub use caller::Caller;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 pub use index::{
@@ -74,8 +78,13 @@ impl Registry {
 
     /// Answers one request. Errors are answers too.
     pub async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        self.handle_from(request, None).await
+    }
+
+    /// The same for a request that came from somewhere.
+    pub(crate) async fn handle_from(&self, request: Request<Body>, from: Option<SocketAddr>) -> Response<Body> {
         let method = request.method().clone();
-        let mut response = match self.inner.route(request).await {
+        let mut response = match Caller::at(from).scope(self.inner.route(request)).await {
             Ok(response) => response,
             Err(failure) => failure.into_response(),
         };
@@ -104,7 +113,7 @@ impl Inner {
     async fn read(&self, name: &str, route: Route, request: Parts) -> Result<Response<Body>, Failure> {
         match route {
             Route::Blob(digest) => self.get_blob(name, &digest, &request).await,
-            Route::Manifest(key) => self.get_manifest(name, &key).await,
+            Route::Manifest(key) => self.get_manifest(name, &key, &request).await,
             Route::Tags => self.tags(name, &request.uri).await,
             Route::Referrers(digest) => self.referrers(name, &digest, &request.uri).await,
             Route::Upload(id) => self.upload_status(name, &id).await,

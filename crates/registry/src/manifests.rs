@@ -1,10 +1,9 @@
 //! Manifests: reading, taking, dropping.
 
-use std::collections::BTreeMap;
-
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
+use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri, header};
 use orlop_content::{Error as ContentError, IngestOptions, read_verified};
 use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
@@ -12,21 +11,29 @@ use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
 use crate::error::{Code, Failure};
 use crate::route::{queries, tag};
 use crate::uploads::BODY_PAUSE;
-use crate::{IndexError, Inner, ManifestKey, ManifestRecord, empty, text};
+use crate::{IndexError, Inner, ManifestKey, ManifestRecord, conditions, empty, text};
 
 /// Tags that one request may set.
 const MAX_TAGS: usize = 64;
 
 impl Inner {
     /// `GET /v2/<name>/manifests/<tag or digest>`
-    pub(crate) async fn get_manifest(&self, name: &str, key: &ManifestKey) -> Result<Response<Body>, Failure> {
+    pub(crate) async fn get_manifest(
+        &self,
+        name: &str,
+        key: &ManifestKey,
+        request: &Parts,
+    ) -> Result<Response<Body>, Failure> {
         let record = self.index.manifest(name, key).await?;
+        if conditions::has_it(&request.headers, &record.digest) {
+            return Ok(conditions::not_modified(&record.digest));
+        }
         let bytes = read_verified(&*self.content, &record.digest, MAX_MANIFEST_BYTES).await?;
         let mut response = empty(StatusCode::OK);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, text(&record.media_type));
         headers.insert(header::CONTENT_LENGTH, bytes.len().into());
-        headers.insert(header::ETAG, text(format!("\"{}\"", record.digest)));
+        headers.insert(header::ETAG, conditions::etag(&record.digest));
         headers.insert("docker-content-digest", text(record.digest.as_str()));
         *response.body_mut() = bytes.into();
         Ok(response)
@@ -53,9 +60,10 @@ impl Inner {
         {
             return Err(Code::DigestInvalid.because(format!("expected {expected}, the bytes hash to {actual}")));
         }
+        let record = ManifestRecord::of(&document);
+        self.index.hold(&record.children).await?;
         self.check_children(name, &document).await?;
         self.keep(name, &document).await?;
-        let record = record(&document);
         let subject = record.subject.clone();
         self.index.put_manifest(name, record, &tags).await?;
         let mut response = empty(StatusCode::CREATED);
@@ -126,12 +134,13 @@ impl Inner {
         };
         let mut writer = match self.content.writer(options).await {
             Ok(writer) => writer,
-            Err(ContentError::AlreadyExists(_)) => return Ok(()),
+            Err(ContentError::AlreadyExists(_)) => return self.still_there(digest).await,
             Err(error) => return Err(error.into()),
         };
         writer.write(document.raw().clone()).await?;
         match writer.commit(document.raw().len() as u64, Some(digest)).await {
-            Ok(_) | Err(ContentError::AlreadyExists(_)) => Ok(()),
+            Ok(_) => Ok(()),
+            Err(ContentError::AlreadyExists(_)) => self.still_there(digest).await,
             Err(error) => Err(error.into()),
         }
     }
@@ -151,26 +160,6 @@ fn tags(key: &ManifestKey, uri: &Uri) -> Result<Vec<String>, Failure> {
             }
             Ok(tags)
         }
-    }
-}
-
-fn record(document: &Document) -> ManifestRecord {
-    let (subject, artifact_type, annotations) = match (document.manifest(), document.index()) {
-        (Some(m), _) => {
-            let own = m.artifact_type.clone().filter(|t| !t.is_empty());
-            (m.subject.as_ref(), own.or_else(|| Some(m.config.media_type.clone())), m.annotations.clone())
-        }
-        (None, Some(i)) => (i.subject.as_ref(), i.artifact_type.clone(), i.annotations.clone()),
-        (None, None) => (None, None, BTreeMap::new()),
-    };
-    ManifestRecord {
-        digest: document.digest().digest().clone(),
-        media_type: document.media_type().to_owned(),
-        size: document.raw().len() as u64,
-        subject: subject.map(|s| s.digest.clone()),
-        artifact_type,
-        annotations,
-        children: document.children().into_iter().map(|child| child.digest.clone()).collect(),
     }
 }
 

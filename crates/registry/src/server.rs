@@ -118,11 +118,11 @@ async fn accept(
             _ = &mut stopped => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let (registry, tls, watcher) = (registry.clone(), tls.clone(), graceful.watcher());
                 connections.spawn(async move {
                     let _permit = permit;
-                    connection(registry, stream, tls, watcher).await;
+                    connection(registry, (stream, peer), tls, watcher).await;
                 });
             }
             Err(error) => {
@@ -136,22 +136,31 @@ async fn accept(
     let _ = tokio::time::timeout(SHUTDOWN_TIME, graceful.shutdown()).await;
 }
 
-async fn connection(registry: Registry, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher) {
+async fn connection(
+    registry: Registry,
+    (stream, peer): (TcpStream, SocketAddr),
+    tls: Option<TlsAcceptor>,
+    watcher: Watcher,
+) {
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return requests(registry, stream, watcher).await;
+        return requests(registry, (stream, peer), watcher).await;
     };
     match tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
-        Ok(Ok(stream)) => requests(registry, stream, watcher).await,
+        Ok(Ok(stream)) => requests(registry, (stream, peer), watcher).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
-async fn requests(registry: Registry, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
+async fn requests(
+    registry: Registry,
+    (stream, peer): (impl AsyncRead + AsyncWrite + Unpin + Send + 'static, SocketAddr),
+    watcher: Watcher,
+) {
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let registry = registry.clone();
-        async move { Ok::<_, std::convert::Infallible>(registry.handle(request.map(Body::new)).await) }
+        async move { Ok::<_, std::convert::Infallible>(registry.handle_from(request.map(Body::new), Some(peer)).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);

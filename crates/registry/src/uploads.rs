@@ -82,9 +82,9 @@ impl Inner {
             if let Some(from) = query(request.uri(), "from")
                 && repository(&from).is_some()
                 && self.index.has_blob(&from, &digest).await?
-                && self.content.info(&digest).await.is_ok()
+                && let Ok(mounted) = self.created(name, &digest).await
             {
-                return self.created(name, &digest).await;
+                return Ok(mounted);
             }
         }
         let expected = query(request.uri(), "digest").map(|text| parse_digest(&text)).transpose()?;
@@ -219,7 +219,19 @@ impl Inner {
         }
     }
 
+    /// Holds a blob that the content store had, and looks whether it still has it: a collection may have been between.
+    pub(crate) async fn still_there(&self, digest: &Digest) -> Result<(), Failure> {
+        self.index.hold(std::slice::from_ref(digest)).await?;
+        match self.content.info(digest).await {
+            Ok(_) => Ok(()),
+            Err(ContentError::NotFound { .. }) => Err(Code::Collected.because(digest)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Links a blob that is in the content store.
     async fn created(&self, name: &str, digest: &Digest) -> Result<Response<Body>, Failure> {
+        self.still_there(digest).await?;
         self.index.link_blob(name, digest).await?;
         let mut response = empty(StatusCode::CREATED);
         response.headers_mut().insert(header::LOCATION, text(format!("/v2/{name}/blobs/{digest}")));

@@ -35,6 +35,7 @@ mod namespaces;
 mod orlop;
 mod page;
 mod raw;
+mod registry;
 mod serve;
 mod services;
 mod snapshots;
@@ -50,6 +51,7 @@ pub use beside::{BesideMode, BesideSettings};
 pub use cri::CriSettings;
 pub use daemon::{Listening, ServeOptions, Surface};
 pub use raw::{Owner, OwnerError};
+pub use registry::{NodeIndex, NodeRegistry};
 pub use serve::Server;
 pub use traces::{Receive, SpanCounts, Traces};
 

@@ -32,7 +32,15 @@ impl Module {
     /// # Panics
     /// If it does not compile.
     pub fn program(&self, into: &Path) -> Option<PathBuf> {
-        self.build(&["build"], into.join("program"))
+        self.build(&["build"], into.join("program"), ".")
+    }
+
+    /// Builds a program of another module that this one names as a tool, likewise.
+    ///
+    /// # Panics
+    /// If it does not compile.
+    pub fn tool(&self, package: &str, into: &Path) -> Option<PathBuf> {
+        self.build(&["build"], into.join("tool"), package)
     }
 
     /// Builds the tests of the module, likewise.
@@ -40,7 +48,7 @@ impl Module {
     /// # Panics
     /// If they do not compile.
     pub fn tests(&self, into: &Path) -> Option<PathBuf> {
-        self.build(&["test", "-vet=all", "-c"], into.join("tests"))
+        self.build(&["test", "-vet=all", "-c"], into.join("tests"), ".")
     }
 
     /// The module's directory.
@@ -48,9 +56,9 @@ impl Module {
         &self.dir
     }
 
-    fn build(&self, how: &[&str], binary: PathBuf) -> Option<PathBuf> {
+    fn build(&self, how: &[&str], binary: PathBuf, package: &str) -> Option<PathBuf> {
         let mut command = Command::new(&self.go);
-        command.current_dir(&self.dir).args(how).arg("-buildvcs=false").arg("-o").arg(&binary).arg(".");
+        command.current_dir(&self.dir).args(how).arg("-buildvcs=false").arg("-o").arg(&binary).arg(package);
         // A Go that is older than the module asks for fetches the right one.
         if std::env::var_os("GOTOOLCHAIN").is_none() {
             command.env("GOTOOLCHAIN", "auto");

@@ -6,6 +6,7 @@
 
 mod limits;
 mod read;
+mod registry;
 mod traces;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,11 @@ use orlop_server::{Background, BesideMode, BesideSettings, CriSettings, Owner, O
 #[cfg(test)]
 pub(crate) use read::keys;
 pub(crate) use read::{DEFAULT_FILE, mode, read};
+pub(crate) use registry::{Registry, name_of as registry_name};
 use serde::{Deserialize, Serialize};
 pub(crate) use traces::{Protocol, SamplerKind, Traces};
+
+use crate::error::{Class, CliError};
 
 /// The commented file with all defaults.
 pub(crate) const DEFAULT: &str = include_str!("default.toml");
@@ -41,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) cri: Cri,
     pub(crate) credentials: Credentials,
     pub(crate) containerd: Containerd,
+    pub(crate) registry: Registry,
     pub(crate) gc: Gc,
     pub(crate) scrub: Scrub,
     pub(crate) repair: Repair,
@@ -180,6 +185,7 @@ impl Default for Config {
             cri: Cri::default(),
             credentials: Credentials::default(),
             containerd: Containerd::default(),
+            registry: Registry::default(),
             gc: Gc::default(),
             scrub: Scrub::default(),
             repair: Repair::default(),
@@ -298,6 +304,12 @@ impl Default for Repair {
 }
 
 impl Config {
+    /// Checks `[registry]` once more where an option took the place of a key.
+    pub(crate) fn check_registry(&self) -> crate::error::Result<()> {
+        let wrong = |(key, message)| CliError::new(Class::Usage, format!("{key}: {message}"));
+        self.registry.check().map_err(wrong)
+    }
+
     /// How images are worked with.
     pub(crate) fn images(&self) -> orlop_image::Settings {
         let Images { concurrency, cri_namespaces, pinned, pin_unsupplied, grace_seconds } = self.images.clone();

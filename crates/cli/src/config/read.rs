@@ -135,6 +135,7 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
     if config.gc.trash_free_percent > 100 {
         return Err(("gc.trash_free_percent", format!("expected at most 100, found {}", config.gc.trash_free_percent)));
     }
+    config.registry.check()?;
     config.limits.check()?;
     config.traces.check()?;
     if let Err(error) = config.log.level.parse::<tracing_subscriber::filter::Targets>() {
@@ -223,6 +224,10 @@ mod tests {
                 .message
                 .starts_with("f:2: serve.raw_sockets: owner \"K3s\"")
         );
+        assert!(
+            refused("[registry]\naddress = '5000'").message.starts_with("f:2: registry.address: expected HOST:PORT")
+        );
+        assert!(refused("[registry]\n\nname = 'a/b'").message.starts_with("f:3: registry.name: expected a host"));
         assert!(refused("[log]\nlevel = 'a=b=c'").message.starts_with("f:2: log.level"));
         assert!(refused("serve = 3").message.starts_with("f:1: invalid type"));
         assert!(refused("zzz = 3").hint.unwrap().starts_with("`orlop config default`"));

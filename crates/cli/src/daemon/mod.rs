@@ -4,6 +4,7 @@
 //! - Nobody can know of the daemon before it hears signals: the signals come first, the socket after the root.
 //! - One daemon a root ([`crate::holder`]), one a socket ([`socket`]).
 
+mod registry;
 mod reload;
 mod signals;
 mod socket;
@@ -52,6 +53,9 @@ pub(crate) struct Args {
     /// The socket's group, by name or number: its members may do everything
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
+    /// Be a registry at this host and port: its repositories are the image records HOST:PORT/… of the store
+    #[arg(long, value_name = "ADDR")]
+    registry: Option<String>,
     /// Offer Prometheus metrics at http://ADDR/metrics
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
@@ -64,12 +68,16 @@ pub(crate) struct Args {
 #[derive(Debug, Clone)]
 struct Overrides {
     hosts_dir: Option<String>,
+    registry: Option<String>,
 }
 
 impl Overrides {
     fn apply(&self, config: &mut Config) {
         if let Some(directories) = &self.hosts_dir {
             config.hosts_dir.clone_from(directories);
+        }
+        if self.registry.is_some() {
+            config.registry.address.clone_from(&self.registry);
         }
     }
 }
@@ -79,8 +87,9 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
     let signals = Signals::listen()?;
     let hangups = signals::hangups()?;
     let mut settings = Settings::load(global)?;
-    let overrides = Overrides { hosts_dir: args.hosts_dir.clone() };
+    let overrides = Overrides { hosts_dir: args.hosts_dir.clone(), registry: args.registry.clone() };
     overrides.apply(&mut settings.config);
+    settings.config.check_registry()?;
     let traces = traces::Traces::start(&settings.config.traces);
     let layer = traces.as_ref().ok().and_then(Option::as_ref).map(traces::Traces::layer);
     let log = output::set_up_daemon_logging(global, &settings.config.log, layer);
@@ -115,16 +124,22 @@ async fn run_traced(
 ) -> Result<ExitCode> {
     allow_many_files();
     tell_confinement();
+    let mut passed = systemd::passed()?;
+    let bound = registry::Bound::new(&settings.config.registry, passed.registry.take()).await?;
     let images = embed::images(&settings.root, &settings.config).await?;
+    let own = bound.as_ref().map(|bound| bound.host().to_owned());
+    images.set_settings(orlop_image::Settings {
+        own_registries: own.iter().cloned().collect(),
+        ..(*images.settings()).clone()
+    });
     let store = images.store().clone();
     let traces = traces.map(traces::Traces::for_server);
     let trace = traces.as_ref().map(|traces| traces.send.clone());
     let providers = credentials::providers(&settings.config.credentials)?;
-    let server = Server::new(images).with_cri(reload::cri(&settings.config, providers, trace.as_ref()));
+    let server = Server::new(images.clone()).with_cri(reload::cri(&settings.config, providers, trace.as_ref()));
     let server = with_beside(server, settings, args)?;
     let server = traces.into_iter().fold(server, Server::with_traces);
     let mut held = Held::take(&settings.root)?;
-    let mut passed = systemd::passed()?;
     let mut beside = JoinSet::new();
     let metrics = metrics_listener(settings, args, passed.metrics.take()).await?;
     let (sockets, listeners) = listen(settings, args, passed)?;
@@ -140,15 +155,20 @@ async fn run_traced(
         };
         beside.spawn(orlop_registry::metrics::serve(listener, render));
     }
+    let registry = match bound {
+        Some(bound) => Some(bound.serve(&images).await?),
+        None => None,
+    };
     beside.spawn(systemd::watchdog(store.clone()));
     beside.spawn(crate::memory::give_back());
     systemd::ready();
     let (options, watched) = watch::channel(settings.config.serve());
     let Reloading { global, overrides, hangups, log } = reloading;
     let (global, config) = (global.clone(), settings.config.clone());
-    let reload = reload::Reload { global, overrides, config, server: server.clone(), options, log, trace };
+    let reload =
+        reload::Reload { global, overrides, config, server: server.clone(), options, log, trace, registry: own };
     let reload = beside.spawn(reload.run(hangups));
-    let served = serve(&server, listeners, watched, signals, &sockets, &reload).await;
+    let served = serve(&server, registry, listeners, watched, signals, &sockets, &reload).await;
     // Nobody can ask for mounts now.
     drop(tokio::task::spawn_blocking(move || release(&store)).await);
     served
@@ -178,6 +198,7 @@ fn with_beside(server: Server, settings: &Settings, args: &Args) -> Result<Serve
 /// Serves until a signal, and a little longer.
 async fn serve(
     server: &Server,
+    registry: Option<orlop_registry::Server>,
     listeners: Listeners,
     options: watch::Receiver<ServeOptions>,
     mut signals: Signals,
@@ -197,8 +218,13 @@ async fn serve(
             tracing::info!(signal, ?limit, "finishing what runs");
             systemd::stopping();
             drop(stop);
+            let registry = async {
+                if let Some(registry) = registry {
+                    registry.shutdown().await;
+                }
+            };
             tokio::select! {
-                served = serving => served,
+                (served, ()) = async { tokio::join!(serving, registry) } => served,
                 signal = signals.next() => {
                     tracing::warn!(signal, "ended at once");
                     sockets.iter().for_each(Socket::remove);

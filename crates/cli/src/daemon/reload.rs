@@ -26,6 +26,7 @@ use crate::{credentials, policy};
 const FIXED: &[&str] = &[
     "containerd",
     "log.format",
+    "registry",
     "root",
     "serve.group",
     "serve.metrics",
@@ -46,6 +47,8 @@ pub(super) struct Reload {
     pub(super) options: watch::Sender<ServeOptions>,
     pub(super) log: LogLevel,
     pub(super) trace: Option<TraceHeaders>,
+    /// What the registry is called, if there is one.
+    pub(super) registry: Option<String>,
 }
 
 /// A configuration that was read and is right.
@@ -80,7 +83,8 @@ impl Reload {
         let stopped = |e| CliError::new(Class::Failed, format!("read the configuration: {e}"));
         let next = tokio::task::spawn_blocking(move || read(&global, &overrides, &old)).await.map_err(stopped)??;
         self.log.set(&next.config.log);
-        let images = orlop_image::Settings { gate: next.gate, ..next.config.images() };
+        let mut images = orlop_image::Settings { gate: next.gate, ..next.config.images() };
+        images.own_registries = self.registry.iter().cloned().collect();
         self.server.reconfigure(images, cri(&next.config, next.providers, self.trace.as_ref()));
         self.options.send_replace(next.config.serve());
         self.config = next.config;

@@ -15,6 +15,8 @@ use crate::error::{Class, CliError, Result};
 
 /// The name (`FileDescriptorName=`) of a TCP socket for metrics.
 const METRICS: &str = "metrics";
+/// The name of a TCP socket for the registry.
+const REGISTRY: &str = "registry";
 /// The name of a socket for a containerd above; with `raw-OWNER` of one that has another name.
 const RAW: &str = "raw";
 
@@ -29,6 +31,8 @@ pub(super) struct Passed {
     pub(super) owners: Vec<Owner>,
     /// For metrics.
     pub(super) metrics: Option<std::net::TcpListener>,
+    /// For the registry.
+    pub(super) registry: Option<std::net::TcpListener>,
 }
 
 /// Takes the sockets that were handed over to this process, if any were.
@@ -45,6 +49,8 @@ pub(super) fn passed() -> Result<Passed> {
         let wrong = |e| CliError::new(Class::Usage, format!("socket {index} ({name:?}) of LISTEN_FDS: {e}"));
         if name == METRICS {
             passed.metrics = fds.take_tcp_listener(index).map_err(wrong)?;
+        } else if name == REGISTRY {
+            passed.registry = fds.take_tcp_listener(index).map_err(wrong)?;
         } else {
             let owner = owner(name).map_err(|e| CliError::new(Class::Usage, e.to_string()))?;
             let listener = fds.take_unix_listener(index).map_err(wrong)?;

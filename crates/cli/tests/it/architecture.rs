@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "orlop-image",
             "orlop-graph",
             "orlop-api",
+            "orlop-registry",
         ],
     ),
     ("orlop-lens", &["orlop-oci", "orlop-bolt", "orlop-graph", "orlop-api"]),

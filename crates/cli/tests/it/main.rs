@@ -24,6 +24,7 @@ mod joining;
 mod manners;
 mod mounting;
 mod networks;
+mod node_registry;
 mod packaging;
 mod pressure;
 mod pruning;

@@ -5,6 +5,8 @@ pub const MANAGED: &str = "io.cri-containerd.image";
 
 /// CRI's label for images that the kubelet must not remove; its value is `pinned`.
 pub const PINNED: &str = "io.cri-containerd.pinned";
+/// Orlop's label of a record that keeps a manifest of its registry until it is deleted there.
+pub const PUSHED: &str = "io.orlop.pushed";
 
 /// With a registry's host behind it: a blob's label that names the repositories there which have it, with commas between.
 pub const SOURCE: &str = "containerd.io/distribution.source.";

@@ -109,7 +109,8 @@ impl Session<'_> {
             blob_labels.entry(digest).or_default().extend(labels);
         }
         let content = self.content.clone();
-        let source = self.origin.repository().cloned();
+        let settings = self.images.settings();
+        let source = self.origin.repository().filter(|repository| !settings.is_own(repository.domain())).cloned();
         self.images
             .blocking(move |store| {
                 if let Some(source) = &source {

@@ -37,6 +37,7 @@ pub(super) fn removal(request: pb::RemoveRequest) -> RemoveRequest {
         plan: (!request.plan.is_empty()).then_some(request.plan),
         force: request.force,
         no_trash: request.no_trash,
+        keep_pushed: false,
         reason: (!request.reason.is_empty()).then_some(request.reason),
     }
 }

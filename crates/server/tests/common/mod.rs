@@ -26,6 +26,7 @@ pub struct Node {
     _cleaned: Cleaned,
     pub directory: TempDir,
     pub store: Store,
+    pub images: Images,
     pub server: Server,
     pub channel: Channel,
 }
@@ -39,9 +40,10 @@ impl Node {
     pub fn at(directory: TempDir, settings: Settings) -> Self {
         let root = directory.path().join("root");
         let (cleaned, store) = (Cleaned(root.clone()), open(&root));
-        let server = Server::new(Images::new(store.clone(), settings));
+        let images = Images::new(store.clone(), settings);
+        let server = Server::new(images.clone());
         let channel = server.in_process();
-        Self { _cleaned: cleaned, directory, store, server, channel }
+        Self { _cleaned: cleaned, directory, store, images, server, channel }
     }
 }
 

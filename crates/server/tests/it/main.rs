@@ -17,6 +17,8 @@ mod file_systems;
 mod gc;
 mod mapped_users;
 mod mounts;
+mod node_registry;
+mod node_registry_index;
 mod objects;
 mod surroundings;
 mod tasks;

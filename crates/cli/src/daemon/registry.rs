@@ -1,0 +1,66 @@
+//! The daemon's registry: where it listens, and what it is called.
+
+use std::path::Path;
+
+use orlop_image::Images;
+use orlop_registry::{ServeOptions, Server};
+use orlop_server::NodeRegistry;
+use tokio::net::TcpListener;
+
+use crate::config::{Registry as Section, registry_name};
+use crate::error::{Class, CliError, Result};
+
+/// A registry that will be served: who connects waits.
+pub(super) struct Bound {
+    listener: TcpListener,
+    registry: NodeRegistry,
+}
+
+impl Bound {
+    /// Listens where the configuration says, or takes what was handed over. None: there is no registry.
+    pub(super) async fn new(section: &Section, passed: Option<std::net::TcpListener>) -> Result<Option<Self>> {
+        let listener = match (passed, &section.address) {
+            (Some(listener), _) => {
+                let made = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+                made.map_err(|e| CliError::io("listen for the registry", None, e))?
+            }
+            (None, Some(address)) => {
+                let bound = TcpListener::bind(address.as_str()).await;
+                bound.map_err(|e| CliError::io("listen on", Some(Path::new(address)), e))?
+            }
+            (None, None) => return Ok(None),
+        };
+        let host = match section.host() {
+            Some(host) => host,
+            None => {
+                let own = listener.local_addr().map_err(|e| CliError::io("listen for the registry", None, e))?;
+                registry_name(section.address.as_deref().unwrap_or(&own.to_string()), own.port())
+            }
+        };
+        if !NodeRegistry::is_host(&host) {
+            return Err(CliError::new(Class::Usage, format!("images cannot be called after the registry {host:?}"))
+                .hint("set registry.name to the host that clients say"));
+        }
+        let registry = NodeRegistry { host, namespace: section.namespace.clone() };
+        Ok(Some(Self { listener, registry }))
+    }
+
+    /// What it is called.
+    pub(super) fn host(&self) -> &str {
+        &self.registry.host
+    }
+
+    /// Serves it.
+    pub(super) async fn serve(self, images: &Images) -> Result<Server> {
+        let Self { listener, registry } = self;
+        let (node, images) = (registry.clone(), images.clone());
+        let opened = tokio::task::spawn_blocking(move || node.open(&images)).await;
+        let opened = opened.map_err(|e| CliError::new(Class::Failed, format!("open the registry: {e}")))?;
+        let opened = opened.map_err(|e| CliError::from(orlop_server::status_of(&e.into())))?;
+        let server = opened.serve(listener, ServeOptions::default());
+        let server = server.map_err(|e| CliError::io("serve the registry", None, e))?;
+        let NodeRegistry { host, namespace } = &registry;
+        tracing::info!(address = %server.address(), host, namespace, "serving the registry");
+        Ok(server)
+    }
+}

@@ -1,0 +1,117 @@
+//! What keeps the blobs of a push until a manifest has them: a lease for each hour in which something was pushed.
+//!
+//! Everything that is uploaded, mounted, or about to be named by a manifest is in the lease of the hour, which ends a day later.
+//! So a restart, a crash or a power cut takes nothing from a push, and what no manifest came for goes by itself.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use orlop_metadata::{self as metadata, Labels, ObjectKind, Repositories, Resource, ResourceKind, Scope, Store};
+use orlop_oci::Digest;
+
+use super::NodeRegistry;
+
+/// How long a repository has a blob that no manifest has.
+pub(super) const LINKED: SignedDuration = SignedDuration::from_hours(25);
+
+/// From the begin of its hour until the end of a lease: longer than any of its links.
+const HELD: SignedDuration = SignedDuration::from_hours(27);
+
+const HOUR: i64 = 3600;
+
+/// When a lease ends by itself.
+const EXPIRE: &str = "containerd.io/gc.expire";
+/// Whose lease it is.
+const REGISTRY: &str = "io.orlop.registry";
+
+/// The leases of pushes. Every method blocks.
+pub(super) struct Holding {
+    store: Store,
+    repositories: Repositories,
+    namespace: String,
+    host: String,
+    /// The hour whose lease is known to be there.
+    current: Mutex<Option<i64>>,
+}
+
+impl Holding {
+    pub(super) fn new(store: &Store, registry: &NodeRegistry) -> metadata::Result<Self> {
+        let NodeRegistry { host, namespace } = registry.clone();
+        let repositories = store.repositories(&namespace)?;
+        Ok(Self { store: store.clone(), repositories, namespace, host, current: Mutex::default() })
+    }
+
+    pub(super) fn repositories(&self) -> &Repositories {
+        &self.repositories
+    }
+
+    /// Keeps blobs for a day, whether or not they are there yet.
+    pub(super) fn hold(&self, digests: &[Digest]) -> metadata::Result<()> {
+        let resource = |digest: &Digest| Resource { kind: ResourceKind::Content, name: digest.to_string() };
+        let resources: Vec<Resource> = digests.iter().map(resource).collect();
+        if resources.is_empty() {
+            return Ok(());
+        }
+        let add = |lease: &str| self.store.add_resources(&self.namespace, lease, &resources);
+        match add(&self.lease()?) {
+            Err(error) if is_lease_gone(&error) => {
+                self.forget();
+                add(&self.lease()?)
+            }
+            done => done,
+        }
+    }
+
+    /// A scope in which everything that is written is kept for a day.
+    pub(super) fn scope(&self) -> metadata::Result<Scope> {
+        Ok(Scope::new(&*self.namespace, "registry").with_lease(self.lease()?))
+    }
+
+    /// Forgets that the lease is there: somebody has ended it.
+    pub(super) fn forget(&self) {
+        *self.known() = None;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<i64>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lease of this hour. The first push of an hour makes it, and sweeps out what earlier ones left.
+    fn lease(&self) -> metadata::Result<String> {
+        let hour = Timestamp::now().as_second().div_euclid(HOUR);
+        let begin = Timestamp::from_second(hour * HOUR).unwrap_or(Timestamp::UNIX_EPOCH);
+        let id = format!("orlop-registry-{}", begin.strftime("%Y%m%dT%HZ"));
+        if *self.known() == Some(hour) {
+            return Ok(id);
+        }
+        let end = begin.saturating_add(HELD).unwrap_or(Timestamp::MAX);
+        let labels = Labels::from([
+            (EXPIRE.to_owned(), end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            (REGISTRY.to_owned(), self.host.clone()),
+        ]);
+        match self.store.create_lease(&self.namespace, &id, labels) {
+            Ok(_) => drop(self.repositories.sweep()?),
+            Err(metadata::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        *self.known() = Some(hour);
+        Ok(id)
+    }
+}
+
+/// Whether somebody has ended the lease that was used.
+pub(super) fn is_lease_gone(error: &metadata::Error) -> bool {
+    matches!(error, metadata::Error::NotFound { kind: ObjectKind::Lease, .. })
+}
+
+/// Runs a call that blocks.
+pub(super) async fn blocking<T: Send + 'static>(
+    holding: &Arc<Holding>,
+    call: impl FnOnce(&Holding) -> metadata::Result<T> + Send + 'static,
+) -> metadata::Result<T> {
+    let holding = holding.clone();
+    match tokio::task::spawn_blocking(move || call(&holding)).await {
+        Ok(done) => done,
+        Err(_) => Err(metadata::Error::Content(orlop_content::Error::Stopped)),
+    }
+}
