@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Demo(crate::demo::Args),
     /// Run the daemon: containerd's API on a socket
     Serve(crate::daemon::Args),
+    /// Run a stateless registry gateway over PostgreSQL and a bucket that several of them share
+    Registry(c::registry::Args),
     /// Pull images from registries
     Pull(c::pull::Args),
     /// Push an image to a registry

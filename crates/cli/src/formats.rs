@@ -32,6 +32,7 @@ fn of(command: &Command) -> Prints {
     match command {
         Command::Demo(_) => Neither("it is for people to read"),
         Command::Serve(_) => Neither("it answers on sockets; [log] format in the configuration is that of its log"),
+        Command::Registry(_) => Neither("it answers over HTTP; [log] format in the configuration is that of its log"),
         Command::Top(_) => {
             Neither("it draws on a terminal; `orlop images`, `orlop df` and `orlop watch` tell the same")
         }

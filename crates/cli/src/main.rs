@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     };
     paint::set_up(&cli.global);
     // The daemon hears signals itself, to finish what runs; and its log is configured.
-    let alone = matches!(cli.command, args::Command::Serve(_));
+    let alone = matches!(cli.command, args::Command::Serve(_) | args::Command::Registry(_));
     memory::few_arenas();
     if !alone {
         output::set_up_logging(&cli.global);

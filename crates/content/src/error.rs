@@ -99,6 +99,14 @@ pub enum Error {
     /// A request that makes no sense.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
+    /// What the bytes or their names are kept in does not answer now; nothing was done that was not said.
+    #[error("{what} is not available: {source}")]
+    Unavailable {
+        /// `the database`, `the bucket`, …
+        what: &'static str,
+        /// What it said, or what the network did.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The names over the bytes said no: what a store with namespaces or leases has beyond this contract.
     #[error(transparent)]
     Metadata(Box<dyn std::error::Error + Send + Sync>),
@@ -115,11 +123,13 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn no_blob(digest: &Digest) -> Self {
+    /// No such blob.
+    pub fn no_blob(digest: &Digest) -> Self {
         Self::NotFound { kind: "blob", name: digest.to_string() }
     }
 
-    pub(crate) fn no_ingest(reference: &str) -> Self {
+    /// No such ingest.
+    pub fn no_ingest(reference: &str) -> Self {
         Self::NotFound { kind: "ingest", name: reference.to_owned() }
     }
 
@@ -142,6 +152,6 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Locked(_))
+        matches!(self, Self::Locked(_) | Self::Unavailable { .. })
     }
 }

@@ -47,7 +47,7 @@ pub use error::{Error, Result};
 pub use examine::{Flaw, Pace, examine};
 use jiff::Timestamp;
 pub use local::LocalStore;
-pub use memory::MemoryStore;
+pub use memory::{MemoryStore, verify};
 use orlop_oci::Digest;
 pub use trouble::Trouble;
 
@@ -83,7 +83,7 @@ pub struct Status {
 
 impl Status {
     /// Whether who opens a write with this total means something else than what is begun. Zero says nothing.
-    pub(crate) const fn is_of_another_total(&self, total: u64) -> bool {
+    pub const fn is_of_another_total(&self, total: u64) -> bool {
         self.total != 0 && total != 0 && self.total != total
     }
 }
@@ -107,6 +107,11 @@ pub trait BlobReader: Send + Sync {
 
     /// Up to `length` bytes from `offset`; shorter only at the end of the blob.
     async fn read_at(&self, offset: u64, length: usize) -> Result<Bytes>;
+
+    /// A URL from which anybody may read the blob for some minutes, where the backend would rather have it read there.
+    async fn redirect(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 }
 
 /// Gives blobs to read.
@@ -150,6 +155,12 @@ pub trait Writer: Send {
 
     /// The digest of the bytes so far.
     fn digest(&self) -> Digest;
+
+    /// Lets any process go on with this write, where several share a store: what was written survives this process, the ref
+    /// is free, and this writer is finished. `false` where a ref belongs to one machine: nothing was done.
+    async fn release(&mut self) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The ability to take a file's bytes over, where the backend has it.
     fn taking(&mut self) -> Option<&mut dyn Taking> {

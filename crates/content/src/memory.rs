@@ -235,8 +235,11 @@ impl Drop for MemoryWriter {
     }
 }
 
-/// What every commit checks before a blob may be seen.
-pub(crate) fn verify(status: &Status, size: u64, expected: Option<&Digest>, actual: &Digest) -> Result<()> {
+/// What every commit checks before a blob may be seen: a size of 0 and no digest are not checked.
+///
+/// # Errors
+/// [`Error::SizeMismatch`], [`Error::DigestMismatch`].
+pub fn verify(status: &Status, size: u64, expected: Option<&Digest>, actual: &Digest) -> Result<()> {
     if size != 0 && size != status.offset {
         let reference = status.reference.clone();
         return Err(Error::SizeMismatch { reference, expected: size, actual: status.offset });

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 /// A hash algorithm registered by the OCI image specification (descriptor.md, "Registered algorithms").
@@ -237,6 +238,28 @@ impl Digester {
             State::Sha384(h) => h.update(bytes),
             State::Sha512(h) => h.update(bytes),
         }
+    }
+
+    /// What it has come to, so that another process may go on ([`Digester::resume`]). Of use to this version of Orlop and
+    /// those that have the same hash implementation; others say that they do not know it, and hash again.
+    pub fn state(&self) -> Vec<u8> {
+        match &self.0 {
+            State::Sha256(h) => h.serialize().to_vec(),
+            State::Sha384(h) => h.serialize().to_vec(),
+            State::Sha512(h) => h.serialize().to_vec(),
+        }
+    }
+
+    /// Goes on from a [`Digester::state`]; `None` if it is not one of this algorithm.
+    pub fn resume(algorithm: Algorithm, state: &[u8]) -> Option<Self> {
+        fn read<H: SerializableState>(state: &[u8]) -> Option<H> {
+            H::deserialize(state.try_into().ok()?).ok()
+        }
+        Some(Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(read(state)?),
+            Algorithm::Sha384 => State::Sha384(read(state)?),
+            Algorithm::Sha512 => State::Sha512(read(state)?),
+        }))
     }
 
     /// The digest of all bytes added.

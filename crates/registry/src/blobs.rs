@@ -31,6 +31,14 @@ impl Inner {
             return Ok(conditions::not_modified(digest));
         }
         let reader = self.content.open(digest).await?;
+        if request.method == Method::GET
+            && let Some(url) = reader.redirect().await?
+        {
+            let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
+            response.headers_mut().insert(header::LOCATION, text(url));
+            response.headers_mut().insert("docker-content-digest", text(digest.as_str()));
+            return Ok(response);
+        }
         let size = reader.size();
         let ranged = request.method == Method::GET && conditions::range_counts(&request.headers, digest);
         let asked = if ranged { asked_range(&request.headers, size) } else { Asked::All };

@@ -1,12 +1,15 @@
 //! The error codes of the specification (distribution-spec, "Error Codes") and what maps to them.
 
 use axum::body::Body;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, header};
 use orlop_content as content;
 use orlop_oci::DocumentError;
 use serde::Serialize;
 
 use crate::IndexError;
+
+/// After how many seconds a client may try again when the database or the bucket is away.
+const RETRY_AFTER: u64 = 2;
 
 /// A code of the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,7 @@ pub(crate) enum Code {
     TooManyRequests,
     TimedOut,
     NoSpace,
+    Unavailable,
     Unknown,
 }
 
@@ -77,6 +81,11 @@ impl Code {
             }
             Self::TimedOut => ("UNKNOWN", StatusCode::REQUEST_TIMEOUT, "the body did not go on arriving"),
             Self::NoSpace => ("UNKNOWN", StatusCode::INSUFFICIENT_STORAGE, "the registry has no space left"),
+            Self::Unavailable => (
+                "UNAVAILABLE",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "what the registry keeps things in does not answer; try again",
+            ),
             Self::Unknown => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR, "the registry failed; its log says why"),
         }
     }
@@ -126,6 +135,9 @@ impl Failure {
         let (code, status, message) = self.code.parts();
         let document = Document { errors: [Entry { code, message, detail: self.detail.as_deref() }] };
         let mut response = crate::json(status, "application/json", serde_json::to_vec(&document).unwrap_or_default());
+        if self.code == Code::Unavailable {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER.into());
+        }
         for (name, value) in self.headers {
             response.headers_mut().insert(name, crate::text(value));
         }
@@ -146,6 +158,10 @@ impl From<content::Error> for Failure {
                 Code::SizeInvalid.because(format!("expected {expected} bytes, got {actual}"))
             }
             content::Error::Locked(_) => Code::TooManyRequests.into(),
+            content::Error::Unavailable { what, .. } => {
+                tracing::warn!(error = %error, "content store is not available");
+                Code::Unavailable.because(format!("{what} is not available"))
+            }
             _ => {
                 tracing::error!(error = %error, "content store failed");
                 match error.io_kind() {
@@ -166,6 +182,11 @@ impl From<IndexError> for Failure {
             IndexError::Denied(reason) => Code::Denied.because(reason),
             IndexError::NoSpace => Code::NoSpace.into(),
             IndexError::InUse(reason) => Code::InUse.because(reason),
+            IndexError::NoChild(digest) => Code::ManifestBlobUnknown.because(digest),
+            IndexError::Unavailable(source) => {
+                tracing::warn!(error = %source, "index is not available");
+                Code::Unavailable.because("the database is not available")
+            }
             IndexError::Backend(source) => {
                 tracing::error!(error = %source, "index failed");
                 Code::Unknown.into()

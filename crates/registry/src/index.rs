@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use orlop_oci::{Digest, Document};
+use orlop_oci::{Descriptor, Digest, Document, MediaKind};
 use serde::{Deserialize, Serialize};
 
 /// Result of an index operation.
@@ -31,6 +31,12 @@ pub enum IndexError {
     /// Nothing more can be written.
     #[error("no space left")]
     NoSpace,
+    /// A manifest refers to something that the repository does not have, or has no more.
+    #[error("the repository does not have {0}")]
+    NoChild(Digest),
+    /// The database does not answer now; nothing was done.
+    #[error("the registry's database is not available: {0}")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database failed.
     #[error("{0}")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -54,6 +60,9 @@ pub struct ManifestRecord {
     pub annotations: BTreeMap<String, String>,
     /// Blobs and manifests it refers to, in document order.
     pub children: Vec<Digest>,
+    /// Those of `children` that may be elsewhere: layers that are not distributed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<Digest>,
 }
 
 impl ManifestRecord {
@@ -75,8 +84,19 @@ impl ManifestRecord {
             artifact_type,
             annotations,
             children: document.children().into_iter().map(|child| child.digest.clone()).collect(),
+            elsewhere: document
+                .children()
+                .into_iter()
+                .filter(|child| may_be_elsewhere(document, child))
+                .map(|child| child.digest.clone())
+                .collect(),
         }
     }
+}
+
+/// Layers that are not distributed come from where their makers have them.
+pub(crate) fn may_be_elsewhere(document: &Document, child: &Descriptor) -> bool {
+    document.index().is_none() && matches!(child.kind(), MediaKind::Layer { foreign: true, .. })
 }
 
 /// How a manifest is asked for.
@@ -99,7 +119,8 @@ pub trait BlobIndex: Send + Sync {
         Ok(())
     }
 
-    /// Says that a repository has a blob whose bytes are in the content store.
+    /// Says that a repository has a blob whose bytes are in the content store. Where they are not, or not any more, an index
+    /// that can know says [`IndexError::NoBlob`].
     async fn link_blob(&self, repository: &str, digest: &Digest) -> IndexResult<()>;
 
     /// Whether a repository has a blob.
@@ -112,7 +133,8 @@ pub trait BlobIndex: Send + Sync {
 /// Which repository has which manifest.
 #[async_trait]
 pub trait ManifestIndex: Send + Sync {
-    /// Adds a manifest and, in the same step, points tags at it.
+    /// Adds a manifest and, in the same step, points tags at it. An index that several processes share looks in that step
+    /// once more whether its bytes and those of its children are there: a collector may have come since they were seen.
     async fn put_manifest(&self, repository: &str, record: ManifestRecord, tags: &[String]) -> IndexResult<()>;
 
     /// Finds a manifest.

@@ -22,6 +22,7 @@ mod blobs;
 mod caller;
 mod conditions;
 mod error;
+mod health;
 mod index;
 mod lists;
 mod manifests;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 pub use caller::Caller;
+pub use health::Health;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 pub use index::{

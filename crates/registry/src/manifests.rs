@@ -6,9 +6,10 @@ use futures::StreamExt as _;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri, header};
 use orlop_content::{Error as ContentError, IngestOptions, read_verified};
-use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES, MediaKind};
+use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES};
 
 use crate::error::{Code, Failure};
+use crate::index::may_be_elsewhere;
 use crate::route::{queries, tag};
 use crate::uploads::BODY_PAUSE;
 use crate::{IndexError, Inner, ManifestKey, ManifestRecord, conditions, empty, text};
@@ -90,10 +91,10 @@ impl Inner {
     /// Everything that the document refers to is in the repository. Non-distributable layers may be elsewhere.
     async fn check_children(&self, name: &str, document: &Document) -> Result<(), Failure> {
         for child in document.children() {
-            let there = match (document.index(), child.kind()) {
-                (None, MediaKind::Layer { foreign: true, .. }) => true,
-                (None, _) => self.has(name, child).await?,
-                (Some(_), _) => self.has_manifest(name, child).await?,
+            let there = match document.index() {
+                None if may_be_elsewhere(document, child) => true,
+                None => self.has(name, child).await?,
+                Some(_) => self.has_manifest(name, child).await?,
             };
             if !there {
                 return Err(Code::ManifestBlobUnknown.because(&child.digest));

@@ -18,7 +18,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::Registry;
+use crate::health::answer;
+use crate::{Health, Registry};
 
 /// Connections at once; further ones wait in the listener's queue. With the blobs and uploads they have open they stay
 /// below the 1,024 file descriptors that a process usually may have.
@@ -41,6 +42,8 @@ const UPLOAD_CHECK: Duration = Duration::from_secs(3600);
 pub struct ServeOptions {
     /// TLS with this configuration; without one, plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
+    /// What `GET /readyz` asks; without one, a registry that answers is ready.
+    pub health: Option<Arc<dyn Health>>,
 }
 
 /// A registry that is listening. Dropping it closes the listener and every connection at once.
@@ -58,7 +61,8 @@ impl Registry {
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
         let idle = tokio::spawn(drop_idle_uploads(self.clone()));
-        let task = tokio::spawn(accept(self, listener, options.tls.map(TlsAcceptor::from), stopped));
+        let served = Served { registry: self, health: options.health };
+        let task = tokio::spawn(accept(served, listener, options.tls.map(TlsAcceptor::from), stopped));
         Ok(Server { address, stop: Some(stop), task, idle })
     }
 }
@@ -85,6 +89,22 @@ impl Drop for Server {
     }
 }
 
+/// What each connection speaks to.
+#[derive(Clone)]
+struct Served {
+    registry: Registry,
+    health: Option<Arc<dyn Health>>,
+}
+
+impl Served {
+    async fn handle(&self, request: http::Request<Body>, from: SocketAddr) -> http::Response<Body> {
+        match answer(self.health.as_deref(), request.method().clone(), request.uri().clone()).await {
+            Some(response) => response,
+            None => self.registry.handle_from(request, Some(from)).await,
+        }
+    }
+}
+
 async fn drop_idle_uploads(registry: Registry) {
     let mut ticks = tokio::time::interval(UPLOAD_CHECK);
     loop {
@@ -97,12 +117,7 @@ async fn drop_idle_uploads(registry: Registry) {
     }
 }
 
-async fn accept(
-    registry: Registry,
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    mut stopped: oneshot::Receiver<()>,
-) {
+async fn accept(served: Served, listener: TcpListener, tls: Option<TlsAcceptor>, mut stopped: oneshot::Receiver<()>) {
     let graceful = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // A JoinSet, so that connections end when this task is aborted.
@@ -119,10 +134,10 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (registry, tls, watcher) = (registry.clone(), tls.clone(), graceful.watcher());
+                let (served, tls, watcher) = (served.clone(), tls.clone(), graceful.watcher());
                 connections.spawn(async move {
                     let _permit = permit;
-                    connection(registry, (stream, peer), tls, watcher).await;
+                    connection(served, (stream, peer), tls, watcher).await;
                 });
             }
             Err(error) => {
@@ -137,30 +152,30 @@ async fn accept(
 }
 
 async fn connection(
-    registry: Registry,
+    served: Served,
     (stream, peer): (TcpStream, SocketAddr),
     tls: Option<TlsAcceptor>,
     watcher: Watcher,
 ) {
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return requests(registry, (stream, peer), watcher).await;
+        return requests(served, (stream, peer), watcher).await;
     };
     match tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
-        Ok(Ok(stream)) => requests(registry, (stream, peer), watcher).await,
+        Ok(Ok(stream)) => requests(served, (stream, peer), watcher).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
 async fn requests(
-    registry: Registry,
+    served: Served,
     (stream, peer): (impl AsyncRead + AsyncWrite + Unpin + Send + 'static, SocketAddr),
     watcher: Watcher,
 ) {
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let registry = registry.clone();
-        async move { Ok::<_, std::convert::Infallible>(registry.handle_from(request.map(Body::new), Some(peer)).await) }
+        let served = served.clone();
+        async move { Ok::<_, std::convert::Infallible>(served.handle(request.map(Body::new), peer).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);

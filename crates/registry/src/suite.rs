@@ -7,6 +7,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use orlop_oci::{Digest, media_type};
 
 use crate::{IndexError, IndexResult, ManifestKey, ManifestRecord, RegistryIndex};
@@ -17,12 +18,31 @@ pub struct Fixture {
     pub index: Arc<dyn RegistryIndex>,
     /// A temporary directory or the like, dropped last.
     pub keep: Box<dyn Any + Send + Sync>,
+    /// Puts a blob's bytes where an index looks that knows whether they are there.
+    pub bring: Arc<dyn Fn(Digest) -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
 impl Fixture {
     /// An index and what must live as long as it.
     pub fn new(index: impl RegistryIndex + 'static, keep: impl Any + Send + Sync) -> Self {
-        Self { index: Arc::new(index), keep: Box::new(keep) }
+        let bring = Arc::new(|_| -> BoxFuture<'static, ()> { Box::pin(async {}) });
+        Self { index: Arc::new(index), keep: Box::new(keep), bring }
+    }
+
+    /// With what brings the bytes of a blob.
+    #[must_use]
+    pub fn bringing(mut self, bring: impl Fn(Digest) -> BoxFuture<'static, ()> + Send + Sync + 'static) -> Self {
+        self.bring = Arc::new(bring);
+        self
+    }
+
+    /// Brings a manifest's bytes and those of its children, as its push would have.
+    async fn bring_all(&self, repository: &str, record: &ManifestRecord) {
+        (self.bring)(record.digest.clone()).await;
+        for child in &record.children {
+            (self.bring)(child.clone()).await;
+            self.index.link_blob(repository, child).await.unwrap();
+        }
     }
 }
 
@@ -62,6 +82,7 @@ fn record(seed: &str) -> ManifestRecord {
         artifact_type: Some("test/type".to_owned()),
         annotations: BTreeMap::from([("key".to_owned(), seed.to_owned())]),
         children: vec![Digest::of(b"second"), Digest::of(b"first")],
+        elsewhere: Vec::new(),
     }
 }
 
@@ -73,9 +94,10 @@ fn by_digest(record: &ManifestRecord) -> ManifestKey {
     ManifestKey::Digest(record.digest.clone())
 }
 
-async fn put(index: &dyn RegistryIndex, repository: &str, record: &ManifestRecord, tags: &[&str]) {
+async fn put(fixture: &Fixture, repository: &str, record: &ManifestRecord, tags: &[&str]) {
+    fixture.bring_all(repository, record).await;
     let tags: Vec<_> = tags.iter().map(|tag| (*tag).to_owned()).collect();
-    index.put_manifest(repository, record.clone(), &tags).await.unwrap();
+    fixture.index.put_manifest(repository, record.clone(), &tags).await.unwrap();
 }
 
 fn missing<T>(result: IndexResult<T>) -> &'static str {
@@ -95,6 +117,7 @@ mod cases {
     pub async fn blobs_belong_to_repositories(fixture: &Fixture) {
         let index = &*fixture.index;
         let digest = Digest::of(b"blob");
+        (fixture.bring)(digest.clone()).await;
         for _ in 0..2 {
             index.link_blob("a", &digest).await.unwrap();
         }
@@ -109,7 +132,7 @@ mod cases {
     pub async fn manifests_are_found_by_tag_and_digest(fixture: &Fixture) {
         let index = &*fixture.index;
         let one = record("one");
-        put(index, "a", &one, &["x", "y"]).await;
+        put(fixture, "a", &one, &["x", "y"]).await;
         for key in [by_tag("x"), by_tag("y"), by_digest(&one)] {
             assert_eq!(index.manifest("a", &key).await.unwrap(), one);
         }
@@ -119,8 +142,8 @@ mod cases {
     pub async fn a_tag_moves_and_its_manifest_stays(fixture: &Fixture) {
         let index = &*fixture.index;
         let (one, two) = (record("one"), record("two"));
-        put(index, "a", &one, &["x"]).await;
-        put(index, "a", &two, &["x"]).await;
+        put(fixture, "a", &one, &["x"]).await;
+        put(fixture, "a", &two, &["x"]).await;
         assert_eq!(index.manifest("a", &by_tag("x")).await.unwrap(), two);
         assert_eq!(index.manifest("a", &by_digest(&one)).await.unwrap(), one);
     }
@@ -129,15 +152,15 @@ mod cases {
         let index = &*fixture.index;
         let first = record("same bytes");
         let second = ManifestRecord { media_type: media_type::DOCKER_MANIFEST.to_owned(), ..first.clone() };
-        put(index, "a", &first, &["x"]).await;
-        put(index, "a", &second, &[]).await;
+        put(fixture, "a", &first, &["x"]).await;
+        put(fixture, "a", &second, &[]).await;
         assert_eq!(index.manifest("a", &by_tag("x")).await.unwrap(), second);
     }
 
     pub async fn deleting_a_tag_keeps_the_manifest(fixture: &Fixture) {
         let index = &*fixture.index;
         let one = record("one");
-        put(index, "a", &one, &["x", "y"]).await;
+        put(fixture, "a", &one, &["x", "y"]).await;
         index.delete_manifest("a", &by_tag("x")).await.unwrap();
         assert_eq!(missing(index.manifest("a", &by_tag("x")).await), "manifest");
         for key in [by_tag("y"), by_digest(&one)] {
@@ -149,9 +172,9 @@ mod cases {
     pub async fn deleting_a_manifest_takes_its_tags(fixture: &Fixture) {
         let index = &*fixture.index;
         let (one, two) = (record("one"), record("two"));
-        put(index, "a", &one, &["x", "y"]).await;
-        put(index, "a", &two, &["z"]).await;
-        put(index, "b", &one, &["x"]).await;
+        put(fixture, "a", &one, &["x", "y"]).await;
+        put(fixture, "a", &two, &["z"]).await;
+        put(fixture, "b", &one, &["x"]).await;
         index.delete_manifest("a", &by_digest(&one)).await.unwrap();
         for key in [by_tag("x"), by_tag("y"), by_digest(&one)] {
             assert_eq!(missing(index.manifest("a", &key).await), "manifest");
@@ -167,10 +190,10 @@ mod cases {
         let about = |seed| ManifestRecord { subject: Some(subject.digest.clone()), ..record(seed) };
         let (one, two) = (about("one"), about("two"));
         for referrer in [&one, &two] {
-            put(index, "a", referrer, &[]).await;
+            put(fixture, "a", referrer, &[]).await;
         }
-        put(index, "a", &record("unrelated"), &[]).await;
-        put(index, "b", &about("elsewhere"), &[]).await;
+        put(fixture, "a", &record("unrelated"), &[]).await;
+        put(fixture, "b", &about("elsewhere"), &[]).await;
         let mut expected = vec![one.clone(), two.clone()];
         expected.sort_by(|a, b| a.digest.cmp(&b.digest));
         assert_eq!(index.referrers("a", &subject.digest).await.unwrap(), expected);
@@ -184,7 +207,7 @@ mod cases {
         let one = record("one");
         // By bytes: capitals, then the underscore, then small letters.
         for tag in ["b", "a", "B", "_", "a.1", "10", "9"] {
-            put(index, "r", &one, &[tag]).await;
+            put(fixture, "r", &one, &[tag]).await;
         }
         let all = ["10", "9", "B", "_", "a", "a.1", "b"];
         assert_eq!(index.tags("r", None, 100).await.unwrap(), all);
@@ -194,7 +217,7 @@ mod cases {
         assert!(index.tags("r", Some("b"), 100).await.unwrap().is_empty());
         assert!(index.tags("r", None, 0).await.unwrap().is_empty());
         index.link_blob("a/b", &one.digest).await.unwrap();
-        put(index, "q", &one, &[]).await;
+        put(fixture, "q", &one, &[]).await;
         assert_eq!(index.repositories(None, 100).await.unwrap(), ["a/b", "q", "r"]);
         assert_eq!(index.repositories(Some("a/b"), 1).await.unwrap(), ["q"]);
     }
@@ -211,6 +234,9 @@ mod cases {
     }
 
     pub async fn writers_at_once_lose_nothing(fixture: &Fixture) {
+        for (writer, i) in (0..8).flat_map(|writer| (0..10).map(move |i| (writer, i))) {
+            fixture.bring_all("r", &record(&format!("{writer} {i}"))).await;
+        }
         let writers: Vec<_> = (0..8)
             .map(|writer| {
                 let index = fixture.index.clone();

@@ -103,7 +103,8 @@ impl Inner {
                 self.commit(name, &reference, &mut Some(writer), &digest).await
             }
             None => {
-                self.uploads.insert(&reference, writer);
+                let upload = self.uploads.insert(&reference, writer);
+                self.let_go(&reference, &mut *upload.writer.lock().await).await?;
                 Ok(accepted(StatusCode::ACCEPTED, name, &id, 0))
             }
         }
@@ -112,8 +113,9 @@ impl Inner {
     /// `GET /v2/<name>/blobs/uploads/<id>`
     pub(crate) async fn upload_status(&self, name: &str, id: &str) -> Result<Response<Body>, Failure> {
         let upload = self.find_upload(name, id).await?;
-        let writer = upload.writer.lock().await;
+        let mut writer = upload.writer.lock().await;
         let offset = writer.as_ref().ok_or(Code::BlobUploadUnknown)?.status().offset;
+        self.let_go(&reference(name, id), &mut writer).await?;
         Ok(accepted(StatusCode::NO_CONTENT, name, id, offset))
     }
 
@@ -125,12 +127,19 @@ impl Inner {
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         let upload = self.find_upload(name, id).await?;
-        let mut writer = upload.writer.lock().await;
-        let writer = writer.as_mut().ok_or(Code::BlobUploadUnknown)?;
+        let mut guard = upload.writer.lock().await;
+        let writer = guard.as_mut().ok_or(Code::BlobUploadUnknown)?;
         let offset = writer.status().offset;
-        let end = check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
-        append(writer.as_mut(), end, request).await?;
-        Ok(accepted(StatusCode::ACCEPTED, name, id, writer.status().offset))
+        let appended = match check_range(request.headers(), offset) {
+            Ok(end) => append(writer.as_mut(), end, request).await,
+            Err(failure) => Err(at(failure, name, id, offset)),
+        };
+        let offset = writer.status().offset;
+        // Also of a body that broke off: the rest of it may come to another process. That is said before the chunk is.
+        let let_go = self.let_go(&reference(name, id), &mut guard).await;
+        appended?;
+        let_go?;
+        Ok(accepted(StatusCode::ACCEPTED, name, id, offset))
     }
 
     /// `PUT /v2/<name>/blobs/uploads/<id>?digest=<digest>`
@@ -143,19 +152,44 @@ impl Inner {
         let upload = self.find_upload(name, id).await?;
         let mut writer = upload.writer.lock().await;
         let offset = writer.as_ref().ok_or(Code::BlobUploadUnknown)?.status().offset;
-        let digest =
-            query(request.uri(), "digest").ok_or_else(|| Code::DigestInvalid.because("the digest is missing"))?;
-        let digest = parse_digest(&digest)?;
-        let end = check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
         let reference = reference(name, id);
-        let answer = match append(writer.as_mut().ok_or(Code::BlobUploadUnknown)?.as_mut(), end, request).await {
-            Ok(()) => self.commit(name, &reference, &mut writer, &digest).await,
+        let answer = match self.last_chunk(name, id, offset, request, &mut writer).await {
+            Ok(digest) => self.commit(name, &reference, &mut writer, &digest).await,
             Err(failure) => Err(failure),
         };
         if writer.is_none() {
             self.uploads.lock().remove(&reference);
+        } else {
+            self.let_go(&reference, &mut writer).await?;
         }
         answer
+    }
+
+    /// Appends what comes with the closing request; returns the digest that it names.
+    async fn last_chunk(
+        &self,
+        name: &str,
+        id: &str,
+        offset: u64,
+        request: Request<Body>,
+        writer: &mut Option<Box<dyn Writer>>,
+    ) -> Result<Digest, Failure> {
+        let digest =
+            query(request.uri(), "digest").ok_or_else(|| Code::DigestInvalid.because("the digest is missing"))?;
+        let digest = parse_digest(&digest)?;
+        let end = check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
+        append(writer.as_mut().ok_or(Code::BlobUploadUnknown)?.as_mut(), end, request).await?;
+        Ok(digest)
+    }
+
+    /// Between requests an upload belongs to no process, where several share the store.
+    async fn let_go(&self, reference: &str, writer: &mut Option<Box<dyn Writer>>) -> Result<(), Failure> {
+        let Some(open) = writer.as_mut() else { return Ok(()) };
+        if open.release().await? {
+            *writer = None;
+            self.uploads.lock().remove(reference);
+        }
+        Ok(())
     }
 
     /// `DELETE /v2/<name>/blobs/uploads/<id>`
@@ -185,13 +219,17 @@ impl Inner {
         Ok(dropped)
     }
 
+    /// The upload, opened if it is not. Requests that find one which is let go while they wait for their turn open it anew.
     async fn find_upload(&self, name: &str, id: &str) -> Result<Arc<Upload>, Failure> {
         if !is_id(id) {
             return Err(Code::BlobUploadUnknown.into());
         }
         let reference = reference(name, id);
         if let Some(upload) = self.uploads.get(&reference) {
-            return Ok(upload);
+            let is_open = upload.writer.lock().await.is_some();
+            if is_open {
+                return Ok(upload);
+            }
         }
         self.content.status(&reference).await?;
         let writer = self.content.writer(IngestOptions { reference: reference.clone(), ..Default::default() }).await?;
@@ -211,6 +249,8 @@ impl Inner {
         *writer = None;
         match committed {
             Ok(_) | Err(ContentError::AlreadyExists(_)) => self.created(name, digest).await,
+            // The bytes are right and may be asked for once more.
+            Err(error) if error.is_temporary() => Err(error.into()),
             Err(error) => {
                 // Nothing that the client could still send would make these bytes the right ones.
                 let _ = self.content.abort(reference).await;

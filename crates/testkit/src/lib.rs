@@ -4,7 +4,8 @@
 //! - [`tar`] writes tar streams entry by entry, the broken ones too; [`compress`] packs them.
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
-//! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test.
+//! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test, [`postgres`] and [`s3`] for all
+//!   tests of a program; [`busy`] stands before an HTTP server and answers 503 for a while.
 //! - [`go`] builds the clients and suites that are written in Go.
 //! - [`served`] is `orlop serve` itself on a socket of its own.
 //! - [`tier`] says how much a test tries; [`dripping`] reads a few bytes at a time.
@@ -16,6 +17,7 @@
 //! What is made here is deterministic: the same call gives the same bytes, so digests can be compared across runs.
 
 pub mod archive;
+pub mod busy;
 pub mod compress;
 pub mod containerd;
 pub mod corpus;
@@ -28,10 +30,12 @@ pub mod go;
 pub mod image;
 pub mod liar;
 pub mod mounts;
+pub mod postgres;
 pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod registry;
+pub mod s3;
 pub mod served;
 pub mod tar;
 pub mod tier;

@@ -109,6 +109,57 @@ pub fn need_root() -> bool {
     root
 }
 
+/// A program that ends when this process does, however that ends: a shell beside it waits for the end of a pipe.
+#[derive(Debug)]
+pub struct Tied {
+    shell: Child,
+}
+
+/// `$1` is removed when the end comes without a word.
+const TIE: &str = r#"dir=$1; shift; exec 3<&0; "$@" </dev/null & server=$!
+(trap '' INT TERM HUP; read word <&3; kill -INT $server; [ -n "$word" ] && exit
+ while kill -0 $server 2>/dev/null; do sleep 0.1; done; rm -rf "$dir") & wait $server"#;
+
+impl Tied {
+    /// Starts `command`, made by `dress` what the whole is to be (its user, say), with its output at the end of `log`. With this
+    /// process `dir` is removed.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn start(command: &Command, dir: &Path, log: &Path, dress: impl FnOnce(&mut Command)) -> io::Result<Self> {
+        let log = File::options().create(true).append(true).open(log)?;
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", TIE, "sh"]).arg(dir).arg(command.get_program()).args(command.get_args());
+        shell.current_dir(dir).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+        dress(&mut shell);
+        Ok(Self { shell: shell.spawn()? })
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.shell.try_wait(), Ok(None))
+    }
+
+    /// Ends it, or waits for it if it was killed; its directory stays.
+    pub fn end(mut self) {
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        if let Some(mut pipe) = self.shell.stdin.take() {
+            // If nobody reads this it has ended.
+            let _ = io::Write::write_all(&mut pipe, b"end\n");
+        }
+        let _ = self.shell.wait();
+    }
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
 /// A program in the background; ended when dropped: SIGTERM first, SIGKILL if it does not listen.
 #[derive(Debug)]
 pub struct Daemon {

@@ -64,6 +64,13 @@ const FIGURES: &[Figure] = &[
         ],
     },
     Figure {
+        name: "storm",
+        what: "AMOUNT seconds of pushers, collector, killed gateways and databases, a busy bucket",
+        amount: Some(("ORLOP_TEST_STORM_SECONDS", 3600)),
+        seed: SEED,
+        runs: &[&["cargo", "test", "-p", "orlop", "--test", "fleet", "--", "--nocapture", "storm::"]],
+    },
+    Figure {
         name: "writers",
         what: "orders of the threads that share a transaction, AMOUNT of each kind",
         amount: SCHEDULES,

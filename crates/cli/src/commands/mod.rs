@@ -24,6 +24,7 @@ pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rebuild;
+pub(crate) mod registry;
 pub(crate) mod repair;
 pub(crate) mod resolve;
 pub(crate) mod rm;
@@ -87,6 +88,7 @@ pub(crate) async fn run(cli: Cli, actor: &str) -> Result<ExitCode> {
         Command::Config(command) => return config::run(&cli.global, &command),
         Command::Demo(args) => return crate::demo::run(&cli.global, &args).await,
         Command::Serve(args) => return crate::daemon::run(&cli.global, &args).await,
+        Command::Registry(args) => return registry::run(&cli.global, &args).await,
         Command::Stores(args) => return stores::run(&cli.global, &args).await,
         Command::Install(args) => return crate::install::run(&cli.global, &args).await,
         Command::Adopt(args) => return adopt::run(&cli.global, &args).await,
@@ -170,6 +172,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Top(args) => return crate::top::run(context, &args).await.map(ExitCode::from),
         Command::Demo(_)
         | Command::Serve(_)
+        | Command::Registry(_)
         | Command::Stores(_)
         | Command::Install(_)
         | Command::Adopt(_)

@@ -39,7 +39,8 @@ pub(crate) struct Args {
     limit: Option<Duration>,
 }
 
-fn duration(text: &str) -> std::result::Result<Duration, String> {
+/// `30s`, `5m`, `1h`.
+pub(super) fn duration(text: &str) -> std::result::Result<Duration, String> {
     let parsed = text.parse::<jiff::SignedDuration>().map_err(|e| e.to_string())?;
     Duration::try_from(parsed).map_err(|_| "expected a duration that is not negative".to_owned())
 }

@@ -6,7 +6,7 @@
 
 mod registry;
 mod reload;
-mod signals;
+pub(crate) mod signals;
 mod socket;
 mod systemd;
 mod traces;

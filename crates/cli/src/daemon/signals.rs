@@ -7,7 +7,7 @@ use crate::error::{CliError, Result};
 
 /// The signals that end a daemon, from when this was made.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -19,13 +19,13 @@ pub(super) fn hangups() -> Result<Signal> {
 
 impl Signals {
     /// Must be called before anybody can know that the daemon runs: an early signal would kill it.
-    pub(super) fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         let listen = |kind| signal(kind).map_err(|e| CliError::io("listen for signals", None, e));
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
     /// Waits for one; tells which.
-    pub(super) async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",

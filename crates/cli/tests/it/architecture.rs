@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("orlop-lens", &["orlop-oci", "orlop-bolt", "orlop-graph", "orlop-api"]),
     ("orlop-registry", &["orlop-oci", "orlop-content"]),
+    ("orlop-shared", &["orlop-oci", "orlop-content", "orlop-registry"]),
     ("orlop-testkit", &["orlop-oci"]),
     ("orlop-xtask", &[]),
     (
@@ -65,6 +66,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "orlop-server",
             "orlop-lens",
             "orlop-registry",
+            "orlop-shared",
         ],
     ),
 ];
@@ -77,6 +79,9 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("axum", &["orlop-registry", "orlop-testkit"]),
     ("rusqlite", &["orlop-metadata"]),
     ("reqwest", &["orlop-remote"]),
+    ("tokio-postgres", &["orlop-shared"]),
+    ("deadpool-postgres", &["orlop-shared"]),
+    ("object_store", &["orlop-shared"]),
     ("clap", &["orlop"]),
     ("indicatif", &["orlop"]),
     ("ratatui", &["orlop"]),

@@ -18,6 +18,7 @@ fn bare(args: &[&str]) -> Done {
 const COMMANDS: &[&str] = &[
     "demo",
     "serve",
+    "registry",
     "pull",
     "push",
     "images",

@@ -77,6 +77,7 @@ const PREPARED: &[&str] = &["snapshots prepare mine"];
 const ROWS: &[Row] = &[
     refused("demo"),
     refused("serve"),
+    refused("registry --database postgres://none --bucket s3://none --listen 127.0.0.1:0"),
     refused("top"),
     refused("completions bash"),
     refused("man {path}"),

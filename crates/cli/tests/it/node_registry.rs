@@ -7,7 +7,6 @@ use std::process::Command;
 use orlop_oci::Compression;
 use orlop_testkit::archive::write_layout;
 use orlop_testkit::containerd::{Containerd, Options, Programs};
-use orlop_testkit::go::Module;
 use orlop_testkit::image::{Content, Image, Layer};
 use orlop_testkit::process::{need, output, run};
 use orlop_testkit::served::Served;
@@ -31,38 +30,10 @@ fn serve(store: &Orlop, options: &[&str]) -> (Served, String) {
 /// Every kind of image and artifact, pushed, listed, pulled and deleted, by every way of uploading, in both algorithms.
 #[test]
 fn the_conformance_suite_of_the_specification_finds_nothing() {
-    let Some(module) = Module::find("distribution") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let package = "github.com/opencontainers/distribution-spec/conformance";
-    let Some(suite) = module.tool(package, dir.path()) else { return };
     let store = Orlop::new();
     let (_served, host) = serve(&store, &[]);
-    for version in ["1.1", "dev"] {
-        let results = dir.path().join(version);
-        let mut command = Command::new(&suite);
-        command.current_dir(dir.path()).env("OCI_REGISTRY", &host).env("OCI_TLS", "disabled");
-        command.env("OCI_VERSION", version).env("OCI_RESULTS_DIR", &results);
-        let done = output(&mut command);
-        let said = format!("{}\n{}", done.stdout, done.stderr);
-        assert!(done.status.success(), "{version}: {said}");
-        let counts = counts(&results);
-        let count = |status: &str| counts.get(status).copied().unwrap_or_default();
-        assert_eq!((count("failure"), count("error")), (0, 0), "{version}: {counts:?}\n{said}");
-        assert!(count("passed") >= 680, "{version}: only {counts:?}");
-        eprintln!("distribution-spec {version}: {counts:?}");
-    }
+    crate::conformance::run(&host);
     store.is_sound();
-}
-
-/// How many cases of the suite's report have which status.
-fn counts(results: &Path) -> BTreeMap<String, usize> {
-    let report = std::fs::read_to_string(results.join("junit.xml")).unwrap();
-    let mut counts = BTreeMap::new();
-    for case in report.split("<testcase ").skip(1) {
-        let status = case.split("status=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("none");
-        *counts.entry(status.to_owned()).or_default() += 1;
-    }
-    counts
 }
 
 fn layout(dir: &Path, content: &Content) -> String {

@@ -22,7 +22,9 @@ async fn only_who_trusts_the_ca_is_served() {
 
     let registry = Registry::new(Arc::new(MemoryStore::new()), Arc::new(MemoryIndex::new()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = registry.serve(listener, ServeOptions { tls: Some(Arc::new(tls.unwrap())) }).unwrap();
+    let server = registry
+        .serve(listener, ServeOptions { tls: Some(Arc::new(tls.unwrap())), ..ServeOptions::default() })
+        .unwrap();
     let url = format!("https://localhost:{}/v2/", server.address().port());
 
     let trusted = Certificate::from_der(ca.der()).unwrap();

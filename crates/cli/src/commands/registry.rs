@@ -1,0 +1,273 @@
+//! `orlop registry`: a stateless gateway to storage that gateways share (docs/operations/shared.md).
+//!
+//! # Invariants
+//! - Signals are heard before anybody can know of the gateway.
+//! - It listens when the database and the bucket have answered once; from then on it serves whatever becomes of them, with 503
+//!   where they are needed.
+//! - It ends after its requests and after what uploads had is written down.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orlop_registry::{Registry, ServeOptions};
+use orlop_shared::{BucketOptions, CacheOptions, Collector, DatabaseOptions, Options, Shared};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+
+use super::prune::read::size;
+use super::watch::duration;
+use crate::args::Global;
+use crate::daemon::signals::Signals;
+use crate::error::{Class, CliError, Result, causes};
+use crate::output;
+use crate::settings::Settings;
+
+/// How long a start waits for a database and a bucket that are not there yet.
+const START: Duration = Duration::from_secs(30);
+const START_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often, in collections, the bucket is listed.
+const SWEEP_EVERY: u32 = 144;
+
+/// Options of `registry`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Any number of gateways serve one database and one bucket; each keeps nothing but its cache. Credentials of the
+bucket are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like, or from the machine's role.
+GET /healthz tells that the gateway answers, GET /readyz that the database and the bucket do too.
+SIGTERM and SIGINT let requests finish for ten seconds; a second one ends at once.
+
+Examples:
+  orlop registry --database postgres://orlop@db/orlop --bucket s3://images --listen 0.0.0.0:5000
+  orlop registry --database postgres://orlop@db/orlop --bucket 's3://images/prod?endpoint=https://s3.example' \\
+    --listen 0.0.0.0:443 --tls-cert tls.crt --tls-key tls.key --cache /var/cache/orlop
+  orlop registry --database postgres://orlop@db/orlop --bucket s3://images --collect")]
+pub(crate) struct Args {
+    /// PostgreSQL, as libpq writes it: postgres://USER:PASSWORD@HOST[,HOST…]/DATABASE[?sslmode=require]
+    #[arg(long, env = "ORLOP_DATABASE", hide_env_values = true, value_name = "URL")]
+    database: String,
+    /// s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION]
+    #[arg(long, env = "ORLOP_BUCKET", hide_env_values = true, value_name = "URL")]
+    bucket: String,
+    /// Where to listen
+    #[arg(long, value_name = "ADDR", required_unless_present = "collect")]
+    listen: Option<SocketAddr>,
+    /// Do not serve: collect and sweep once, say what went, and end
+    #[arg(long, conflicts_with = "listen")]
+    collect: bool,
+    /// A read replica, for lists and manifests by digest
+    #[arg(long, env = "ORLOP_DATABASE_REPLICA", hide_env_values = true, value_name = "URL")]
+    database_replica: Option<String>,
+    /// Certificate authorities of the database, in PEM [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    database_ca: Option<PathBuf>,
+    /// Connections to the database at most: those of all gateways together must stay below its max_connections
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u16).range(2..))]
+    database_connections: u16,
+    /// Certificate authorities of the bucket, in PEM, beside the system's
+    #[arg(long, value_name = "FILE")]
+    bucket_ca: Option<PathBuf>,
+    /// Certificate chain in PEM: speak TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Keep small blobs in a directory of this gateway alone
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// How much the cache may hold
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = size)]
+    cache_size: u64,
+    /// Larger blobs are not cached
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    cache_largest: u64,
+    /// Send clients to the bucket, by URLs that work for 15 minutes, for blobs of this size and more
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    redirect_from: Option<u64>,
+    /// How often to collect; the bucket is swept at every 144th time
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    collect_every: Duration,
+    /// For how long a push keeps what no manifest needs yet; the same for all gateways
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    lease: Duration,
+    /// For how long objects stay that nothing needs: what a database may miss that is restored
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    delete_after: Duration,
+    /// How old objects must be that the database does not know to be deleted
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration)]
+    orphan_age: Duration,
+    /// For how long a request waits for the bucket
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    bucket_patience: Duration,
+}
+
+/// Runs `registry`.
+pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
+    let mut signals = Signals::listen()?;
+    let settings = Settings::load(global)?;
+    output::set_up_daemon_logging(global, &settings.config.log, None);
+    let opened = tokio::select! {
+        opened = open(args) => opened?,
+        signal = signals.next() => {
+            tracing::info!(signal, "ended before the database and the bucket answered");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    match args.listen {
+        Some(address) => serve(args, opened, address, signals).await,
+        None => collect_once(&opened.collector()).await,
+    }
+}
+
+fn options(args: &Args) -> Result<Options> {
+    let database = DatabaseOptions {
+        replica: args.database_replica.clone(),
+        authorities: args.database_ca.as_deref().map(read).transpose()?,
+        connections: usize::from(args.database_connections),
+        ..DatabaseOptions::new(&args.database)
+    };
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let bucket = BucketOptions {
+        variables: variables.filter(|(name, _)| name.starts_with("AWS_")).collect(),
+        authorities: args.bucket_ca.as_deref().map(read).transpose()?,
+        patience: args.bucket_patience,
+        ..BucketOptions::new(&args.bucket)
+    };
+    let cache = args.cache.clone().map(|directory| CacheOptions {
+        directory,
+        bytes: args.cache_size,
+        largest: args.cache_largest.min(args.cache_size),
+    });
+    Ok(Options {
+        cache,
+        redirect_from: args.redirect_from,
+        lease: args.lease,
+        delete_after: args.delete_after,
+        orphan_age: args.orphan_age,
+        ..Options::new(database, bucket)
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(CliError::at("read", path))
+}
+
+/// Opens the database and the bucket; waits for them for a while, as machines that start together do.
+async fn open(args: &Args) -> Result<Shared> {
+    let options = options(args)?;
+    let deadline = tokio::time::Instant::now() + START;
+    loop {
+        match Shared::open(options.clone()).await {
+            Ok(shared) => return Ok(shared),
+            Err(error) if error.is_temporary() && tokio::time::Instant::now() < deadline => {
+                tracing::warn!(error = causes(&error), "waiting");
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            Err(error) => return Err(explain(&error)),
+        }
+    }
+}
+
+fn explain(error: &orlop_shared::Error) -> CliError {
+    use orlop_shared::Error;
+    let class = match error {
+        _ if error.is_temporary() => Class::Unavailable,
+        Error::Option { .. } | Error::Authorities(_) => Class::Usage,
+        Error::Foreign { .. } | Error::Schema { .. } => Class::Conflict,
+        _ => Class::Failed,
+    };
+    CliError::new(class, causes(error))
+}
+
+async fn serve(args: &Args, shared: Shared, address: SocketAddr, mut signals: Signals) -> Result<ExitCode> {
+    let tls = tls(args)?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|e| CliError::io(&format!("listen on {address}"), None, e))?;
+    let registry = Registry::new(Arc::new(shared.store()), Arc::new(shared.index()));
+    let options = ServeOptions { tls, health: Some(Arc::new(shared.clone())) };
+    let server = registry.serve(listener, options).map_err(|e| CliError::io("listen", None, e))?;
+    tracing::info!(address = %server.address(), "serving");
+    let collecting = tokio::spawn(collect(shared.collector(), args.collect_every));
+    let signal = signals.next().await;
+    tracing::info!(signal, "finishing what runs");
+    let finish = async {
+        server.shutdown().await;
+        shared.settle().await;
+    };
+    tokio::select! {
+        () = finish => {}
+        signal = signals.next() => tracing::info!(signal, "ending at once"),
+    }
+    collecting.abort();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tls(args: &Args) -> Result<Option<Arc<rustls::ServerConfig>>> {
+    let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    let bad = |path: &Path, why: &dyn std::fmt::Display| {
+        CliError::new(Class::Usage, format!("{}: {why}", path.display())).hint("both files are PEM")
+    };
+    let certificates = CertificateDer::pem_slice_iter(&read(chain)?).collect::<std::result::Result<Vec<_>, _>>();
+    let certificates = certificates.map_err(|e| bad(chain, &e))?;
+    let key_der = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| bad(key, &e))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key_der))
+        .map_err(|e| bad(chain, &e))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(config)))
+}
+
+/// Collects every so often; each gateway tries at another moment, and one at a time does it.
+async fn collect(collector: Collector, every: Duration) {
+    let mut turn = rand_turn();
+    tokio::time::sleep(every.mul_f64(f64::from(turn) / f64::from(SWEEP_EVERY))).await;
+    loop {
+        turn = (turn + 1) % SWEEP_EVERY;
+        match collector.collect().await {
+            Ok(Some(collected)) => tracing::debug!(?collected, "collected"),
+            Ok(None) => tracing::debug!("another gateway collects"),
+            Err(error) => tracing::warn!(%error, "collecting goes on later"),
+        }
+        if turn == 0 {
+            match collector.sweep().await {
+                Ok(Some(swept)) => tracing::info!(?swept, "swept"),
+                Ok(None) => tracing::debug!("another gateway sweeps"),
+                Err(error) => tracing::warn!(%error, "sweeping goes on later"),
+            }
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Different for gateways that start together.
+fn rand_turn() -> u32 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    (random % u64::from(SWEEP_EVERY)) as u32
+}
+
+async fn collect_once(collector: &Collector) -> Result<ExitCode> {
+    let busy = || CliError::new(Class::Conflict, "another gateway collects just now").hint("try again when it is done");
+    let collected = collector.collect().await.map_err(|e| explain(&e))?.ok_or_else(busy)?;
+    let swept = collector.sweep().await.map_err(|e| explain(&e))?.ok_or_else(busy)?;
+    output::line(format!(
+        "collected: {} given up, {} deleted, {} dropped",
+        output::count(collected.given_up as u64, "blob"),
+        output::count(collected.deleted as u64, "object"),
+        output::count(collected.uploads as u64, "upload"),
+    ))?;
+    output::line(format!(
+        "swept: {} seen, {} that the database does not know deleted, {} too young",
+        output::count(swept.seen as u64, "object"),
+        swept.deleted,
+        swept.young,
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,509 @@
+//! Writing a blob: parts go to the bucket while bytes come, and any gateway may go on where a request ended.
+//!
+//! ```text
+//! write ──► buffer ──8 MiB──► part of uploads/<id>/data        (in flight: two of each upload)
+//! let go ─► the rest of the buffer: into the row, or the object tail-<n>; the hash's state into the row
+//! commit ─► verify ─► reserve ─► put the buffer under the blob's key, if that is all,
+//!                                else complete `data` and copy it there ─► its size ─► publish ─► drop the row
+//! ```
+//!
+//! # Invariants
+//! - The row says nothing that is not in the bucket; what it says is enough to go on.
+//! - Bytes that are acknowledged to a client are in the row's account: the registry lets go before it answers.
+//! - A writer that failed half-way is spent: its upload goes on from what was written down last.
+//! - Nothing is copied to a blob's key that was not hashed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use orlop_content::{Error, Result, Status, Writer, verify};
+use orlop_oci::{Algorithm, Digest, Digester};
+use tokio::task::JoinHandle;
+
+use crate::blobs::Published;
+use crate::ingests::{Ingest, Tail, WRITER_LIFE};
+use crate::store::{Inner, Open};
+
+/// A part, of which S3 takes 10,000; from [`MANY_PARTS`] on they are larger, so that a blob may have 300 GB.
+const PART: usize = 8 << 20;
+const MANY_PARTS: usize = 1_000;
+const LARGE_PART: usize = 32 << 20;
+
+/// Parts of one upload on their way at once.
+const IN_FLIGHT: usize = 2;
+
+/// A rest up to this is kept in the row, so that small blobs ask nothing of the bucket before they are whole.
+const IN_ROW: usize = 32 << 10;
+
+/// How often a writer says that it lives.
+const SAY: Duration = Duration::from_secs(WRITER_LIFE.as_secs() / 3);
+
+/// Writes one blob; its state goes to a task when it is dropped.
+pub(crate) struct SharedWriter {
+    state: Option<State>,
+    reference: String,
+    /// What is said when the state is gone.
+    last: Status,
+}
+
+/// What a writer has.
+pub(crate) struct State {
+    inner: Arc<Inner>,
+    open: Arc<Open>,
+    /// As it will be in the row, but for hash and tail.
+    ingest: Ingest,
+    /// As it is in the row.
+    saved: Ingest,
+    /// What this writer expects; what an earlier one did is told by the status and binds nobody.
+    expected: Option<Digest>,
+    digester: Digester,
+    buffer: BytesMut,
+    /// The buffer and the hash as they were written down.
+    mark: (Bytes, Digester),
+    in_flight: VecDeque<JoinHandle<crate::Result<String>>>,
+    /// `data` is complete, and has all bytes.
+    whole: bool,
+    /// Something failed half-way.
+    spent: bool,
+    said: Instant,
+}
+
+impl State {
+    /// Goes on with what is there, or begins anew.
+    pub(crate) async fn new(
+        inner: Arc<Inner>,
+        open: Arc<Open>,
+        ingest: Ingest,
+        expected: Option<Digest>,
+        restart: bool,
+    ) -> Result<Self> {
+        let digester = Digester::new(ingest.algorithm);
+        let mark = (Bytes::new(), digester.clone());
+        let (saved, buffer, in_flight) = (ingest.clone(), BytesMut::new(), VecDeque::new());
+        let (whole, spent, said) = (false, false, Instant::now());
+        let mut state =
+            Self { inner, open, ingest, saved, expected, digester, buffer, mark, in_flight, whole, spent, said };
+        // Dropped half-way, it frees the ref.
+        let resumed = state.resume(restart).await;
+        match resumed {
+            Ok(()) => Ok(state),
+            Err(error) => {
+                state.spent = true;
+                state.inner.clone().settle(state);
+                Err(error)
+            }
+        }
+    }
+
+    async fn resume(&mut self, restart: bool) -> Result<()> {
+        let ingest = &self.ingest;
+        let tail: Bytes = match &ingest.tail {
+            Tail::Here(bytes) => bytes.clone().into(),
+            Tail::There(number) => self.inner.bucket.get(&self.inner.bucket.tail(&ingest.id, *number)).await?,
+        };
+        let known = match &ingest.hash {
+            Some(hash) => Digester::resume(ingest.algorithm, hash),
+            None => (ingest.status.offset == 0).then(|| Digester::new(ingest.algorithm)),
+        };
+        match known {
+            Some(digester) if !restart => {
+                self.digester = digester;
+                self.buffer = tail.as_ref().into();
+                self.mark = (tail, self.digester.clone());
+            }
+            _ => self.restart().await?,
+        }
+        if self.ingest.status.offset == 0 {
+            let algorithm = self.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+            self.ingest.algorithm = algorithm;
+            self.digester = Digester::new(algorithm);
+            self.mark = (Bytes::new(), self.digester.clone());
+        }
+        self.tell();
+        Ok(())
+    }
+
+    pub(crate) fn reference(&self) -> &str {
+        &self.ingest.status.reference
+    }
+
+    fn tell(&self) {
+        *self.open.status.lock().unwrap_or_else(PoisonError::into_inner) = self.ingest.status.clone();
+    }
+
+    fn gone(&self) -> Error {
+        Error::no_ingest(self.reference())
+    }
+
+    /// Fails if the upload is not this writer's any more.
+    async fn check(&mut self) -> Result<()> {
+        if self.open.gone.load(Ordering::SeqCst) || self.spent {
+            return Err(self.gone());
+        }
+        if self.said.elapsed() >= SAY {
+            self.live().await?;
+        }
+        Ok(())
+    }
+
+    async fn live(&mut self) -> Result<()> {
+        if !self.inner.ingests.live(&self.ingest.id, &self.open.token).await? {
+            return Err(self.gone());
+        }
+        self.said = Instant::now();
+        Ok(())
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.check().await?;
+        if self.whole {
+            return Err(Error::Invalid("an upload that was complete once can only be committed or begun anew"));
+        }
+        self.digester.update(&bytes);
+        self.buffer.extend_from_slice(&bytes);
+        self.ingest.status.offset += bytes.len() as u64;
+        self.ingest.status.updated_at = Timestamp::now();
+        while self.buffer.len() >= self.part_size() {
+            let part = self.buffer.split_to(self.part_size()).freeze();
+            let sent = self.send(part).await;
+            self.spent |= sent.is_err();
+            sent?;
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn part_size(&self) -> usize {
+        if self.ingest.parts.len() + self.in_flight.len() < MANY_PARTS { PART } else { LARGE_PART }
+    }
+
+    async fn send(&mut self, part: Bytes) -> Result<()> {
+        let key = self.inner.bucket.data(&self.ingest.id);
+        let upload = match &self.ingest.upload {
+            Some(upload) => upload.clone(),
+            None => self.begin().await?,
+        };
+        while self.in_flight.len() >= IN_FLIGHT {
+            self.arrive().await?;
+        }
+        let number = self.ingest.parts.len() + self.in_flight.len();
+        let bucket = self.inner.bucket.clone();
+        let slot = self.inner.slots.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
+        self.in_flight.push_back(tokio::spawn(async move {
+            let _slot = slot;
+            bucket.part(&key, &upload, number, part).await
+        }));
+        Ok(())
+    }
+
+    async fn begin(&mut self) -> Result<String> {
+        let key = self.inner.bucket.data(&self.ingest.id);
+        let upload = self.inner.bucket.begin(&key).await?;
+        if !self.inner.ingests.begin(&self.ingest.id, &self.open.token, Some(&upload)).await? {
+            drop(self.inner.bucket.abort(&key, &upload).await);
+            return Err(self.gone());
+        }
+        self.ingest.upload = Some(upload.clone());
+        self.saved.upload = Some(upload.clone());
+        Ok(upload)
+    }
+
+    /// Waits for the oldest part that is on its way.
+    async fn arrive(&mut self) -> Result<()> {
+        let Some(oldest) = self.in_flight.pop_front() else { return Ok(()) };
+        let part = oldest.await.map_err(|_| Error::Stopped)?;
+        self.ingest.parts.push(part?);
+        Ok(())
+    }
+
+    async fn all_arrive(&mut self) -> Result<()> {
+        while !self.in_flight.is_empty() {
+            let arrived = self.arrive().await;
+            self.spent |= arrived.is_err();
+            arrived?;
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, size: u64) -> Result<()> {
+        self.check().await?;
+        let offset = self.ingest.status.offset;
+        match size {
+            _ if size > offset => return Err(Error::Invalid("an ingest cannot be truncated to more than it has")),
+            _ if size == offset => return Ok(()),
+            0 => self.restart().await?,
+            _ if size == self.saved.status.offset && !self.whole => self.back().await,
+            _ if self.ingest.parts.is_empty() && self.in_flight.is_empty() && !self.whole => {
+                self.buffer.truncate(usize::try_from(size).unwrap_or(usize::MAX));
+                self.digester = Digester::new(self.ingest.algorithm);
+                self.digester.update(&self.buffer);
+            }
+            _ => {
+                return Err(Error::Invalid(
+                    "this upload can only be truncated to where its request began, or to nothing",
+                ));
+            }
+        }
+        self.ingest.status.offset = size;
+        self.tell();
+        Ok(())
+    }
+
+    /// Back to what was written down last.
+    async fn back(&mut self) {
+        // A part that comes late would take the place of one that is still to be sent.
+        while let Some(part) = self.in_flight.pop_front() {
+            drop(part.await);
+        }
+        let upload = self.ingest.upload.clone();
+        self.ingest.parts.clone_from(&self.saved.parts);
+        self.ingest.upload = upload;
+        self.buffer = self.mark.0.as_ref().into();
+        self.digester = self.mark.1.clone();
+    }
+
+    /// Back to nothing.
+    async fn restart(&mut self) -> Result<()> {
+        while let Some(part) = self.in_flight.pop_front() {
+            drop(part.await);
+        }
+        let old = self.ingest.clone();
+        self.ingest.upload = None;
+        self.ingest.parts.clear();
+        self.ingest.tail = Tail::Here(Vec::new());
+        self.ingest.hash = None;
+        self.ingest.status.offset = 0;
+        self.buffer.clear();
+        self.whole = false;
+        self.digester = Digester::new(self.ingest.algorithm);
+        self.mark = (Bytes::new(), self.digester.clone());
+        if !self.inner.ingests.save(&self.ingest, &self.open.token, false).await? {
+            return Err(self.gone());
+        }
+        self.saved = self.ingest.clone();
+        self.inner.clean(&old).await;
+        Ok(())
+    }
+
+    /// Writes down how far it has come and frees the ref.
+    pub(crate) async fn let_go(&mut self) -> Result<()> {
+        if self.open.gone.load(Ordering::SeqCst) {
+            return Err(self.gone());
+        }
+        let noted = if self.spent { Err(self.gone()) } else { self.note().await };
+        let ingest = if noted.is_ok() { &self.ingest } else { &self.saved };
+        let freed = self.inner.ingests.save(ingest, &self.open.token, true).await;
+        self.inner.close(self.reference(), &self.open);
+        match (noted, freed) {
+            (Ok(()), Ok(true)) => {
+                self.drop_old_tail().await;
+                Ok(())
+            }
+            (Ok(()), Ok(false)) => Err(self.gone()),
+            (Ok(()), Err(error)) => Err(error.into()),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Brings all bytes to the bucket, or into what will be the row.
+    async fn note(&mut self) -> Result<()> {
+        self.all_arrive().await?;
+        self.ingest.hash = Some(self.digester.state());
+        self.ingest.tail = if self.buffer.len() <= IN_ROW {
+            Tail::Here(self.buffer.to_vec())
+        } else {
+            let number = if let Tail::There(number) = self.saved.tail { number + 1 } else { 0 };
+            let key = self.inner.bucket.tail(&self.ingest.id, number);
+            self.inner.bucket.put(&key, self.buffer.clone().freeze()).await?;
+            Tail::There(number)
+        };
+        Ok(())
+    }
+
+    async fn drop_old_tail(&self) {
+        if let Tail::There(number) = self.saved.tail
+            && self.ingest.tail != self.saved.tail
+        {
+            drop(self.inner.bucket.delete(&self.inner.bucket.tail(&self.ingest.id, number)).await);
+        }
+    }
+
+    async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> Result<Digest> {
+        self.check().await?;
+        self.live().await?;
+        let wanted = expected.cloned().or_else(|| self.expected.clone());
+        let algorithm = wanted.as_ref().map_or(self.ingest.algorithm, Digest::algorithm);
+        let actual = if algorithm == self.ingest.algorithm {
+            self.digester.clone().finish()
+        } else {
+            self.hash_again(algorithm).await?
+        };
+        let size = if size == 0 { self.ingest.status.total } else { size };
+        verify(&self.ingest.status, size, wanted.as_ref(), &actual)?;
+        let is_new = !self.inner.blobs.hold(&actual).await? && self.publish(&actual).await?;
+        self.finish().await;
+        if is_new { Ok(actual) } else { Err(Error::AlreadyExists(actual)) }
+    }
+
+    /// Reserves, uploads, publishes; whether it was this writer's generation that won.
+    async fn publish(&mut self, digest: &Digest) -> Result<bool> {
+        let inner = self.inner.clone();
+        let size = self.ingest.status.offset;
+        let generation = inner.blobs.reserve(digest, size).await?;
+        let key = inner.bucket.blob(digest, generation);
+        if self.ingest.upload.is_none() {
+            inner.bucket.put(&key, self.buffer.clone().freeze()).await?;
+        } else {
+            self.complete().await?;
+            inner.bucket.copy(&inner.bucket.data(&self.ingest.id), &key, size).await?;
+        }
+        let found = inner.bucket.size(&key).await?;
+        if found != Some(size) {
+            let why = format!("expected {size} bytes, the bucket has {found:?} just after it took them");
+            return Err(crate::Error::Damaged { digest: digest.clone(), key: key.to_string(), why }.into());
+        }
+        match inner.blobs.publish(digest, generation).await? {
+            Published::Live => Ok(true),
+            Published::Other => Ok(false),
+            Published::Gone => Err(Error::Unavailable {
+                what: "the reservation of this blob",
+                source: "it took longer to upload than a lease lasts".into(),
+            }),
+        }
+    }
+
+    /// Puts the parts together. May be repeated, also by another gateway.
+    async fn complete(&mut self) -> Result<()> {
+        if self.whole {
+            return Ok(());
+        }
+        if !self.buffer.is_empty() {
+            let rest = self.buffer.clone().freeze();
+            self.send(rest).await?;
+        }
+        let counted = self.ingest.parts.len() + self.in_flight.len() - usize::from(!self.buffer.is_empty());
+        self.all_arrive().await?;
+        let Some(upload) = self.ingest.upload.clone() else { return Ok(()) };
+        let data = self.inner.bucket.data(&self.ingest.id);
+        let completed = self.inner.bucket.complete(&data, &upload, &self.ingest.parts).await;
+        // Until it is known to be complete the rest is the buffer's: it may be sent again.
+        self.ingest.parts.truncate(counted);
+        if let Err(error) = completed
+            && self.inner.bucket.size(&data).await? != Some(self.ingest.status.offset)
+        {
+            return Err(error.into());
+        }
+        self.whole = true;
+        Ok(())
+    }
+
+    /// By another algorithm than bytes were hashed with as they came.
+    async fn hash_again(&mut self, algorithm: Algorithm) -> Result<Digest> {
+        let mut digester = Digester::new(algorithm);
+        if self.ingest.upload.is_none() {
+            digester.update(&self.buffer);
+            return Ok(digester.finish());
+        }
+        self.complete().await?;
+        let mut pieces = self.inner.bucket.stream(&self.inner.bucket.data(&self.ingest.id), 0).await?;
+        let mut read = 0;
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            read += piece.len() as u64;
+            digester.update(&piece);
+        }
+        let reference = self.reference().to_owned();
+        let expected = self.ingest.status.offset;
+        if read == expected {
+            Ok(digester.finish())
+        } else {
+            Err(Error::SizeMismatch { reference, expected, actual: read })
+        }
+    }
+
+    /// The blob is there: the upload goes.
+    async fn finish(&mut self) {
+        self.spent = true;
+        let removed = self.inner.ingests.remove(&self.ingest.id, Some(&self.open.token)).await;
+        self.inner.close(self.reference(), &self.open);
+        if let Err(error) = removed {
+            // Its row is left for who drops idle uploads.
+            tracing::debug!(%error, "the row of a finished upload stays for a while");
+        }
+        let (inner, mut ingest) = (self.inner.clone(), self.ingest.clone());
+        ingest.tail = self.saved.tail.clone();
+        if ingest.upload.is_some() || matches!(ingest.tail, Tail::There(_)) {
+            tokio::spawn(async move { inner.clean(&ingest).await });
+        }
+    }
+}
+
+impl SharedWriter {
+    pub(crate) fn new(state: State) -> Self {
+        let (last, reference) = (state.ingest.status.clone(), state.reference().to_owned());
+        Self { state: Some(state), reference, last }
+    }
+
+    fn state(&mut self) -> Result<&mut State> {
+        self.state.as_mut().ok_or_else(|| Error::no_ingest(&self.reference))
+    }
+}
+
+#[async_trait]
+impl Writer for SharedWriter {
+    fn status(&self) -> Status {
+        self.state.as_ref().map_or_else(|| self.last.clone(), |state| state.ingest.status.clone())
+    }
+
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.state()?.write(bytes).await
+    }
+
+    async fn truncate(&mut self, size: u64) -> Result<()> {
+        self.state()?.truncate(size).await
+    }
+
+    async fn commit(&mut self, size: u64, expected: Option<&Digest>) -> Result<Digest> {
+        let committed = self.state()?.commit(size, expected).await;
+        if matches!(committed, Ok(_) | Err(Error::AlreadyExists(_))) {
+            self.last = self.status();
+            self.state = None;
+        }
+        committed
+    }
+
+    fn digest(&self) -> Digest {
+        let digester = self.state.as_ref().map_or_else(|| Digester::new(Algorithm::Sha256), |s| s.digester.clone());
+        digester.finish()
+    }
+
+    async fn release(&mut self) -> Result<bool> {
+        self.state()?;
+        self.last = self.status();
+        let Some(mut state) = self.state.take() else { return Ok(true) };
+        state.let_go().await?;
+        Ok(true)
+    }
+}
+
+impl Drop for SharedWriter {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            let inner = state.inner();
+            inner.settle(state);
+        }
+    }
+}
+
+impl State {
+    fn inner(&self) -> Arc<Inner> {
+        self.inner.clone()
+    }
+}
