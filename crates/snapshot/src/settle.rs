@@ -15,7 +15,7 @@ use crate::apply::{self, Deferred, DeferredLink, Metadata};
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::fs::{self, xattr};
-use crate::merged::{Merged, Seen, is_opaque};
+use crate::merged::{self, Merged, Upper, is_opaque};
 use crate::{ApplyTarget, Error, Result, Whiteouts, copy};
 
 /// Resolves what `target` left open against the trees below, nearest first.
@@ -37,7 +37,7 @@ pub(crate) fn settle(target: &ApplyTarget, lowers: &[PathBuf]) -> Result<()> {
         path: &target.root,
         root,
         opaque,
-        lower: Merged::open(lowers, opaque)?,
+        lower: Merged::of(lowers.iter().map(|path| Upper::open(path, opaque)).collect::<Result<_>>()?),
         implied: deferred.implied,
         hidden: HashMap::new(),
         touched: BTreeMap::new(),
@@ -64,7 +64,7 @@ struct Settler<'a> {
     path: &'a Path,
     root: OwnedFd,
     opaque: &'static [u8],
-    lower: Merged,
+    lower: Merged<Upper>,
     implied: BTreeSet<Vec<u8>>,
     /// Whether a directory of this layer hides what is below it, by path.
     hidden: HashMap<Vec<u8>, bool>,
@@ -80,6 +80,9 @@ struct Settler<'a> {
     made: Vec<Vec<u8>>,
     opaque_root: bool,
 }
+
+/// What a path shows in the layers below.
+type Seen = merged::Seen<Stat>;
 
 /// A file of a lower layer, whatever its names: device and inode.
 type FileId = (u64, u64);
@@ -191,7 +194,7 @@ impl Settler<'_> {
     fn target(&mut self, path: &[u8], target: &[u8]) -> Result<Seen> {
         let missing = || Error::LinkTarget { entry: text(path), target: text(target) };
         let seen = self.lower.resolve(target)?.ok_or_else(missing)?;
-        if fs::file_type(&seen.stat) == FileType::Directory {
+        if fs::file_type(&seen.found) == FileType::Directory {
             return Err(Error::Hostile { entry: text(path), reason: "it is a hard link to a directory" });
         }
         if seen.path != target && self.is_replaced(&seen)? {
@@ -202,7 +205,7 @@ impl Settler<'_> {
 
     /// Whether the layer itself, not what was done here, has or hides something where the file was seen.
     fn is_replaced(&mut self, seen: &Seen) -> Result<bool> {
-        Ok(!self.copied.contains_key(&file_id(&seen.stat)) && !self.is_visible(&seen.path)?)
+        Ok(!self.copied.contains_key(&file_id(&seen.found)) && !self.is_visible(&seen.path)?)
     }
 
     fn link(&mut self, path: &[u8], seen: &Seen) -> Result<()> {
@@ -210,9 +213,9 @@ impl Settler<'_> {
         if let Some(now) = self.bring_up(seen)? {
             return self.name_again(&now, path);
         }
-        self.copied.insert(file_id(&seen.stat), path.to_vec());
+        self.copied.insert(file_id(&seen.found), path.to_vec());
         self.copy_up(seen, path)?;
-        for metadata in self.postponed.remove(&file_id(&seen.stat)).unwrap_or_default() {
+        for metadata in self.postponed.remove(&file_id(&seen.found)).unwrap_or_default() {
             self.describe(path, &metadata, seen)?;
         }
         Ok(())
@@ -222,7 +225,7 @@ impl Settler<'_> {
     fn replaced(&mut self, metadata: Metadata, seen: &Seen) -> Result<()> {
         match self.bring_up(seen)? {
             Some(now) => self.describe(&now, &metadata, seen)?,
-            None => self.postponed.entry(file_id(&seen.stat)).or_default().push(metadata),
+            None => self.postponed.entry(file_id(&seen.found)).or_default().push(metadata),
         }
         Ok(())
     }
@@ -230,12 +233,12 @@ impl Settler<'_> {
     /// Makes the file that was seen one of this layer, under all its visible names, and gives one of them; none if
     /// there is none.
     fn bring_up(&mut self, seen: &Seen) -> Result<Option<Vec<u8>>> {
-        if let Some(now) = self.copied.get(&file_id(&seen.stat)) {
+        if let Some(now) = self.copied.get(&file_id(&seen.found)) {
             return Ok(Some(now.clone()));
         }
         let names = self.names_of(seen)?;
         let Some((first, others)) = names.split_first() else { return Ok(None) };
-        self.copied.insert(file_id(&seen.stat), first.clone());
+        self.copied.insert(file_id(&seen.found), first.clone());
         self.copy_up(seen, first)?;
         for name in others {
             self.name_again(first, name)?;
@@ -249,16 +252,17 @@ impl Settler<'_> {
         if self.keeps(&seen.path)? {
             names.push(seen.path.clone());
         }
-        if seen.stat.st_nlink == 1 {
+        if seen.found.st_nlink == 1 {
             return Ok(names);
         }
-        let shown = self.lower.shown(seen.layer, b"");
-        let root = fs::open_beneath(self.lower.root(seen.layer), b"", OFlags::RDONLY | OFlags::DIRECTORY);
+        let layer = self.lower.layer(seen.layer);
+        let shown = layer.shown(b"");
+        let root = fs::open_beneath(layer.fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY);
         let mut walk = Walk::new(root.at("open", &shown)?).at("read", &shown)?;
         while let Some(step) = walk.next().at("read", &shown)? {
             let Step::Other { name, stat } = step else { continue };
             let path = fs::join(&walk.path(), name.as_bytes());
-            if file_id(&stat) != file_id(&seen.stat) || path == seen.path {
+            if file_id(&stat) != file_id(&seen.found) || path == seen.path {
                 continue;
             }
             let shows = self.lower.look(&path)?.is_some_and(|other| other.layer == seen.layer);
@@ -278,9 +282,9 @@ impl Settler<'_> {
         let (parent, name) = fs::split(path);
         self.make_parents(parent)?;
         let to = self.open(parent)?;
-        let from = self.lower.parent(seen.layer, &seen.path)?;
+        let from = self.lower.layer(seen.layer).parent(&seen.path)?;
         self.made.push(path.to_vec());
-        copy::file(from.as_fd(), fs::split(&seen.path).1, &seen.stat, to.as_fd(), name)
+        copy::file(from.as_fd(), fs::split(&seen.path).1, &seen.found, to.as_fd(), name)
             .at("copy up to", self.shown(path))
     }
 
@@ -325,7 +329,7 @@ impl Settler<'_> {
     fn describe(&self, path: &[u8], metadata: &Metadata, seen: &Seen) -> Result<()> {
         let (parent, name) = fs::split(path);
         let dir = self.open(parent)?;
-        let is_link = fs::file_type(&seen.stat) == FileType::Symlink;
+        let is_link = fs::file_type(&seen.found) == FileType::Symlink;
         apply::describe_link(dir.as_fd(), name, metadata, is_link).at("set the attributes of", self.shown(path))
     }
 
@@ -365,9 +369,10 @@ impl Settler<'_> {
 
     fn names_below_root(&mut self) -> Result<BTreeSet<Vec<u8>>> {
         let mut names = BTreeSet::new();
-        for layer in self.lower.layers_of(b"")? {
-            let shown = self.lower.shown(layer, b"");
-            let root = fs::open_beneath(self.lower.root(layer), b"", OFlags::RDONLY | OFlags::DIRECTORY);
+        for (layer, ()) in self.lower.directories_of(b"")? {
+            let layer = self.lower.layer(layer);
+            let shown = layer.shown(b"");
+            let root = fs::open_beneath(layer.fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY);
             for entry in Dir::read_from(root.at("open", &shown)?).at("read", &shown)? {
                 let name = entry.at("read", &shown)?.file_name().to_bytes().to_vec();
                 if !matches!(name.as_slice(), b"." | b"..") && self.lower.look(&name)?.is_some() {
@@ -394,7 +399,7 @@ impl Settler<'_> {
                 continue;
             }
             let Some(seen) = self.lower.look(&path)? else { continue };
-            if fs::file_type(&seen.stat) == FileType::Directory {
+            if fs::file_type(&seen.found) == FileType::Directory {
                 self.copy_attributes(&path, &seen)?;
             }
         }
@@ -403,10 +408,10 @@ impl Settler<'_> {
 
     fn copy_attributes(&self, path: &[u8], seen: &Seen) -> Result<()> {
         let (parent, name) = fs::split(path);
-        let from: OwnedFd = self.lower.parent(seen.layer, path)?;
+        let from: OwnedFd = self.lower.layer(seen.layer).parent(path)?;
         let to: BorrowedFd<'_> = self.root.as_fd();
         let to = fs::open_beneath(to, parent, OFlags::PATH | OFlags::DIRECTORY).at("open", self.shown(parent))?;
-        copy::attributes(from.as_fd(), name, &seen.stat, to.as_fd(), name).at("copy attributes to", self.shown(path))
+        copy::attributes(from.as_fd(), name, &seen.found, to.as_fd(), name).at("copy attributes to", self.shown(path))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The directories of the tree: found without following links in the kernel, kept open while in use, made where a
 //! layer only implies them, and given their times at the end.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -15,13 +15,12 @@ use super::deferred::Deferred;
 use super::entry::Entry;
 use super::{Limits, Time};
 use crate::error::At as _;
+use crate::fs::way::{Turn, Way};
 use crate::fs::{self, xattr};
-use crate::{ApplyTarget, Error, Result, Whiteouts};
+use crate::{ApplyTarget, Result, Whiteouts};
 
 /// Directories kept open; a tar's entries come mostly directory by directory.
 const OPEN_DIRECTORIES: usize = 64;
-/// Symbolic links followed for one path, as in the kernel.
-pub(super) const MAX_LINKS: usize = 40;
 /// Mode of directories that neither this layer nor one below describes.
 pub(super) const IMPLIED_MODE: u32 = 0o755;
 
@@ -250,42 +249,23 @@ impl Directories {
     }
 
     fn resolve_stepwise(&mut self, path: &[u8], entry: &Entry, make: bool) -> Result<Resolved> {
-        let mut names: VecDeque<Vec<u8>> = path.split(|&b| b == b'/').map(<[u8]>::to_vec).collect();
-        let mut at = self.root.clone();
-        let mut links = 0;
-        while let Some(name) = names.pop_front() {
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    at = self.at(fs::split(&at.path).0)?;
-                    continue;
-                }
-                _ => {}
-            }
+        let (mut way, mut at) = (Way::along(path), self.root.clone());
+        while let Some(turn) = way.next() {
+            let Turn::Into(name) = turn else {
+                at = self.at(fs::split(&at.path).0)?;
+                continue;
+            };
             let here = fs::join(&at.path, &name);
-            if here.len() > self.limits.path_bytes as usize {
-                let limit = self.limits.path_bytes.into();
-                return Err(Error::Limit { what: "bytes in a path", key: "path_bytes", limit });
-            }
-            self.limits.check_depth(&here)?;
+            self.limits.check_place(&here)?;
             at = match self.step(&at, &name, here, entry, make)? {
                 Step::Into(dir) => dir,
                 Step::Link(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(entry.hostile("its path has too many symbolic links"));
-                    }
-                    for part in target.split(|&b| b == b'/').rev() {
-                        names.push_front(part.to_vec());
+                    if !way.follow(&target) {
+                        return Err(entry.hostile(TOO_MANY_LINKS));
                     }
                     if target.starts_with(b"/") { self.root.clone() } else { at }
                 }
-                Step::Missing(mut here) => {
-                    for name in names {
-                        here = fs::join(&here, &name);
-                    }
-                    return Ok(Resolved::Below(here));
-                }
+                Step::Missing(here) => return Ok(Resolved::Below(way.rest(here))),
                 Step::Gone => return Ok(Resolved::Nowhere),
             };
         }
@@ -430,6 +410,7 @@ impl Directories {
 }
 
 pub(super) const NOT_A_DIRECTORY: &str = "a component of its path is not a directory";
+pub(super) const TOO_MANY_LINKS: &str = "its path has too many symbolic links";
 
 enum Step {
     Into(Rc<Directory>),

@@ -4,13 +4,11 @@
 //!
 //! Content goes into the image at once; names and attributes wait in memory, within the limits.
 
-use std::collections::VecDeque;
-
 use tar_core::SparseEntry;
 
 use super::attributes::Owner;
 use super::deferred::{Deferred, DeferredLink};
-use super::directories::MAX_LINKS;
+use super::directories::{NOT_A_DIRECTORY, TOO_MANY_LINKS};
 use super::entry::{Entry, Kind, Metadata, shorten};
 use super::meter::Meter;
 use super::source::Source;
@@ -19,9 +17,8 @@ use super::whiteout::{self, Mark};
 use super::{Limits, Options};
 use crate::erofs::{self, Builder, Inode, Node, ROOT};
 use crate::error::At as _;
+use crate::fs::way::{Turn, Way};
 use crate::{ApplyTarget, Error, ImageTarget, Result, fs};
-
-const NOT_A_DIRECTORY: &str = super::directories::NOT_A_DIRECTORY;
 
 /// The tree while a layer is applied.
 pub(super) struct ImageTree<'a> {
@@ -129,49 +126,31 @@ impl<'a> ImageTree<'a> {
     }
 
     fn resolve(&mut self, path: &[u8], entry: &Entry, make: bool) -> Result<Resolved> {
-        let mut names: VecDeque<Vec<u8>> =
-            path.split(|&b| b == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
-        let (mut at, mut here) = (vec![ROOT], Vec::new());
-        let mut links = 0;
-        while let Some(name) = names.pop_front() {
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    // Like the root of a file system, whose parent is itself.
-                    if at.len() > 1 {
-                        at.pop();
-                    }
-                    here.truncate(fs::split(&here).0.len());
-                    continue;
-                }
-                _ => {}
-            }
+        let (mut way, mut at, mut here) = (Way::along(path), vec![ROOT], Vec::new());
+        while let Some(turn) = way.next() {
+            let Turn::Into(name) = turn else {
+                // Like the root of a file system, whose parent is itself.
+                at.truncate((at.len() - 1).max(1));
+                here.truncate(fs::split(&here).0.len());
+                continue;
+            };
             let next = fs::join(&here, &name);
-            if next.len() > self.limits.path_bytes as usize {
-                let limit = self.limits.path_bytes.into();
-                return Err(Error::Limit { what: "bytes in a path", key: "path_bytes", limit });
-            }
-            self.limits.check_depth(&next)?;
+            self.limits.check_place(&next)?;
             let dir = at.last().copied().unwrap_or(ROOT);
             let found = self.builder.tree.child(dir, &name);
             let node = match found.map(|node| (node, &self.builder.tree.get(node).kind)) {
                 None if self.deferred.links.contains_key(&next) => return Err(entry.hostile(NOT_A_DIRECTORY)),
                 None if make => self.imply(dir, &name, &next)?,
-                None => {
-                    let rest = names.into_iter().fold(next, |path, name| fs::join(&path, &name));
-                    return Ok(Resolved::Below(rest));
-                }
+                None => return Ok(Resolved::Below(way.rest(next))),
                 Some((node, erofs::Kind::Directory(_))) => node,
                 Some((_, erofs::Kind::Symlink(target))) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(entry.hostile("its path has too many symbolic links"));
+                    if !way.follow(target) {
+                        return Err(entry.hostile(TOO_MANY_LINKS));
                     }
                     if target.starts_with(b"/") {
                         at.truncate(1);
                         here.clear();
                     }
-                    target.split(|&b| b == b'/').rev().for_each(|part| names.push_front(part.to_vec()));
                     continue;
                 }
                 Some((_, erofs::Kind::Character(0))) if make => {

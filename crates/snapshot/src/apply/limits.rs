@@ -52,6 +52,15 @@ impl Limits {
         zstd_window_bytes: 32 << 20,
     };
 
+    /// That a path whose links are resolved is neither too long nor too deep.
+    pub(super) fn check_place(&self, path: &[u8]) -> Result<()> {
+        if path.len() > self.path_bytes as usize {
+            let limit = self.path_bytes.into();
+            return Err(Error::Limit { what: "bytes in a path", key: "path_bytes", limit });
+        }
+        self.check_depth(path)
+    }
+
     /// That a path is not too deep.
     pub(super) fn check_depth(&self, path: &[u8]) -> Result<()> {
         let depth = path.iter().filter(|byte| **byte == b'/').count();

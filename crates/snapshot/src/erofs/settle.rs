@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::attributes;
 use super::build::{Builder, OPAQUE};
-use super::read::Found;
+use super::read::{Found, Image};
 use super::stack::{Seen, Stack};
 use super::tree::{Inode, Kind, Node, ROOT};
 use crate::apply::{Deferred, DeferredLink, Metadata, Time};
@@ -18,7 +18,7 @@ use crate::{Error, Result, fs};
 /// # Errors
 /// [`Error::LinkTarget`] if a hard link's target is nowhere.
 pub(super) fn settle(builder: &mut Builder, deferred: Deferred, lowers: &[PathBuf], shown: &Path) -> Result<()> {
-    let mut lower = Stack::open(lowers)?;
+    let mut lower = Stack::of(lowers.iter().map(|path| Image::open(path)).collect::<Result<_>>()?);
     if let Some((layer, root)) = lower.directories_of(b"")?.first().copied() {
         copy_attributes(builder, ROOT, &lower, layer, &root)?;
     }
@@ -168,7 +168,7 @@ impl Settler<'_> {
     }
 
     fn copy_up(&mut self, seen: &Seen) -> Result<Node> {
-        let image = self.lower.image(seen.layer);
+        let image = self.lower.layer(seen.layer);
         let node = copy(self.builder, image, &seen.found)?;
         self.copied.insert(seen.file(), node);
         Ok(node)
@@ -227,7 +227,7 @@ impl Settler<'_> {
         }
         let mut names = BTreeSet::new();
         for (layer, root) in self.lower.directories_of(b"")? {
-            names.extend(self.lower.image(layer).entries(&root)?.into_iter().map(|(name, _)| name));
+            names.extend(self.lower.layer(layer).entries(&root)?.into_iter().map(|(name, _)| name));
         }
         for name in names {
             if self.lower.look(&name)?.is_none() {
@@ -258,7 +258,7 @@ impl Settler<'_> {
 /// Gives a directory owner, mode, times and attributes of a lower one, but not overlayfs' own.
 fn copy_attributes(builder: &mut Builder, node: Node, lower: &Stack, layer: usize, found: &Found) -> Result<()> {
     let mut xattrs = builder.xattrs_of(builder.tree.get(node))?;
-    xattrs.extend(own_xattrs(lower.image(layer).xattrs(found)?));
+    xattrs.extend(own_xattrs(lower.layer(layer).xattrs(found)?));
     let xattrs = builder.xattrs(xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice())))?;
     let inode = builder.tree.change(node);
     inode.xattrs = xattrs;
@@ -280,7 +280,7 @@ fn own_xattrs(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> impl Iterator<Item = (Vec<u8>,
 }
 
 /// Copies anything but a directory out of a lower image.
-fn copy(builder: &mut Builder, image: &super::read::Image, found: &Found) -> Result<Node> {
+fn copy(builder: &mut Builder, image: &Image, found: &Found) -> Result<Node> {
     let kind = match found.kind() {
         libc::S_IFLNK => Kind::Symlink(image.target(found)?.into()),
         libc::S_IFCHR => Kind::Character(found.raw.place),

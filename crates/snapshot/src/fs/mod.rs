@@ -3,6 +3,7 @@
 
 pub(crate) mod remove;
 pub(crate) mod walk;
+pub(crate) mod way;
 pub(crate) mod xattr;
 
 use std::ffi::OsStr;
