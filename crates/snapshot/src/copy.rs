@@ -10,10 +10,10 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use crate::Result;
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::fs::{self, xattr};
+use crate::{Result, overlay};
 
 /// Bytes copied at a time where the kernel cannot do it by itself.
 const COPY_BYTES: usize = 128 << 10;
@@ -26,24 +26,46 @@ pub(crate) fn root_attributes(from: &Path, to: &Path) -> Result<()> {
     attributes(source.as_fd(), b"", &stat, target.as_fd(), b"").at("copy the attributes of", from)
 }
 
-/// Copies what is in the directory `from` into the empty directory `to`, and its attributes.
-pub(crate) fn tree(from: &Path, to: &Path) -> Result<()> {
-    let (root, here) = (fs::open_dir(to).at("open", to)?, fs::open_dir(to).at("open", to)?);
-    let source = fs::open_dir(from).at("open", from)?;
-    let mut copier = Copier { root, here, links: HashMap::new() };
-    copier.run(source).at("copy", from)?;
-    root_attributes(from, to)
+/// Which extended attributes come along, by name.
+pub(crate) type Taken = fn(&[u8]) -> bool;
+
+/// Copies what is in the directory `from` into the empty directory `to`, and its attributes; of directories those that are `taken`.
+pub(crate) fn tree(from: &Path, to: &Path, taken: Taken) -> Result<()> {
+    let (source, target) = (fs::open_dir(from).at("open", from)?, fs::open_dir(to).at("open", to)?);
+    let copied = |from: BorrowedFd<'_>, name: &[u8], stat: &Stat, to: BorrowedFd<'_>| {
+        file(from, name, stat, to, name).map(|()| true)
+    };
+    remake(source, target, taken, copied).at("copy", from)
 }
 
-struct Copier {
+/// Makes the directory `source` anew in the empty directory `target`: directories with the attributes that are `taken`, and whatever
+/// else is there as `make` does it: from a directory, by its name, with what it is, into another directory. It says whether it
+/// made anything; further names of what it made become hard links.
+pub(crate) fn remake(
+    source: OwnedFd,
+    target: OwnedFd,
+    taken: Taken,
+    make: impl FnMut(BorrowedFd<'_>, &[u8], &Stat, BorrowedFd<'_>) -> rustix::io::Result<bool>,
+) -> rustix::io::Result<()> {
+    // Before anybody reads in it, which is an access.
+    let stat = rustix::fs::fstat(&source)?;
+    let [top, here] = [&source, &target].map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0));
+    let mut remaker = Remaker { root: target, here: here?, taken, make, links: HashMap::new() };
+    remaker.run(source)?;
+    attributes_taken(top?.as_fd(), b"", &stat, remaker.root.as_fd(), b"", taken)
+}
+
+struct Remaker<M> {
     root: OwnedFd,
-    /// The directory that the walk's directory is copied to.
+    /// The directory that the walk's directory becomes.
     here: OwnedFd,
+    taken: Taken,
+    make: M,
     /// Where the first name of a file with several went.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
-impl Copier {
+impl<M: FnMut(BorrowedFd<'_>, &[u8], &Stat, BorrowedFd<'_>) -> rustix::io::Result<bool>> Remaker<M> {
     fn run(&mut self, source: OwnedFd) -> rustix::io::Result<()> {
         let mut walk = Walk::new(source)?;
         let mut stats = Vec::new();
@@ -58,25 +80,25 @@ impl Copier {
                     // The tree is nobody else's yet, so `..` is where it was.
                     self.here = rustix::fs::openat(&self.here, c"..", DIRECTORY, Mode::empty())?;
                     let Some(stat) = stats.pop() else { return Err(Errno::STALE) };
-                    attributes(walk.dir(), name.as_bytes(), &stat, self.here.as_fd(), name.as_bytes())?;
+                    let name = name.as_bytes();
+                    attributes_taken(walk.dir(), name, &stat, self.here.as_fd(), name, self.taken)?;
                 }
-                Step::Other { name, stat } => self.file(&walk, name.as_bytes(), &stat)?,
+                Step::Other { name, stat } => self.other(&walk, name.as_bytes(), &stat)?,
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, walk: &Walk, name: &[u8], stat: &Stat) -> rustix::io::Result<()> {
-        if stat.st_nlink > 1 {
-            let path = fs::join(&walk.path(), name);
-            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
-                let (parent, first_name) = fs::split(first);
-                let dir = fs::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
-                return rustix::fs::linkat(dir, first_name, &self.here, name, AtFlags::empty());
-            }
-            self.links.insert((stat.st_dev, stat.st_ino), path);
+    fn other(&mut self, walk: &Walk, name: &[u8], stat: &Stat) -> rustix::io::Result<()> {
+        let inode = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
+        if let Some(first) = inode.and_then(|inode| self.links.get(&inode)) {
+            let (parent, first_name) = fs::split(first);
+            let dir = fs::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
+            return rustix::fs::linkat(dir, first_name, &self.here, name, AtFlags::empty());
         }
-        file(walk.dir(), name, stat, self.here.as_fd(), name)
+        let made = (self.make)(walk.dir(), name, stat, self.here.as_fd())?;
+        self.links.extend(inode.filter(|_| made).map(|inode| (inode, fs::join(&walk.path(), name))));
+        Ok(())
     }
 }
 
@@ -101,7 +123,7 @@ pub(crate) fn file(
     attributes(from, name, stat, to, to_name)
 }
 
-/// Copies owner, extended attributes, mode and times; names may be empty for the directories themselves.
+/// Copies owner, extended attributes but overlayfs' own, mode and times; names may be empty for the directories themselves.
 pub(crate) fn attributes(
     from: BorrowedFd<'_>,
     name: &[u8],
@@ -109,11 +131,23 @@ pub(crate) fn attributes(
     to: BorrowedFd<'_>,
     to_name: &[u8],
 ) -> rustix::io::Result<()> {
+    attributes_taken(from, name, stat, to, to_name, overlay::is_foreign)
+}
+
+/// The same with another choice of extended attributes.
+pub(crate) fn attributes_taken(
+    from: BorrowedFd<'_>,
+    name: &[u8],
+    stat: &Stat,
+    to: BorrowedFd<'_>,
+    to_name: &[u8],
+    taken: Taken,
+) -> rustix::io::Result<()> {
     let (uid, gid) = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
     let target = if to_name.is_empty() { &b"."[..] } else { to_name };
     rustix::fs::chownat(to, target, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     for (attribute, value) in xattr::all(from, name)? {
-        if !attribute.starts_with(b"trusted.overlay.") && !attribute.starts_with(b"user.overlay.") {
+        if taken(&attribute) {
             xattr::set(to, to_name, &attribute, &value)?;
         }
     }
@@ -195,4 +229,31 @@ fn copy_bytes(source: &File, target: &File, mut start: u64, end: u64) -> io::Res
         start += read as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// A name that went while a tree was taken over took the other names of its file with it.
+    #[test]
+    fn further_names_of_a_file_are_made_although_the_first_went() {
+        let directory = tempfile::tempdir().unwrap();
+        let [source, target] = ["source", "target"].map(|name| directory.path().join(name));
+        [&source, &target].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        std::fs::write(source.join("a"), "bytes").unwrap();
+        ["b", "c"].iter().for_each(|name| std::fs::hard_link(source.join("a"), source.join(name)).unwrap());
+        let mut goes = true;
+        let make = |from: BorrowedFd<'_>, name: &[u8], stat: &Stat, to: BorrowedFd<'_>| {
+            if std::mem::take(&mut goes) { Ok(false) } else { file(from, name, stat, to, name).map(|()| true) }
+        };
+        let [from, to] = [&source, &target].map(|path| fs::open_dir(path).unwrap());
+        remake(from, to, overlay::is_foreign, make).unwrap();
+        let made = std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().metadata().unwrap().ino());
+        let made: Vec<u64> = made.collect();
+        assert_eq!((made.len(), made.iter().collect::<BTreeSet<_>>().len()), (2, 1), "two names of one file");
+    }
 }

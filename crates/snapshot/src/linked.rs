@@ -17,15 +17,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::error::At as _;
+use crate::fs;
 use crate::fs::walk::{Step, Walk};
-use crate::fs::{self, xattr};
+use crate::overlay::is_of_the_tree;
 use crate::{Result, copy, extents};
 
 /// What was linked.
@@ -67,13 +68,16 @@ pub fn reach(from: &Path, to: &Path) -> Result<(), String> {
 /// Lets the empty directory `to` be what `from` is, its own attributes too.
 pub(crate) fn tree(from: &Path, to: &Path) -> Result<Linked> {
     let source = open_unfollowed(from).at("open", from)?;
-    let (root, here) = (fs::open_dir(to).at("open", to)?, fs::open_dir(to).at("open", to)?);
-    let stat = rustix::fs::fstat(&source).at("stat", from)?;
-    let mut linker = Linker { here, links: HashMap::new(), root, linked: Linked::default() };
-    let top = source.try_clone().at("open", from)?;
-    linker.run(source).at("link the tree", from)?;
-    attributes(top.as_fd(), b"", &stat, linker.root.as_fd(), b"").at("copy the attributes of", from)?;
-    Ok(linker.linked)
+    let target = fs::open_dir(to).at("open", to)?;
+    let mut linked = Linked::default();
+    let link =
+        |from: BorrowedFd<'_>, name: &[u8], stat: &Stat, to: BorrowedFd<'_>| match linked.add(from, name, stat, to) {
+            // It went: the caller looks what that means.
+            Err(Errno::NOENT) => Ok(false),
+            added => added.map(|()| true),
+        };
+    copy::remake(source, target, is_of_the_tree, link).at("link the tree", from)?;
+    Ok(linked)
 }
 
 /// Opens a directory that may be anything by now: no link is followed at its end.
@@ -82,106 +86,43 @@ fn open_unfollowed(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-struct Linker {
-    root: OwnedFd,
-    /// The directory that the walk's directory goes to.
-    here: OwnedFd,
-    /// Where the first name of an inode went.
-    links: HashMap<(u64, u64), Vec<u8>>,
-    linked: Linked,
+impl Linked {
+    /// Lets what `name` is in one directory be in another too.
+    fn add(&mut self, from: BorrowedFd<'_>, name: &[u8], stat: &Stat, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        if !is_file(stat) {
+            return copy::file(from, name, stat, to, name);
+        }
+        let cloned = clone(from, name, stat, to)?;
+        if !cloned {
+            rustix::fs::linkat(from, name, to, name, AtFlags::empty())?;
+        }
+        self.files += 1;
+        self.cloned += u64::from(cloned);
+        self.bytes += stat.st_blocks.unsigned_abs() * 512;
+        Ok(())
+    }
 }
 
-impl Linker {
-    fn run(&mut self, source: OwnedFd) -> rustix::io::Result<()> {
-        let directory = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut walk = Walk::new(source)?;
-        let mut stats = Vec::new();
-        while let Some(step) = walk.next()? {
-            match step {
-                Step::Enter { name, stat } => {
-                    rustix::fs::mkdirat(&self.here, &name, Mode::RWXU)?;
-                    self.here = rustix::fs::openat(&self.here, &name, directory, Mode::empty())?;
-                    stats.push(stat);
-                }
-                Step::Leave { name } => {
-                    self.here = rustix::fs::openat(&self.here, c"..", directory, Mode::empty())?;
-                    let Some(stat) = stats.pop() else { return Err(Errno::STALE) };
-                    attributes(walk.dir(), name.as_bytes(), &stat, self.here.as_fd(), name.as_bytes())?;
-                }
-                Step::Other { name, stat } => match self.other(&walk, name.as_bytes(), &stat) {
-                    // It went: the caller looks what that means.
-                    Err(Errno::NOENT) => {}
-                    done => done?,
-                },
-            }
-        }
-        Ok(())
+/// Makes a file of its own that shares all extents; says whether the file system can.
+fn clone(from: BorrowedFd<'_>, name: &[u8], stat: &Stat, to: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    if !extents::may_be_shared(to) {
+        return Ok(false);
     }
-
-    fn other(&mut self, walk: &Walk, name: &[u8], stat: &Stat) -> rustix::io::Result<()> {
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
-                let (parent, first_name) = fs::split(first);
-                let dir = fs::open_beneath(self.root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
-                return rustix::fs::linkat(dir, first_name, &self.here, name, AtFlags::empty());
-            }
-            self.links.insert((stat.st_dev, stat.st_ino), fs::join(&walk.path(), name));
+    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let source = File::from(rustix::fs::openat(from, name, read, Mode::empty())?);
+    let target = rustix::fs::openat(to, name, write, Mode::RUSR | Mode::WUSR)?;
+    match rustix::fs::ioctl_ficlone(&target, &source) {
+        Ok(()) => copy::attributes_taken(from, name, stat, to, name, is_of_the_tree).map(|()| true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => {
+            rustix::fs::unlinkat(to, name, AtFlags::empty()).map(|()| false)
         }
-        if !is_file(stat) {
-            return copy::file(walk.dir(), name, stat, self.here.as_fd(), name);
-        }
-        let cloned = self.cloned(walk.dir(), name, stat)?;
-        if !cloned {
-            rustix::fs::linkat(walk.dir(), name, &self.here, name, AtFlags::empty())?;
-        }
-        self.linked.files += 1;
-        self.linked.cloned += u64::from(cloned);
-        self.linked.bytes += stat.st_blocks.unsigned_abs() * 512;
-        Ok(())
-    }
-
-    /// Makes a file of its own that shares all extents; says whether the file system can.
-    fn cloned(&self, from: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<bool> {
-        if !extents::may_be_shared(&self.here) {
-            return Ok(false);
-        }
-        let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let source = File::from(rustix::fs::openat(from, name, read, Mode::empty())?);
-        let target = rustix::fs::openat(&self.here, name, write, Mode::RUSR | Mode::WUSR)?;
-        match rustix::fs::ioctl_ficlone(&target, &source) {
-            Ok(()) => attributes(from, name, stat, self.here.as_fd(), name).map(|()| true),
-            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => {
-                rustix::fs::unlinkat(&self.here, name, AtFlags::empty()).map(|()| false)
-            }
-            Err(error) => Err(error),
-        }
+        Err(error) => Err(error),
     }
 }
 
 fn is_file(stat: &Stat) -> bool {
     fs::file_type(stat) == FileType::RegularFile
-}
-
-/// What overlayfs notes about the place where a tree is, and not about the tree.
-const OF_THE_PLACE: [&[u8]; 3] = [b"origin", b"impure", b"uuid"];
-
-/// Owner, mode, times and attributes, overlayfs' own among them as far as they are about the tree.
-fn attributes(
-    from: BorrowedFd<'_>,
-    name: &[u8],
-    stat: &Stat,
-    to: BorrowedFd<'_>,
-    to_name: &[u8],
-) -> rustix::io::Result<()> {
-    for (attribute, value) in xattr::all(from, name)? {
-        let own = [&b"trusted.overlay."[..], b"user.overlay."].into_iter().find_map(|own| attribute.strip_prefix(own));
-        if own.is_some_and(|own| !OF_THE_PLACE.contains(&own)) {
-            xattr::set(to, to_name, &attribute, &value)?;
-        }
-    }
-    // Last: it sets the times.
-    copy::attributes(from, name, stat, to, to_name)
 }
 
 /// Bytes of a tree that stay allocated when it goes, since files elsewhere have them: of inodes with a name outside, and of

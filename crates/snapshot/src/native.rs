@@ -34,7 +34,7 @@ impl Driver for NativeDriver {
         self.layout.create(id)?;
         // A view shows its parent's own tree.
         if let (Some(nearest), true) = (parents.first(), meta.kind != "view") {
-            crate::copy::tree(&self.layout.tree(*nearest), &self.layout.tree(id))?;
+            crate::copy::tree(&self.layout.tree(*nearest), &self.layout.tree(id), crate::overlay::is_foreign)?;
             // All of it, or a power cut leaves a part of the copy to whoever mounts it.
             return self.layout.commit(id, meta);
         }

@@ -169,6 +169,24 @@ fn has_index() -> bool {
     Path::new("/sys/module/overlay/parameters/index").exists()
 }
 
+/// What of an attribute's name is behind what overlayfs puts before its own; `None` of others.
+pub(crate) fn own_name(attribute: &[u8]) -> Option<&[u8]> {
+    [&b"trusted.overlay."[..], b"user.overlay."].into_iter().find_map(|own| attribute.strip_prefix(own))
+}
+
+/// What overlayfs notes about the place where a tree is, and not about the tree: it names inodes of the file system there.
+pub(crate) const OF_THE_PLACE: [&[u8]; 3] = [b"origin", b"impure", b"uuid"];
+
+/// Whether an attribute is the file's and not overlayfs'.
+pub(crate) fn is_foreign(attribute: &[u8]) -> bool {
+    own_name(attribute).is_none()
+}
+
+/// Whether an attribute goes with its tree to another place: overlayfs' own too, as far as they are about the tree.
+pub(crate) fn is_of_the_tree(attribute: &[u8]) -> bool {
+    own_name(attribute).is_none_or(|own| !OF_THE_PLACE.contains(&own))
+}
+
 /// The attribute by which a directory hides what lower layers have in it.
 pub(crate) fn opaque_name(userxattr: bool) -> &'static [u8] {
     if userxattr { b"user.overlay.opaque" } else { b"trusted.overlay.opaque" }

@@ -6,7 +6,7 @@ use tar_core::parse::ParsedEntry;
 use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
 use super::Limits;
-use crate::{Error, Result};
+use crate::{Error, Result, overlay};
 
 /// Seconds and nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,8 +53,6 @@ pub(super) struct Entry {
     pub(super) sparse: Option<(u64, Vec<SparseEntry>)>,
 }
 
-/// The prefix of names that Linux' overlayfs reserves for itself; no layer means to set these.
-const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// The longest name in a directory that Linux has.
 const NAME_BYTES: usize = 255;
 
@@ -278,8 +276,8 @@ fn pax_time(value: &[u8]) -> Result<Time> {
 }
 
 fn set_xattr(xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>, name: &[u8], value: Vec<u8>) {
-    let reserved = OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix));
-    if reserved || name.is_empty() || name.contains(&0) {
+    // No layer means to set what overlayfs has for itself.
+    if !overlay::is_foreign(name) || name.is_empty() || name.contains(&0) {
         return;
     }
     xattrs.retain(|(known, _)| known != name);

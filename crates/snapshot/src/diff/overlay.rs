@@ -6,6 +6,7 @@ use super::{Change, Changes};
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::fs::{self, xattr};
+use crate::overlay::own_name;
 use crate::{Error, Result, merged};
 
 /// What an upper directory refers to lower layers by, after `trusted.overlay.` or `user.overlay.`.
@@ -40,9 +41,7 @@ pub(super) fn scan(root: &Path, userxattr: bool) -> Result<Changes> {
 
 fn refuse_references(walk: &Walk, name: &[u8], shown: &Path) -> Result<()> {
     for attribute in xattr::list(walk.dir(), name).at("list the attributes of", shown)? {
-        let own =
-            [&b"trusted.overlay."[..], b"user.overlay."].iter().find_map(|prefix| attribute.strip_prefix(*prefix));
-        if own.is_some_and(|own| REFERENCES.contains(&own)) {
+        if own_name(&attribute).is_some_and(|own| REFERENCES.contains(&own)) {
             return Err(Error::Unsupported {
                 what: "making a layer from this tree alone",
                 reason: format!("{} refers to a lower layer; compare the mounted trees instead", shown.display()),

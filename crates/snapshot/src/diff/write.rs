@@ -14,7 +14,7 @@ use super::sink::Sink;
 use super::{Change, Changes, Made};
 use crate::error::At as _;
 use crate::fs::{self, xattr};
-use crate::{Error, Result};
+use crate::{Error, Result, overlay};
 
 /// The name of the entry that hides a directory's lower content.
 pub(super) const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
@@ -24,7 +24,7 @@ const READ_BYTES: usize = 128 << 10;
 
 /// Whether an extended attribute belongs to the file and not to this machine.
 pub(super) fn is_portable(name: &[u8]) -> bool {
-    !(name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name == b"security.selinux")
+    overlay::is_foreign(name) && name != b"security.selinux"
 }
 
 /// Writes `changes`, whose files are in the tree at `root`.

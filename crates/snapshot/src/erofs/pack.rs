@@ -16,10 +16,9 @@ use crate::apply::Time;
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::fs::{self, xattr};
+use crate::overlay::OF_THE_PLACE;
 use crate::{Result, copy};
 
-/// Marks that say nothing in an image: they name an inode of another file system.
-const FOREIGN: [&[u8]; 3] = [b"trusted.overlay.origin", b"trusted.overlay.impure", b"trusted.overlay.uuid"];
 /// Bytes read at a time.
 const READ_BYTES: usize = 128 << 10;
 
@@ -145,7 +144,7 @@ impl Packer<'_> {
         shown: &Path,
     ) -> Result<Inode> {
         let xattrs = xattr::all(dir, name).or_else(none).at("read the attributes of", shown)?;
-        let kept = xattrs.iter().filter(|(name, _)| !FOREIGN.contains(&name.as_slice()));
+        let kept = xattrs.iter().filter(|(name, _)| !is_of_the_place(name));
         let opaque = xattrs.iter().any(|(name, value)| name == OPAQUE && value == b"y");
         let places = self.builder.xattrs(kept.map(|(name, value)| (name.as_slice(), value.as_slice())))?;
         Ok(Inode {
@@ -157,6 +156,11 @@ impl Packer<'_> {
             ..Inode::new(kind, stat.st_mode & 0o7777)
         })
     }
+}
+
+/// Whether it is a mark that says nothing in an image: it names an inode of another file system.
+fn is_of_the_place(attribute: &[u8]) -> bool {
+    attribute.strip_prefix(b"trusted.overlay.").is_some_and(|own| OF_THE_PLACE.contains(&own))
 }
 
 /// Where the system has no attributes for files of a kind, there are none.

@@ -5,13 +5,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::attributes;
-use super::build::{Builder, OPAQUE};
+use super::build::Builder;
 use super::read::{Found, Image};
 use super::stack::{Seen, Stack};
 use super::tree::{Inode, Kind, Node, ROOT};
 use crate::apply::{Deferred, DeferredLink, Metadata, Time};
 use crate::settle::{AROUND, text};
-use crate::{Error, Result, fs};
+use crate::{Error, Result, fs, overlay};
 
 /// Resolves what a layer left open against the images below, nearest first.
 ///
@@ -273,10 +273,9 @@ fn take_over(inode: &mut Inode, found: &Found) {
     inode.mtime = Time { seconds: raw.seconds as i64, nanos: raw.nanos };
 }
 
+/// Attributes that are the file's, not overlayfs'.
 fn own_xattrs(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
-    let overlays = |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    debug_assert!(overlays(OPAQUE));
-    xattrs.into_iter().filter(move |(name, _)| !overlays(name))
+    xattrs.into_iter().filter(|(name, _)| overlay::is_foreign(name))
 }
 
 /// Copies anything but a directory out of a lower image.
