@@ -13,7 +13,7 @@ use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::linked::{self, Linked};
 use crate::record::{self, Comparison, Notes, TreeComparison};
-use crate::{Error, Meta, Result, SnapshotId, Usage, extents, fs};
+use crate::{Error, Link, Meta, Result, SnapshotId, Usage, extents, fs};
 
 /// A driver's directory.
 #[derive(Debug)]
@@ -116,6 +116,22 @@ impl Layout {
         self.sync_tree(id)
     }
 
+    /// The same with overlayfs' scratch directory, if anything will be written to the snapshot.
+    pub(crate) fn create_upper(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
+        self.create(id)?;
+        if meta.kind == "view" {
+            return Ok(());
+        }
+        let work = self.work(id);
+        stdfs::create_dir(&work).at("make the directory", &work)
+    }
+
+    /// Makes several snapshots, as `make` makes one, and then all of them durable.
+    pub(crate) fn make_all(&self, trees: &[Link], make: impl FnMut(&Link) -> Result<()>) -> Result<()> {
+        trees.iter().try_for_each(make)?;
+        self.sync_new(&trees.iter().map(|tree| tree.id).collect::<Vec<_>>())
+    }
+
     /// Writes `meta` in one step, as long as there is no power cut.
     pub(crate) fn write_meta(&self, id: SnapshotId, meta: &Meta) -> Result<()> {
         let new = self.write_new_meta(id, meta)?;
@@ -185,8 +201,13 @@ impl Layout {
         self.commit_all(&[(id, meta)])
     }
 
+    /// The same for several that stand on each other, the lowest first.
+    pub(crate) fn commit_chain(&self, chain: &[Link]) -> Result<()> {
+        self.commit_all(&chain.iter().map(|link| (link.id, &link.meta)).collect::<Vec<_>>())
+    }
+
     /// The same for several at once, each before those that stand on it: they share the wait for the disk.
-    pub(crate) fn commit_all(&self, snapshots: &[(SnapshotId, &Meta)]) -> Result<()> {
+    fn commit_all(&self, snapshots: &[(SnapshotId, &Meta)]) -> Result<()> {
         let written = snapshots.iter().map(|(id, meta)| self.write_new_meta(*id, meta));
         let written = written.collect::<Result<Vec<_>>>()?;
         self.sync_all()?;

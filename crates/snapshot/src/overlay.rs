@@ -12,7 +12,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::At as _;
 use crate::layout::{Layout, check_mountable};
 use crate::{ApplyTarget, Driver, Error, Link, Meta, Mount, Result, SnapshotId, Usage, Whiteouts};
 
@@ -30,9 +29,8 @@ impl OverlayDriver {
     /// [`Error::Unsupported`] if `root` cannot be named in mount options. Whether overlayfs can be mounted is what
     /// [`Self::probe`] says: unpacking needs no mount.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let layout = Layout::open(root.into())?;
-        check_mountable(layout.root())?;
-        Ok(Self { layout, stacking: Stacking::here() })
+        let (layout, stacking) = Stacking::open(root.into())?;
+        Ok(Self { layout, stacking })
     }
 
     /// Tries whether overlayfs can be mounted on directories below `root`, without leaving anything behind.
@@ -56,11 +54,7 @@ impl OverlayDriver {
 
     /// Makes a tree, which is not durable yet.
     fn make(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
-        self.layout.create(id)?;
-        if meta.kind != "view" {
-            let work = self.layout.work(id);
-            std::fs::create_dir(&work).at("make the directory", &work)?;
-        }
+        self.layout.create_upper(id, meta)?;
         if let Some(nearest) = parents.first() {
             crate::copy::root_attributes(&self.layout.tree(*nearest), &self.layout.tree(id))?;
             self.layout.sync_tree(id)?;
@@ -80,8 +74,7 @@ impl Driver for OverlayDriver {
     }
 
     fn create_all(&self, trees: &[Link]) -> Result<()> {
-        trees.iter().try_for_each(|tree| self.make(tree.id, &tree.parents, &tree.meta))?;
-        self.layout.sync_new(&trees.iter().map(|tree| tree.id).collect::<Vec<_>>())
+        self.layout.make_all(trees, |tree| self.make(tree.id, &tree.parents, &tree.meta))
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
@@ -96,8 +89,7 @@ impl Driver for OverlayDriver {
 
     fn commit_chain(&self, chain: &[Link]) -> Result<Vec<Usage>> {
         let usages = chain.iter().map(|link| self.complete(link.id, &link.parents)).collect::<Result<_>>()?;
-        let snapshots: Vec<_> = chain.iter().map(|link| (link.id, &link.meta)).collect();
-        self.layout.commit_all(&snapshots)?;
+        self.layout.commit_chain(chain)?;
         Ok(usages)
     }
 
@@ -128,8 +120,11 @@ pub(crate) struct Stacking {
 }
 
 impl Stacking {
-    pub(crate) fn here() -> Self {
-        Self { userxattr: !in_initial_user_namespace(), index_off: has_index() }
+    /// Opens the directory of a driver whose trees overlayfs is to stack.
+    pub(crate) fn open(root: PathBuf) -> Result<(Layout, Self)> {
+        let layout = Layout::open(root)?;
+        check_mountable(layout.root())?;
+        Ok((layout, Self { userxattr: !in_initial_user_namespace(), index_off: has_index() }))
     }
 
     /// The mounts of a snapshot on top of `parents`, nearest first.

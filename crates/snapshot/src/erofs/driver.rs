@@ -29,7 +29,7 @@ use super::read::Image;
 use super::{ImageComparison, mounts, pack, settle, unpack, verify};
 use crate::apply::Deferred;
 use crate::error::At as _;
-use crate::layout::{Layout, check_mountable, remove_file};
+use crate::layout::{Layout, remove_file};
 use crate::overlay::Stacking;
 use crate::record::Comparison;
 use crate::{
@@ -55,9 +55,8 @@ impl ErofsDriver {
     /// [`Error::Unsupported`] if `root` cannot be named in mount options. Whether images can be mounted is what [`Self::probe`]
     /// says: unpacking needs no mount.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let layout = Layout::open(root.into())?;
-        check_mountable(layout.root())?;
-        Ok(Self { layout, stacking: Stacking::here() })
+        let (layout, stacking) = Stacking::open(root.into())?;
+        Ok(Self { layout, stacking })
     }
 
     /// Tries whether images can be mounted, and overlayfs over them, below `root`; nothing is left behind.
@@ -187,11 +186,7 @@ impl ErofsDriver {
     fn make(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<()> {
         // Now, and not when the first container starts.
         mounts::possible()?;
-        self.layout.create(id)?;
-        if meta.kind != "view" {
-            let work = self.layout.work(id);
-            std::fs::create_dir(&work).at("make the directory", &work)?;
-        }
+        self.layout.create_upper(id, meta)?;
         if let Some(nearest) = parents.first().filter(|_| meta.kind != "view") {
             self.root_attributes(*nearest, id)?;
             self.layout.sync_tree(id)?;
@@ -239,8 +234,7 @@ impl Driver for ErofsDriver {
     }
 
     fn create_all(&self, trees: &[Link]) -> Result<()> {
-        trees.iter().try_for_each(|tree| self.make(tree.id, &tree.parents, &tree.meta))?;
-        self.layout.sync_new(&trees.iter().map(|tree| tree.id).collect::<Vec<_>>())
+        self.layout.make_all(trees, |tree| self.make(tree.id, &tree.parents, &tree.meta))
     }
 
     fn mounts(&self, id: SnapshotId, parents: &[SnapshotId], writable: bool) -> Result<Vec<Mount>> {
@@ -260,8 +254,7 @@ impl Driver for ErofsDriver {
 
     fn commit_chain(&self, chain: &[Link]) -> Result<Vec<Usage>> {
         let usages = chain.iter().map(|link| self.complete(link.id, &link.parents)).collect::<Result<_>>()?;
-        let snapshots: Vec<_> = chain.iter().map(|link| (link.id, &link.meta)).collect();
-        self.layout.commit_all(&snapshots)?;
+        self.layout.commit_chain(chain)?;
         self.tidy(&chain.iter().map(|link| (link.id, link.parents.as_slice())).collect::<Vec<_>>())?;
         Ok(usages)
     }
