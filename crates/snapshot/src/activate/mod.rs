@@ -185,16 +185,22 @@ fn unmount_all(directory: &Path, how: UnmountFlags) -> Result<()> {
     }
     points.sort_unstable();
     for (_, point) in points.into_iter().rev() {
-        while is_mounted(&point) {
-            match rustix::mount::unmount(&point, how) {
-                // Somebody else was faster.
-                Ok(()) | Err(Errno::INVAL) => {}
-                other => other.at("unmount", &point)?,
-            }
-        }
+        unmount(&point, how).at("unmount", &point)?;
         removed(&point)?;
     }
     removed(directory)
+}
+
+/// Unmounts whatever is on `point`.
+pub(crate) fn unmount(point: &Path, how: UnmountFlags) -> rustix::io::Result<()> {
+    while is_mounted(point) {
+        match rustix::mount::unmount(point, how) {
+            // Somebody else was faster.
+            Ok(()) | Err(Errno::INVAL) => {}
+            other => return other,
+        }
+    }
+    Ok(())
 }
 
 /// What comes after what among the names of mount points; `None` is nobody's.

@@ -6,6 +6,7 @@
 //!   work         overlayfs' scratch directory
 //!   layer.erofs  the image: from the commit on all there is of the snapshot
 //!   unsealed     the tree of an applied layer, until the commit
+//!   unpacked     where the image is mounted while files are made of it for a client, in fs.new
 //!   deferred     open ends of a layer that was applied without its parents, until the commit
 //!   digests      what the image hashes to, since the commit
 //!   meta
@@ -76,6 +77,11 @@ impl ErofsDriver {
         self.layout.dir(id).join("unsealed")
     }
 
+    /// Where the image is mounted while files are made of it; for good, if that is interrupted.
+    fn unpacked(&self, id: SnapshotId) -> PathBuf {
+        self.layout.dir(id).join("unpacked")
+    }
+
     fn images(&self, ids: &[SnapshotId]) -> Vec<PathBuf> {
         ids.iter().map(|id| self.image(*id)).collect()
     }
@@ -84,11 +90,10 @@ impl ErofsDriver {
     fn mount(&self, ids: &[SnapshotId]) -> Result<()> {
         for id in ids {
             let point = self.layout.tree(*id);
-            if mounts::is_mounted(&point) {
-                continue;
-            }
-            self.clear_upper(*id)?;
-            mounts::mount(&self.layout.dir(*id), &self.image(*id), &point)?;
+            mounts::unless_mounted(&self.layout.dir(*id), &point, || {
+                self.clear_unmounted(*id)?;
+                mounts::mount(&self.image(*id), &point)
+            })?;
         }
         Ok(())
     }
@@ -96,7 +101,14 @@ impl ErofsDriver {
     /// Removes the upper directory of a snapshot that others stand on: it is in the image.
     fn clear_upper(&self, id: SnapshotId) -> Result<()> {
         let upper = self.layout.tree(id);
-        if mounts::is_mounted(&upper) || is_empty(&upper)? || Image::open(&self.image(id)).is_err() {
+        if mounts::is_mounted(&upper) || is_empty(&upper)? {
+            return Ok(());
+        }
+        mounts::unless_mounted(&self.layout.dir(id), &upper, || self.clear_unmounted(id))
+    }
+
+    fn clear_unmounted(&self, id: SnapshotId) -> Result<()> {
+        if is_empty(&self.layout.tree(id))? || Image::open(&self.image(id)).is_err() {
             return Ok(());
         }
         ApplyTarget { deferred: None, image: None, ..self.apply_target(id) }.empty()
@@ -154,7 +166,7 @@ impl ErofsDriver {
                 settle::settle(&mut builder, deferred, &self.images(parents), &upper)?;
                 builder.seal()?;
             }
-            unpack::unpack(&image, &self.layout.dir(id).join("unpacked"), &new)?;
+            unpack::unpack(&image, &self.unpacked(id), &new)?;
             std::fs::rename(&new, &upper).at("rename", &new)?;
         } else if Image::open(&image).is_err() {
             return Err(self.is_both(id));
@@ -290,13 +302,14 @@ impl Driver for ErofsDriver {
     }
 
     fn remove(&self, id: SnapshotId, trash: Option<&Path>) -> Result<()> {
-        mounts::unmount(&self.layout.tree(id))?;
+        [self.layout.tree(id), self.unpacked(id)].iter().try_for_each(|point| mounts::unmount(point))?;
         self.layout.remove(id, trash)
     }
 
     fn release(&self) -> Result<()> {
         for (id, _) in self.list()? {
-            mounts::release(&self.layout.dir(id), &self.layout.tree(id))?;
+            let home = self.layout.dir(id);
+            [self.layout.tree(id), self.unpacked(id)].iter().try_for_each(|point| mounts::release(&home, point))?;
         }
         Ok(())
     }

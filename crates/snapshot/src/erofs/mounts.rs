@@ -22,12 +22,17 @@ use crate::{Error, Result, fs};
 /// What is wanted of the kernel, for error messages.
 const MOUNTING: &str = "mounting EROFS images";
 
-/// Mounts `image` on `point`, a directory in `home`, unless it is.
-pub(super) fn mount(home: &Path, image: &Path, point: &Path) -> Result<()> {
-    let _lock = lock(home)?;
+/// Does something with `point`, a directory in `home`, while nothing is mounted there and nobody else mounts; nothing if something is.
+pub(super) fn unless_mounted(home: &Path, point: &Path, act: impl FnOnce() -> Result<()>) -> Result<()> {
     if is_mounted(point) {
         return Ok(());
     }
+    let _lock = lock(home)?;
+    if is_mounted(point) { Ok(()) } else { act() }
+}
+
+/// Mounts `image` on `point`, where nothing is mounted.
+pub(super) fn mount(image: &Path, point: &Path) -> Result<()> {
     match rustix::fs::mkdir(point, Mode::from_raw_mode(0o755)) {
         Err(Errno::EXIST) => {}
         made => made.at("make the directory", point)?,
@@ -47,14 +52,10 @@ pub(super) fn release(home: &Path, point: &Path) -> Result<()> {
         return Ok(());
     }
     let _lock = lock(home)?;
-    while is_mounted(point) {
-        match rustix::mount::unmount(point, UnmountFlags::NOFOLLOW) {
-            // Somebody else was faster.
-            Err(Errno::INVAL) => {}
-            // Somebody looks into it.
-            Err(Errno::BUSY) => return Ok(()),
-            other => other.at("unmount", point)?,
-        }
+    match activate::unmount(point, UnmountFlags::NOFOLLOW) {
+        // Somebody looks into it.
+        Err(Errno::BUSY) => return Ok(()),
+        unmounted => unmounted.at("unmount", point)?,
     }
     match rustix::fs::rmdir(point) {
         Err(Errno::NOTEMPTY | Errno::NOENT) => Ok(()),
@@ -69,14 +70,7 @@ pub(super) fn is_mounted(point: &Path) -> bool {
 
 /// Unmounts whatever images are there.
 pub(super) fn unmount(point: &Path) -> Result<()> {
-    while is_mounted(point) {
-        match rustix::mount::unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
-            // Somebody else was faster.
-            Err(Errno::INVAL) => {}
-            other => other.at("unmount", point)?,
-        }
-    }
-    Ok(())
+    activate::unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).at("unmount", point)
 }
 
 /// Whether this kernel has EROFS and this user may mount.

@@ -23,7 +23,7 @@ impl<'a> Mounted<'a> {
         crate::remove_tree(point)?;
         std::fs::create_dir(point).at("make the directory", point)?;
         let mounted = Self(point);
-        mounts::mount(point.parent().unwrap_or(point), image, point)?;
+        mounts::unless_mounted(point.parent().unwrap_or(point), point, || mounts::mount(image, point))?;
         Ok(mounted)
     }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use orlop_snapshot::apply::{Limits, Options, apply, list};
 use orlop_snapshot::{
-    Compared, Driver, ErofsDriver, Error, Link, Meta, OverlayDriver, Result, SnapshotId, TempMount, Usage,
+    Compared, Driver, ErofsDriver, Error, Link, Meta, Mount, OverlayDriver, Result, SnapshotId, TempMount, Usage,
+    mount_all,
 };
 use orlop_testkit::corpus::{Hideout, all};
 use orlop_testkit::disk::Disk;
@@ -438,6 +439,32 @@ fn images_are_mounted_on_demand_and_unmounted_at_the_end() {
         store.driver.remove(SnapshotId(id), None).unwrap();
     }
     assert!(points().is_empty() && store.driver.list().unwrap().is_empty());
+}
+
+/// A process that was killed while it made files of an image has that mounted still.
+#[test]
+fn what_a_killed_process_has_mounted_goes_with_its_snapshot_and_at_the_end() {
+    let Some(store) = Store::new() else { return };
+    let root = store.driver.root().to_owned();
+    store.layer(1, &[], &tar(&[Entry::file("d/f", "x")])).unwrap();
+    let left_behind = |id: u64| {
+        store.create(id, &[1], "active");
+        store.driver.mounts(SnapshotId(id), &ids(&[1]), true).unwrap();
+        let point = root.join(format!("{id}/unpacked"));
+        fs::create_dir(&point).unwrap();
+        let source = root.join("1/fs").display().to_string();
+        mount_all(&[Mount { kind: "bind".into(), source, options: vec!["bind".into(), "ro".into()] }], &point).unwrap();
+        assert!(point.join("d/f").exists());
+    };
+    let trash = store.dir.path().join("trash");
+    for (id, trash) in [(2, None), (3, Some(trash.as_path()))] {
+        left_behind(id);
+        store.driver.remove(SnapshotId(id), trash).unwrap();
+    }
+    fs::remove_dir_all(&trash).unwrap();
+    left_behind(4);
+    store.driver.release().unwrap();
+    assert!(mounted(&root).is_empty(), "{:?}", mounted(&root));
 }
 
 /// A fresh image takes the place of a damaged one, mounted or not.
