@@ -200,8 +200,9 @@ impl Planned {
     fn of(conn: &Connection, now: i64, without: &narrow::Records) -> Result<Self> {
         let found = Rows { conn, now, without }.garbage()?;
         let removal = Removal::load(conn, found, graph::expired_leases(conn, now)?)?;
-        let report = removal.report(conn)?;
-        let last_blobs = removal.last_blobs(conn)?.into_keys().map(str::to_owned).collect();
+        let last_blobs = removal.last_blobs(conn)?;
+        let report = removal.report(&last_blobs);
+        let last_blobs = last_blobs.into_keys().map(str::to_owned).collect();
         Ok(Self { removal, report, last_blobs })
     }
 }
@@ -236,11 +237,12 @@ pub(crate) fn remove_garbage(tx: &Tx<'_>, marking: Marking, trash: Option<Bin<'_
         Marking::Full => missed(tx, now, &found)?,
     };
     let removal = Removal::load(tx, found, graph::expired_leases(tx, now)?)?;
-    let mut report = Report { missed, ..removal.report(tx)? };
+    let last_blobs = removal.last_blobs(tx)?;
+    let mut report = Report { missed, ..removal.report(&last_blobs) };
     if let Some(bin) = trash {
         report.trash = crate::trash::put(tx, &bin, &removal, &report)?;
     }
-    removal.apply(tx, report.trash.as_deref())?;
+    removal.apply(tx, &last_blobs, report.trash.as_deref())?;
     tx.execute("DELETE FROM suspect", [])?;
     crate::conditions::collected(tx, now)?;
     Ok((removal, report))

@@ -67,6 +67,9 @@ struct IngestRow {
     expected: Option<String>,
 }
 
+/// Digests of blobs that no namespace has after a collection, with their sizes.
+pub(super) type LastBlobs<'a> = BTreeMap<&'a str, i64>;
+
 /// Everything one collection removes.
 #[derive(Debug, Default)]
 pub(crate) struct Removal {
@@ -105,24 +108,24 @@ impl Removal {
     }
 
     /// Says what goes. Snapshots whose size no row knows count nothing yet.
-    pub(super) fn report(&self, conn: &Connection) -> Result<Report> {
+    pub(super) fn report(&self, last_blobs: &LastBlobs<'_>) -> Report {
         let pairs = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        Ok(Report {
+        Report {
             content: self.blobs.iter().map(|b| pairs(&b.namespace, &b.digest)).collect(),
             snapshots: self.snapshots.iter().map(|s| (s.namespace.clone(), s.driver.clone(), s.name.clone())).collect(),
             leases: self.leases.clone(),
             ingests: self.ingests.iter().map(|i| pairs(&i.namespace, &i.reference)).collect(),
             images: self.images.iter().map(|i| pairs(&i.namespace, &i.name)).collect(),
             mounts: self.mounts.iter().map(|(namespace, name, _)| pairs(namespace, name)).collect(),
-            blob_bytes: self.last_blobs(conn)?.values().map(|&size| bytes(size)).sum(),
+            blob_bytes: last_blobs.values().map(|&size| bytes(size)).sum(),
             snapshot_bytes: self.snapshots.iter().filter_map(|s| s.bytes).map(bytes).sum(),
             visited: self.visited,
             ..Report::default()
-        })
+        }
     }
 
-    /// The blobs, with sizes, that no namespace has afterwards.
-    pub(super) fn last_blobs(&self, conn: &Connection) -> Result<BTreeMap<&str, i64>> {
+    /// The blobs that no namespace has afterwards.
+    pub(super) fn last_blobs(&self, conn: &Connection) -> Result<LastBlobs<'_>> {
         let mut going: HashMap<&str, (i64, i64)> = HashMap::new();
         for blob in &self.blobs {
             going.entry(&blob.digest).or_insert((0, blob.size)).0 += 1;
@@ -138,8 +141,8 @@ impl Removal {
     }
 
     /// Removes the rows; bytes become doomed, for the trash entry if one is given.
-    pub(super) fn apply(&self, tx: &Tx<'_>, trash: Option<&str>) -> Result<()> {
-        for (digest, _) in self.last_blobs(tx)? {
+    pub(super) fn apply(&self, tx: &Tx<'_>, last_blobs: &LastBlobs<'_>, trash: Option<&str>) -> Result<()> {
+        for digest in last_blobs.keys() {
             doom(tx, CONTENT, digest, trash)?;
         }
         if !self.blobs.is_empty() {
