@@ -30,10 +30,10 @@ pub(super) struct Found {
 
 /// Looks at the files; at those of blobs if it is said which are listed.
 pub(super) fn look(root: &Path, ingests: Vec<Ingest>, listed: Option<&[BlobRow]>) -> Found {
-    let (content, mut found) = (root.join(CONTENT), Found::default());
-    writes(&content.join("ingest"), ingests, &mut found);
+    let mut found = Found::default();
+    writes(&root.join(CONTENT).join("ingest"), ingests, &mut found);
     if let Some(listed) = listed
-        && let Err((path, error)) = blobs(&content.join("blobs"), listed, &mut found)
+        && let Err((path, error)) = blobs(&file::blobs(root), listed, &mut found)
     {
         let why = format!("{path}: {error}");
         found.gaps.push(Gap { what: "which blobs are there".into(), why });
@@ -137,7 +137,7 @@ fn status(path: &Path, ingest: &Ingest) -> io::Result<IngestRow> {
 
 /// A document, if its file is there, is none too large, and has the bytes that its name says.
 pub(super) fn document(root: &Path, digest: &Digest) -> Result<Option<Bytes>, Error> {
-    let path = root.join(CONTENT).join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
+    let path = file::blob(root, digest);
     let file = match file::regular(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

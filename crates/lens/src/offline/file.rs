@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use orlop_bolt::{Db, Meta, Source};
+use orlop_oci::Digest;
 use rustix::fs::{Mode, OFlags, open};
 
 /// The directory of `meta.db`.
@@ -31,6 +32,21 @@ const COPIES: u32 = 100;
 const WALKS: u32 = 5;
 /// The same for who can ask its owner at once.
 const FEW_WALKS: u32 = 2;
+
+/// Where the files of blobs are in a root, by algorithm.
+pub(super) fn blobs(root: &Path) -> PathBuf {
+    root.join(CONTENT).join("blobs")
+}
+
+/// The file of a blob in a root.
+pub(super) fn blob(root: &Path, digest: &Digest) -> PathBuf {
+    blobs(root).join(digest.algorithm().as_str()).join(digest.hex())
+}
+
+/// The directory of a snapshotter in a root.
+pub(super) fn snapshotter(root: &Path, name: &str) -> PathBuf {
+    root.join(format!("{SNAPSHOTTER}{name}"))
+}
 
 /// Whether a directory of that name is only in a containerd's root.
 pub(super) fn is_part_of_root(name: &OsString) -> bool {

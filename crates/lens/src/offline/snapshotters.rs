@@ -79,7 +79,7 @@ pub(super) fn fill(
     for name in here {
         let of_it = by_snapshotter.remove(name).unwrap_or_default();
         // Whether a snapshotter was ever used, its database says: made when it first is.
-        let directory = root.join(format!("{SNAPSHOTTER}{name}"));
+        let directory = file::snapshotter(root, name);
         if !of_it.is_empty() || (others && directory.join(DATABASE).exists()) {
             let known = ahead.take(name, &directory.join(DATABASE));
             one(name, &directory, known, of_it, others, stored);

@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::file::{self, SNAPSHOTTER};
-use super::{Root, snapshotters};
+use super::{Root, file, snapshotters};
 
 /// The snapshots of a root, by their trees, as they are now.
 #[derive(Debug)]
@@ -24,17 +23,17 @@ impl Root {
 
     /// The file of a blob, whether or not it is there.
     pub fn blob(&self, digest: &orlop_oci::Digest) -> PathBuf {
-        self.blobs().join(digest.algorithm().as_str()).join(digest.hex())
+        file::blob(&self.path, digest)
     }
 
     /// Where the files of blobs are, by algorithm.
     pub fn blobs(&self) -> PathBuf {
-        self.path.join(file::CONTENT).join("blobs")
+        file::blobs(&self.path)
     }
 
     /// The directory of a snapshotter.
     pub fn snapshotter(&self, name: &str) -> PathBuf {
-        self.path.join(format!("{SNAPSHOTTER}{name}"))
+        file::snapshotter(&self.path, name)
     }
 
     /// Whether some process has the root's database open, as far as the kernel tells.
@@ -44,10 +43,10 @@ impl Root {
 }
 
 impl Standing {
-    /// Whether the snapshot with this tree is there. What cannot be read counts as not there. While nothing was committed only a page of the
-    /// database is read.
+    /// Whether the snapshot with this tree is there. What cannot be read counts as not there. While nothing was committed only a page
+    /// of the database is read.
     pub fn has(&self, snapshotter: &str, tree: &Path) -> bool {
-        let directory = self.root.join(format!("{SNAPSHOTTER}{snapshotter}"));
+        let directory = file::snapshotter(&self.root, snapshotter);
         // Before the trees: what is committed while they are read makes them read again.
         let Some(version) = file::version(&directory.join("metadata.db")) else { return false };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
