@@ -299,9 +299,7 @@ impl Ingest {
         self.directory.remove();
         Ok(digest)
     }
-}
 
-impl Ingest {
     fn rename_to(&self, blob: &Path) -> Result<(), Errno> {
         let directory = self.directory.fd();
         match rustix::fs::renameat_with(directory, "data", CWD, blob, RenameFlags::NOREPLACE) {
