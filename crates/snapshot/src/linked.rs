@@ -131,21 +131,36 @@ pub(crate) fn elsewhere(tree: &Path) -> Result<u64> {
     let root = fs::open_dir(tree).at("open", tree)?;
     let shares = extents::may_be_shared(&root);
     let mut walk = Walk::new(root).at("read", tree)?;
-    let (mut bytes, mut met) = (0, HashMap::<(u64, u64), (u64, u64)>::new());
+    let (mut bytes, mut several) = (0, HashMap::<(u64, u64), Several>::new());
     while let Some(step) = walk.next().at("read", tree)? {
         let Step::Other { name, stat } = step else { continue };
         if !is_file(&stat) {
             continue;
         }
-        if stat.st_nlink > 1 {
-            let size = stat.st_blocks.unsigned_abs() * 512;
-            met.entry((stat.st_dev, stat.st_ino)).or_insert((stat.st_nlink, size)).0 -= 1;
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(known) = several.get_mut(&inode) {
+            known.outside = known.outside.saturating_sub(1);
+            continue;
         }
-        if shares {
-            bytes += extents::shared_bytes(walk.dir(), &name, &stat).at("read", tree)?;
+        let shared = if shares { extents::shared_bytes(walk.dir(), &name, &stat).at("read", tree)? } else { 0 };
+        if stat.st_nlink == 1 {
+            bytes += shared;
+        } else {
+            let size = stat.st_blocks.unsigned_abs() * 512;
+            several.insert(inode, Several { outside: stat.st_nlink - 1, size, shared });
         }
     }
-    Ok(bytes + met.into_values().filter(|(outside, _)| *outside > 0).map(|(_, size)| size).sum::<u64>())
+    let kept = |file: Several| if file.outside > 0 { file.size } else { file.shared };
+    Ok(bytes + several.into_values().map(kept).sum::<u64>())
+}
+
+/// A file with several names.
+struct Several {
+    /// How many of them were not met in the tree.
+    outside: u64,
+    /// The bytes that it takes, and of those what others share.
+    size: u64,
+    shared: u64,
 }
 
 /// Files of a tree whose length is not the one that the layer's tar says; sorted. A path that the tree has not, or only behind a
