@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use orlop_api::runtime::v1 as pb;
 use orlop_metadata::{Error, Result, Scope, SnapshotKind, Store};
-use orlop_snapshot::Usage;
+use orlop_snapshot::{Usage, is_unpacking};
 use tokio::sync::Mutex;
 use tonic::Status;
 
@@ -20,14 +20,6 @@ use crate::blocking::blocking;
 
 /// How old a measurement may be.
 const FRESH: Duration = Duration::from_secs(10);
-
-/// Clients unpack under keys with this prefix: such a snapshot becomes part of an image, and belongs to no container.
-const UNPACKING: &str = "extract-";
-
-/// A containerd above puts its namespace and a number before its clients' keys.
-fn is_unpacking(key: &str) -> bool {
-    key.starts_with(UNPACKING) || key.splitn(3, '/').nth(2).is_some_and(|own| own.starts_with(UNPACKING))
-}
 
 /// The newest answer and what it was made from.
 pub(crate) struct Filesystems {

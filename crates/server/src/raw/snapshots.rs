@@ -3,7 +3,7 @@
 use orlop_api::containerd::services::snapshots::v1 as pb;
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::Snapshots;
 use orlop_metadata::{Error, Filter, Labels, Scope, ScopedSnapshots, SnapshotInfo};
-use orlop_snapshot::Mount;
+use orlop_snapshot::{Mount, is_unpacking};
 use tonic::{Request, Response, Status};
 
 use super::remote::Asked;
@@ -56,16 +56,12 @@ pub(crate) fn driver_of(snapshotter: &str) -> Option<&'static str> {
     }
 }
 
-/// What containerd's keys begin with, behind what it puts before all keys, while it unpacks into a snapshot.
-const UNPACKING: &str = "extract-";
-
 /// The mounts of a snapshot that layers are applied to: those above the first are made without a parent where all are unpacked at
 /// once, and whoever applies one must know that what it removes lies in an overlay below. Only to be unpacked into: such a mount
 /// has an upper directory and no lower one.
 fn for_unpacking(key: &str, mounts: Vec<Mount>) -> Vec<Mount> {
-    let unpacks = key.rsplit('/').next().is_some_and(|last| last.starts_with(UNPACKING));
     let [mount] = mounts.as_slice() else { return mounts };
-    if !unpacks || mount.kind != "bind" {
+    if !is_unpacking(key) || mount.kind != "bind" {
         return mounts;
     }
     let upper = format!("upperdir={}", mount.source);

@@ -30,6 +30,7 @@ use super::read::Image;
 use super::{ImageComparison, mounts, pack, settle, unpack, verify};
 use crate::apply::Deferred;
 use crate::error::At as _;
+use crate::keys::is_unpacking;
 use crate::layout::{Layout, remove_file};
 use crate::overlay::Stacking;
 use crate::record::Comparison;
@@ -37,10 +38,6 @@ use crate::{
     ApplyTarget, Driver, Error, ImageTarget, Link, Linked, Meta, Mount, OverlayDriver, Result, SnapshotId, Usage,
     Whiteouts, fs,
 };
-
-/// What containerd's keys begin with, behind what it puts before all keys, of snapshots that nobody looks into before the commit
-/// (`UnpackKeyPrefix`).
-const UNPACKING: &str = "extract-";
 
 /// The driver `erofs`: layers are images, which overlayfs stacks.
 #[derive(Debug)]
@@ -332,8 +329,7 @@ impl Driver for ErofsDriver {
 
     fn client_target(&self, id: SnapshotId) -> ApplyTarget {
         let target = self.apply_target(id);
-        let unpacks = |key: &str| key.rsplit('/').next().is_some_and(|last| last.starts_with(UNPACKING));
-        match self.layout.read_meta(id).is_some_and(|meta| unpacks(&meta.key)) {
+        match self.layout.read_meta(id).is_some_and(|meta| is_unpacking(&meta.key)) {
             true => target,
             false => ApplyTarget { image: None, ..target },
         }
