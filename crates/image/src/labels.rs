@@ -29,21 +29,21 @@ pub(crate) const SOURCE: &str = "containerd.io/distribution.source.";
 /// Before a host: the repositories there that had a blob once and have it no more, as [`SOURCE`].
 pub(crate) const GONE: &str = "io.orlop.gone.";
 /// On a snapshot: what it unpacks.
-pub(crate) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// On a snapshot: the diff ID of its layer.
 pub(crate) const SNAPSHOT_DIFF: &str = "containerd.io/snapshot/diff-id";
 /// On a snapshot: the chain ID of what is below.
 pub(crate) const SNAPSHOT_PARENT: &str = "containerd.io/snapshot/parent-chain-id";
 /// Before a child's place: what a document holds.
-pub(crate) const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
+pub const GC_CONTENT: &str = "containerd.io/gc.ref.content.";
 /// Before a signature's place, on a target: what was verified and is kept with it. containerd's word for referrers.
 pub(crate) const GC_REFERRER: &str = "containerd.io/gc.ref.content.referrer.";
 /// On a record: the target's digest and, after a space, by what its coming in under this name was verified.
 pub(crate) const VERIFIED: &str = "io.orlop.verified";
 /// Before a driver's name, on a config: the snapshot that it holds.
-pub(crate) const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
+pub const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 /// On a lease: when it ends by itself.
-pub(crate) const GC_EXPIRE: &str = "containerd.io/gc.expire";
+pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 /// On a lease: the process that works under it.
 pub(crate) const OWNER: &str = "io.orlop.owner";
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use orlop_api::containerd::services::content::v1 as content;
 use orlop_content::Provider as _;
-use orlop_image::CriImage;
+use orlop_image::{CriImage, GC_CONTENT, GC_SNAPSHOT};
 use orlop_metadata::{self as metadata, Labels, ScopedContent};
 use orlop_oci::Digest;
 use tokio::sync::mpsc;
@@ -24,12 +24,8 @@ use crate::convert::signed;
 use crate::raw::Raw;
 use crate::status::ToStatus;
 
-/// Before a child's place, on a document: what containerd keeps with it.
-const CHILD: &str = "containerd.io/gc.ref.content.";
-/// The same of a layer.
+/// Before a layer's place, on a manifest: what containerd keeps with it ([`GC_CONTENT`]).
 const LAYER: &str = "containerd.io/gc.ref.content.l.";
-/// Before a snapshotter's name, on a config: what containerd keeps with it.
-const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 /// What the labels begin with that containerd is given.
 const THEIRS: &str = "containerd.io/";
 
@@ -72,7 +68,7 @@ pub(super) async fn of(
     top: Option<(&str, &str)>,
 ) -> Result<Vec<Blob>, Status> {
     let (content, target, config) = (content.clone(), target.clone(), image.gist.id.digest().clone());
-    let snapshot = top.map(|(snapshotter, chain)| (format!("{SNAPSHOT}{snapshotter}"), chain.to_owned()));
+    let snapshot = top.map(|(snapshotter, chain)| (format!("{GC_SNAPSHOT}{snapshotter}"), chain.to_owned()));
     blocking(move || {
         let (mut found, mut known) = (Vec::new(), BTreeSet::from([target.clone()]));
         let mut open = vec![(target, false)];
@@ -89,7 +85,7 @@ pub(super) async fn of(
                 }
             }
             let mut labels = info.labels;
-            labels.retain(|key, _| key.starts_with(THEIRS) && !key.starts_with(SNAPSHOT));
+            labels.retain(|key, _| key.starts_with(THEIRS) && !key.starts_with(GC_SNAPSHOT));
             labels.extend(snapshot.clone().filter(|_| digest == config));
             found.push(Blob { digest, size: info.size, labels, is_layer });
         }
@@ -101,7 +97,7 @@ pub(super) async fn of(
 /// The children that a document's labels name, and whether each is a layer.
 fn children(labels: &BTreeMap<String, String>) -> Vec<(Digest, bool)> {
     let child = |(key, value): (&String, &String)| {
-        key.starts_with(CHILD).then(|| value.parse().ok().map(|digest| (digest, key.starts_with(LAYER)))).flatten()
+        key.starts_with(GC_CONTENT).then(|| value.parse().ok().map(|digest| (digest, key.starts_with(LAYER)))).flatten()
     };
     labels.iter().filter_map(child).collect()
 }

@@ -17,6 +17,7 @@ use orlop_api::containerd::services::version::v1::version_client::VersionClient;
 use orlop_api::containerd::types::Envelope;
 use orlop_api::runtime::v1::image_service_client::ImageServiceClient;
 use orlop_api::{LEASE_HEADER, MAX_MESSAGE_BYTES, NAMESPACE_HEADER};
+use orlop_image::GC_EXPIRE;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -30,7 +31,6 @@ const OLDEST: (u64, u64) = (1, 6);
 
 /// On leases there: whose work they hold.
 const MARK: &str = "io.orlop/beside";
-const EXPIRE: &str = "containerd.io/gc.expire";
 /// A lease whose work was killed lets go after this.
 const LEASE_LIFE: Duration = Duration::from_secs(3600);
 
@@ -167,7 +167,7 @@ impl Beside {
     pub(super) async fn lease(&self) -> Result<(String, Calls), Status> {
         let expire = Timestamp::now() + LEASE_LIFE;
         let owner = self.inner.settings.owner.to_string();
-        let labels = [(EXPIRE.to_owned(), expire.to_string()), (MARK.to_owned(), owner)].into();
+        let labels = [(GC_EXPIRE.to_owned(), expire.to_string()), (MARK.to_owned(), owner)].into();
         let id = format!("orlop-{:016x}", rand::random::<u64>());
         self.leases_held().insert(id.clone());
         let made = self.calls().leases().create(CreateRequest { id: id.clone(), labels }).await;

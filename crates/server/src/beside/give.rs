@@ -13,7 +13,7 @@ use std::time::Duration;
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
 use orlop_api::runtime::v1 as pb;
-use orlop_image::{CriImage, Error};
+use orlop_image::{CriImage, Error, SNAPSHOT_REF};
 use orlop_metadata::{self as metadata, Image, Scope};
 use orlop_oci::{Digest, Reference};
 use tonic::{Code, Status};
@@ -28,7 +28,7 @@ use crate::convert::descriptor_to_wire;
 use crate::cri::NAMESPACE;
 use crate::cri::status::cri_status;
 use crate::raw::Raw;
-use crate::raw::remote::{IMAGE, MANIFEST, TARGET};
+use crate::raw::remote::{IMAGE, MANIFEST};
 
 /// What the labels of a record begin with that CRI reads.
 const CRIS: &str = "io.cri-containerd.";
@@ -219,7 +219,7 @@ impl Beside {
         let mut parent = String::new();
         for chain in lent.chains() {
             let key = format!("extract-{:016x} {chain}", rand::random::<u64>());
-            let labels = [(TARGET, chain), (IMAGE, name), (MANIFEST, manifest.as_str())];
+            let labels = [(SNAPSHOT_REF, chain), (IMAGE, name), (MANIFEST, manifest.as_str())];
             let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
             let below = std::mem::replace(&mut parent, chain.to_owned());
             let asked = snapshots::PrepareSnapshotRequest {

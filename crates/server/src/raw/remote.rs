@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use orlop_api::orlop::v1::SnapshotFallback;
-use orlop_image::{ADOPTED, Error, Handed, WAITING};
+use orlop_image::{ADOPTED, Error, Handed, SNAPSHOT_REF, WAITING};
 use orlop_metadata::{self as metadata, Labels, Resource, ResourceKind, Scope, ScopedSnapshots, SnapshotKind};
 use orlop_oci::Digest;
 use tokio::sync::{Notify, watch};
@@ -31,8 +31,6 @@ use crate::blocking::blocking;
 use crate::cri::{NAMESPACE, Progress};
 use crate::status::ToStatus;
 
-/// The chain ID that is to come of a layer.
-pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
 /// The image that was asked for, as a name with its host.
 pub(crate) const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
 /// The digest of its manifest.
@@ -146,7 +144,7 @@ impl Asked {
     /// What a snapshot is prepared for, by its labels; `None` if they do not say it. They say it no more then: what else is there
     /// under that name is not the owner's, or on another parent, and containerd would look for it in vain.
     pub(super) fn take(labels: &mut Labels, parent: &str) -> Option<Self> {
-        Some(Self { chain: labels.remove(TARGET)?, parent: parent.to_owned() })
+        Some(Self { chain: labels.remove(SNAPSHOT_REF)?, parent: parent.to_owned() })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use orlop_api::containerd::services::snapshots::v1 as pb;
 use orlop_api::containerd::services::snapshots::v1::snapshots_server::Snapshots;
+use orlop_image::GC_CONTENT;
 use orlop_metadata::{Error, Filter, Labels, Scope, ScopedSnapshots, SnapshotInfo};
 use orlop_snapshot::{Mount, is_unpacking};
 use tonic::{Request, Response, Status};
@@ -17,8 +18,6 @@ use crate::{Answer, AnswerStream, call};
 
 /// The name under which containerd knows the overlayfs driver: one of its own has the driver's.
 const OVERLAY: &str = "orlop-overlay";
-/// What the labels begin with that say which blobs a snapshot holds that was handed over.
-const KEEPS: &str = "containerd.io/gc.ref.content.";
 /// The native driver's.
 const NATIVE: &str = "orlop-native";
 /// The driver's of images.
@@ -181,7 +180,8 @@ impl Snapshots for Raw {
         }
         let (wanted, mask) = (required(asked.info, "info")?, mask(asked.update_mask));
         let updated = blocking(move || {
-            let had = claimed(&snapshots, &wanted.name)?.labels.into_iter().filter(|(key, _)| key.starts_with(KEEPS));
+            let had =
+                claimed(&snapshots, &wanted.name)?.labels.into_iter().filter(|(key, _)| key.starts_with(GC_CONTENT));
             // Also where all labels are replaced.
             let labels = had.chain(wanted.labels).collect();
             snapshots.update(&wanted.name, labels, &mask)
