@@ -20,9 +20,6 @@ use super::{Beside, BesideMode, frame};
 use crate::Server;
 use crate::cri::auth;
 
-const IMAGES: &str = "runtime.v1.ImageService";
-const RUNTIME: &str = "runtime.v1.RuntimeService";
-
 /// kubelet's image service.
 #[derive(Clone)]
 pub(crate) struct ImageCalls {
@@ -37,9 +34,13 @@ pub(crate) struct RuntimeCalls {
 }
 
 impl ImageCalls {
-    pub(crate) fn new(server: &Server, beside: &Beside) -> Self {
-        Self { server: server.clone(), beside: beside.clone() }
+    pub(crate) fn new(server: &Server, beside: &Beside) -> Cri<Self> {
+        Cri(Self { server: server.clone(), beside: beside.clone() })
     }
+}
+
+impl Answers for ImageCalls {
+    const SERVICE: &'static str = "runtime.v1.ImageService";
 
     async fn answer(self, request: Request<Body>) -> Response<Body> {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
@@ -75,48 +76,47 @@ where
 }
 
 impl RuntimeCalls {
-    pub(crate) fn new(beside: &Beside) -> Self {
-        Self { beside: beside.clone() }
+    pub(crate) fn new(beside: &Beside) -> Cri<Self> {
+        Cri(Self { beside: beside.clone() })
     }
 }
 
-impl NamedService for ImageCalls {
-    const NAME: &'static str = IMAGES;
+impl Answers for RuntimeCalls {
+    const SERVICE: &'static str = "runtime.v1.RuntimeService";
+
+    async fn answer(self, request: Request<Body>) -> Response<Body> {
+        self.beside.pass(request).await
+    }
 }
 
-impl NamedService for RuntimeCalls {
-    const NAME: &'static str = RUNTIME;
+/// Who answers all calls of a service, whatever they are.
+pub(crate) trait Answers: Clone + Send + Sync + 'static {
+    /// The service's full name.
+    const SERVICE: &'static str;
+
+    fn answer(self, request: Request<Body>) -> impl Future<Output = Response<Body>> + Send;
 }
 
-type Answering = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+/// A service whose calls are answered so.
+#[derive(Clone)]
+pub(crate) struct Cri<A>(A);
 
-impl Service<Request<Body>> for ImageCalls {
+impl<A: Answers> NamedService for Cri<A> {
+    const NAME: &'static str = A::SERVICE;
+}
+
+impl<A: Answers> Service<Request<Body>> for Cri<A> {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answering;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answering {
-        let calls = self.clone();
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let calls = self.0.clone();
         Box::pin(async move { Ok(calls.answer(request).await) })
-    }
-}
-
-impl Service<Request<Body>> for RuntimeCalls {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answering {
-        let beside = self.beside.clone();
-        Box::pin(async move { Ok(beside.pass(request).await) })
     }
 }
 
