@@ -122,11 +122,9 @@ impl Beside {
         let _turn = turn.lock().await;
         let store = server.store().clone();
         let (of, targets) = (target.clone(), BTreeSet::from([target.clone()]));
-        let (records, marked) = blocking(move || {
+        let (records, given) = blocking(move || {
             let records = store.images_of(NAMESPACE, &targets)?;
-            let own = marks::records(&store)?;
-            let given = own.into_iter().filter(|(_, own)| own.given && own.target == of).map(|(name, _)| name);
-            Ok::<_, metadata::Error>((records, given.collect::<BTreeSet<_>>()))
+            Ok::<_, metadata::Error>((records, marks::given(&store, &of)?))
         })
         .await?;
         if records.is_empty() {
@@ -137,7 +135,7 @@ impl Beside {
         for record in records {
             let there = self.calls().target(&record.name).await.map_err(|status| self.told(&status))?;
             let has = there.as_deref() == Some(target.as_str());
-            if !has && (again || !marked.contains(&record.name)) {
+            if !has && (again || !given.has(&record.name)) {
                 missing.push(record);
             }
         }
@@ -171,15 +169,14 @@ impl Beside {
         image: &CriImage,
         records: &[Image],
     ) -> Result<(), Status> {
-        // They are let go when containerd has what it needs.
+        let raw = Raw::new(server, self.inner.settings.owner.clone());
         let top = match self.driver() {
-            Some(driver) => self.hand_over(server, calls, driver, image, &records[0].name).await?,
+            Some(driver) => self.hand_over(&raw, calls, driver, image, &records[0].name).await?,
             None => None,
         };
         let content = server.store().content(&Scope::new(NAMESPACE, ACTOR));
         let top = top.as_deref().map(|chain| (self.inner.settings.snapshotter.as_str(), chain));
         let all = blobs::of(&content, image, &records[0].target.digest, top).await?;
-        let raw = Raw::new(server, self.inner.settings.owner.clone());
         let mut giving = Giving::new(calls, content, raw, self.driver().is_some());
         for blob in &all {
             giving.give(blob).await.map_err(|status| self.told(&status))?;
@@ -204,13 +201,12 @@ impl Beside {
     /// Has containerd ask for each snapshot, which it is handed then. Returns the uppermost one's chain ID.
     async fn hand_over(
         &self,
-        server: &Server,
+        raw: &Raw,
         calls: &Calls,
         driver: &str,
         image: &CriImage,
         name: &str,
     ) -> Result<Option<String>, Status> {
-        let raw = Raw::new(server, self.inner.settings.owner.clone());
         // An image ID names no repository, for which policy has its rules.
         let name = image.repo_tags.first().or_else(|| image.repo_digests.first()).map_or(name, |name| &**name);
         let manifest = &image.gist.manifest;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orlop_metadata::{self as metadata, Labels, Scope, Store};
-use orlop_oci::{Algorithm, Digest, Digester};
+use orlop_oci::Digest;
 
 use super::ACTOR;
 use super::merge::Own;
@@ -22,34 +22,43 @@ const MAX_NAMES: usize = 300;
 
 /// How a name is marked.
 fn hash(name: &str) -> String {
-    let mut digester = Digester::new(Algorithm::Sha256);
-    digester.update(name.as_bytes());
-    digester.finish().hex()[..HASH].to_owned()
+    Digest::of(name.as_bytes()).hex()[..HASH].to_owned()
 }
 
-fn words(label: Option<&String>) -> BTreeSet<String> {
-    label
-        .map(String::as_str)
-        .unwrap_or_default()
-        .split(',')
-        .filter(|word| !word.is_empty())
-        .map(str::to_owned)
-        .collect()
+/// The names of a target that were given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Given(BTreeSet<String>);
+
+impl Given {
+    fn of(labels: &Labels) -> Self {
+        let words = labels.get(GIVEN).map(String::as_str).unwrap_or_default().split(',');
+        Self(words.filter(|word| !word.is_empty()).map(str::to_owned).collect())
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains(&hash(name))
+    }
+}
+
+/// What is known of one target. Blocks.
+pub(super) fn given(store: &Store, target: &Digest) -> metadata::Result<Given> {
+    let labels = store.look(NAMESPACE, |look| look.labels(target, &[GIVEN]))?;
+    Ok(labels.as_ref().map(Given::of).unwrap_or_default())
 }
 
 /// All records of kubelet's namespace. Blocks.
 pub(super) fn records(store: &Store) -> metadata::Result<BTreeMap<String, Own>> {
     let images = store.images(NAMESPACE, &[])?;
     store.look(NAMESPACE, |look| {
-        let mut given: BTreeMap<Digest, BTreeSet<String>> = BTreeMap::new();
+        let mut given: BTreeMap<Digest, Given> = BTreeMap::new();
         let mut all = BTreeMap::new();
         for image in images {
             let target = image.target.digest;
             if !given.contains_key(&target) {
                 let labels = look.labels(&target, &[GIVEN])?.unwrap_or_default();
-                given.insert(target.clone(), words(labels.get(GIVEN)));
+                given.insert(target.clone(), Given::of(&labels));
             }
-            let given = given[&target].contains(&hash(&image.name));
+            let given = given[&target].has(&image.name);
             all.insert(image.name, Own { target, given });
         }
         Ok(all)
@@ -60,19 +69,19 @@ pub(super) fn records(store: &Store) -> metadata::Result<BTreeMap<String, Own>> 
 pub(super) fn mark(store: &Store, target: &Digest, names: &[String], given: bool) -> metadata::Result<()> {
     let labels = store.look(NAMESPACE, |look| look.labels(target, &[GIVEN]))?;
     let Some(labels) = labels else { return Ok(()) };
-    let before = words(labels.get(GIVEN));
+    let before = Given::of(&labels);
     let mut after = before.clone();
     for name in names {
-        if given && after.len() < MAX_NAMES {
-            after.insert(hash(name));
+        if given && after.0.len() < MAX_NAMES {
+            after.0.insert(hash(name));
         } else if !given {
-            after.remove(&hash(name));
+            after.0.remove(&hash(name));
         }
     }
     if after == before {
         return Ok(());
     }
-    let value = after.into_iter().collect::<Vec<_>>().join(",");
+    let value = after.0.into_iter().collect::<Vec<_>>().join(",");
     let labels = Labels::from([(GIVEN.to_owned(), value)]);
     let content = store.content(&Scope::new(NAMESPACE, ACTOR));
     match content.update(target, labels, &[format!("labels.{GIVEN}")]) {
