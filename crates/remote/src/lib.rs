@@ -37,6 +37,7 @@ mod retry;
 mod scope;
 mod tls;
 
+mod turns;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -50,6 +51,7 @@ pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeade
 pub use providers::{
     ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, parse_duration, read_provider_answer,
 };
+pub use turns::Turns;
 
 /// How Orlop names itself to token servers.
 const CLIENT_ID: &str = "orlop";

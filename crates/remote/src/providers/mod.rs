@@ -21,13 +21,14 @@ mod pattern;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use duration::parse_duration;
 use exec::{Answer, KeyType};
 pub use exec::{ApiVersion, read_answer as read_provider_answer};
 pub use pattern::{ImagePattern, ImagePatternError};
+use crate::turns::Turns;
 
 use crate::credentials::{Credential, is_docker_hub};
 
@@ -109,7 +110,7 @@ struct Plugin {
     provider: Provider,
     answers: Mutex<HashMap<Key, Kept>>,
     /// The images that it is being asked about.
-    asking: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    asking: Turns<String>,
 }
 
 /// For what an answer counts.
@@ -127,7 +128,7 @@ struct Kept {
 
 impl Plugin {
     fn new(provider: Provider) -> Self {
-        Self { provider, answers: Mutex::default(), asking: Mutex::default() }
+        Self { provider, answers: Mutex::default(), asking: Turns::default() }
     }
 
     fn is_for(&self, image: &str) -> bool {
@@ -138,7 +139,7 @@ impl Plugin {
         if let Some(answer) = self.known(image) {
             return answer.credential(image);
         }
-        let turn = self.turn(image);
+        let turn = self.asking.of(&image.to_owned());
         let _turn = turn.lock().await;
         if let Some(answer) = self.known(image) {
             return answer.credential(image);
@@ -155,18 +156,6 @@ impl Plugin {
                 None
             }
         }
-    }
-
-    /// The right to run the program for an image.
-    fn turn(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        asking.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = asking.get(image).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::default();
-        asking.insert(image.to_owned(), Arc::downgrade(&turn));
-        turn
     }
 
     /// An answer that counts for an image still: as kubelet, what is for it alone first.

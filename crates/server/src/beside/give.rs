@@ -76,7 +76,7 @@ impl Beside {
             other => Some(other.map_err(|e| cri_status(&e))?),
         };
         // Whoever gives it at the moment has given it before it goes.
-        let turn = own.map(|image| self.turn(&image.target.digest));
+        let turn = own.map(|image| self.inner.giving.of(&image.target.digest));
         let _turn = match &turn {
             Some(turn) => Some(turn.lock().await),
             None => None,
@@ -118,7 +118,7 @@ impl Beside {
     /// Gives all records of a target that were not given, or with `again` all that are not there, and what they need. Returns whether
     /// there is any record. What is no image for this platform is of no use there, and is left out.
     pub(super) async fn give(&self, server: &Server, target: &Digest, again: bool) -> Result<bool, Status> {
-        let turn = self.turn(target);
+        let turn = self.inner.giving.of(target);
         let _turn = turn.lock().await;
         let store = server.store().clone();
         let (of, targets) = (target.clone(), BTreeSet::from([target.clone()]));

@@ -29,13 +29,13 @@ mod merge;
 mod pass;
 mod secrets;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 
 use orlop_metadata::Scope;
 use orlop_oci::Digest;
-use orlop_remote::Login;
+use orlop_remote::{Login, Turns};
 pub(crate) use pass::{ImageCalls, RuntimeCalls};
 use secrets::Secrets;
 use tonic::Status;
@@ -82,8 +82,8 @@ struct Inner {
     secrets: Secrets,
     /// Of the owner's snapshots.
     filesystems: Filesystems,
-    /// The images that are being given.
-    giving: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// The images that are being given, or taken away.
+    giving: Turns<Digest>,
     /// The leases that work under way has there.
     leases: Mutex<HashSet<String>>,
 }
@@ -94,7 +94,7 @@ impl Beside {
         let channel = orlop_api::channel::unix_lazy(&settings.socket);
         let scope = Scope::new(settings.owner.snapshots(), ACTOR);
         let filesystems = Filesystems::new(scope, driver_of(&settings.snapshotter).unwrap_or_default());
-        let (secrets, giving, leases) = (Secrets::default(), Mutex::default(), Mutex::default());
+        let (secrets, giving, leases) = (Secrets::default(), Turns::default(), Mutex::default());
         Self { inner: Arc::new(Inner { settings, channel, secrets, filesystems, giving, leases }) }
     }
 
@@ -114,18 +114,6 @@ impl Beside {
             return None;
         }
         self.inner.secrets.of(image)
-    }
-
-    /// The right to give an image, or to take it away.
-    fn turn(&self, target: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut giving = self.inner.giving.lock().unwrap_or_else(PoisonError::into_inner);
-        giving.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = giving.get(target).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::default();
-        giving.insert(target.clone(), Arc::downgrade(&turn));
-        turn
     }
 
     /// What is told where it does not answer.
