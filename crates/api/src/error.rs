@@ -63,6 +63,17 @@ pub struct Details {
     pub hint: String,
 }
 
+/// An error and what caused it, each after a colon; what an error has already said of its cause is not said again.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = error.to_string();
+    for cause in std::iter::successors(error.source(), |e| (**e).source()).map(ToString::to_string) {
+        if !said.ends_with(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    said
+}
+
 /// Adds details to a status.
 #[must_use]
 pub fn with_details(mut status: Status, details: &Details) -> Status {

@@ -16,7 +16,7 @@ use crate::paint::{self, Tone};
 /// Stopped by a signal (contract: exit codes).
 pub(crate) const INTERRUPTED: u8 = 130;
 
-pub(crate) use orlop_api::error::Class;
+pub(crate) use orlop_api::error::{Class, causes};
 
 /// The exit code of a class (contract: exit codes).
 const fn exit_code(class: Class) -> u8 {
@@ -93,17 +93,6 @@ impl CliError {
         let path: PathBuf = path.to_owned();
         move |source| Self::io(operation, Some(&path), source)
     }
-}
-
-/// An error and what caused it; what an error has already said of its cause is not said again.
-pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut said = error.to_string();
-    for cause in std::iter::successors(error.source(), |e| (**e).source()).map(ToString::to_string) {
-        if !said.ends_with(&cause) {
-            said = format!("{said}: {cause}");
-        }
-    }
-    said
 }
 
 /// The version of the daemon that this command speaks to, if it is Orlop's and another one than this command's.

@@ -33,6 +33,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use orlop_api::error::causes;
 use orlop_metadata::Scope;
 use orlop_oci::Digest;
 use orlop_remote::{Login, Turns};
@@ -117,17 +118,8 @@ impl Beside {
     }
 
     /// What is told where it does not answer.
-    fn away(&self, error: &dyn std::error::Error) -> Status {
-        let mut causes = vec![error.to_string()];
-        let mut at = error.source();
-        while let Some(cause) = at {
-            let text = cause.to_string();
-            if causes.last() != Some(&text) {
-                causes.push(text);
-            }
-            at = cause.source();
-        }
-        let (socket, why) = (self.inner.settings.socket.display(), causes.join(": "));
+    fn away(&self, error: &(dyn std::error::Error + 'static)) -> Status {
+        let (socket, why) = (self.inner.settings.socket.display(), causes(error));
         Status::unavailable(format!("containerd at {socket} does not answer: {why}"))
     }
 }
