@@ -1,10 +1,10 @@
 //! What names things: records, of which each has its whole image, and leases; and for whom snapshots wait.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use orlop_graph::model::{LeaseRow, RecordRow, Resource as Listed};
-use orlop_metadata::{self as metadata, ImageChange, Labels, Resource, ResourceKind, Scope};
+use orlop_metadata::{self as metadata, ImageChange, Labels, Resource, ResourceKind, Scope, Store};
 use orlop_oci::{Descriptor, Digest, PlatformMatcher};
 
 use super::choose::{Blob, Job, taken};
@@ -19,6 +19,17 @@ use crate::{Error, Images, Result, gate, labels};
 pub(super) struct Whole {
     tree: Tree,
     records: Vec<(RecordRow, String)>,
+}
+
+impl Whole {
+    /// The records as they are there, and by what their coming in was verified.
+    fn changes(&self) -> impl Iterator<Item = ImageChange> {
+        self.records.iter().map(|(record, verified)| {
+            let mut labels = taken(&record.labels);
+            labels.insert(labels::VERIFIED.to_owned(), verified.clone());
+            ImageChange::Upsert { name: record.name.to_string(), target: self.tree.target.clone(), labels }
+        })
+    }
 }
 
 /// Which layer unpacks to a snapshot.
@@ -61,6 +72,37 @@ impl Layers {
         }
         all
     }
+}
+
+/// What of it is to be written: records that are not here or are the same, with what goes with them. Counts, and says what is left.
+fn missing(
+    store: &Store,
+    namespace: &str,
+    wanted: Vec<ImageChange>,
+    derived: Vec<ImageChange>,
+    counted: &mut Adoption,
+) -> Result<Vec<ImageChange>> {
+    let mut changes = Vec::new();
+    for change in wanted {
+        let ImageChange::Upsert { name, target, .. } = &change else { continue };
+        match store.image(namespace, name) {
+            Ok(image) if image.target.digest == target.digest => counted.records_present += 1,
+            Ok(image) => {
+                counted.leave(name.clone(), format!("here it points at {}, and goes on to", image.target.digest));
+                continue;
+            }
+            Err(metadata::Error::NotFound { .. }) => counted.records.push(name.clone()),
+            Err(error) => return Err(error.into()),
+        }
+        changes.push(change);
+    }
+    let mut named: HashSet<String> = changes.iter().map(|change| change.name().to_owned()).collect();
+    for change in derived {
+        if store.image(namespace, change.name()).is_err() && named.insert(change.name().to_owned()) {
+            changes.push(change);
+        }
+    }
+    Ok(changes)
 }
 
 impl Images {
@@ -130,54 +172,20 @@ impl Images {
 
     /// Writes the records of images, as they are there; one that points elsewhere here stays.
     pub(super) async fn take_records(&self, scope: &Scope, images: &[Whole], done: &mut Adoption) -> Result<()> {
-        let (mut wanted, mut derived) = (Vec::<ImageChange>::new(), Vec::<ImageChange>::new());
-        let managed = self.settings().is_cri(&scope.namespace);
-        let (mut document, mut summaries) = (BTreeMap::<Digest, Labels>::new(), Vec::new());
-        for whole in images {
-            for node in &whole.tree.nodes {
-                let digest = node.descriptor.digest.clone();
-                document.entry(digest).or_default().extend(document_labels(&node.document));
-            }
-            summaries.extend(whole.tree.summaries());
-            let id = whole.tree.image_for(self.platform()).and_then(|node| Some(&node.image.as_ref()?.id));
-            for (record, _) in whole.records.iter().filter(|_| managed && id.is_some()) {
-                // With their names, not after them: a kill comes between two transactions.
-                let all = Naming::new(&record.name).changes(&whole.tree.target, id);
-                derived.extend(all.into_iter().filter(|change| change.name() != &*record.name));
-            }
-            for (record, verified) in &whole.records {
-                let mut labels = taken(&record.labels);
-                labels.insert(labels::VERIFIED.to_owned(), verified.clone());
-                let (name, target) = (record.name.to_string(), whole.tree.target.clone());
-                wanted.push(ImageChange::Upsert { name, target, labels });
-            }
+        let wanted: Vec<ImageChange> = images.iter().flat_map(Whole::changes).collect();
+        let derived = self.derived(scope, images);
+        let mut document = BTreeMap::<Digest, Labels>::new();
+        for node in images.iter().flat_map(|whole| &whole.tree.nodes) {
+            let digest = node.descriptor.digest.clone();
+            document.entry(digest).or_default().extend(document_labels(&node.document));
         }
+        let summaries: Vec<_> = images.iter().flat_map(|whole| whole.tree.summaries()).collect();
         let (content, scope) = (self.store().content(scope), scope.clone());
         let counted = self.blocking(move |store| {
             content.label_all(&document.into_iter().collect::<Vec<_>>())?;
             store.put_summaries(&summaries)?;
             let mut counted = Adoption::default();
-            let mut changes = Vec::new();
-            for change in wanted {
-                let ImageChange::Upsert { name, target, .. } = &change else { continue };
-                match store.image(&scope.namespace, name) {
-                    Ok(image) if image.target.digest == target.digest => counted.records_present += 1,
-                    Ok(image) => {
-                        counted
-                            .leave(name.clone(), format!("here it points at {}, and goes on to", image.target.digest));
-                        continue;
-                    }
-                    Err(metadata::Error::NotFound { .. }) => counted.records.push(name.clone()),
-                    Err(error) => return Err(error.into()),
-                }
-                changes.push(change);
-            }
-            for change in derived {
-                let is_here = store.image(&scope.namespace, change.name()).is_ok();
-                if !is_here && !changes.iter().any(|other| other.name() == change.name()) {
-                    changes.push(change);
-                }
-            }
+            let changes = missing(store, &scope.namespace, wanted, derived, &mut counted)?;
             store.write_images(&scope, &changes)?;
             Ok(counted)
         });
@@ -186,6 +194,23 @@ impl Images {
         done.records_present += counted.records_present;
         done.left.extend(counted.left);
         Ok(())
+    }
+
+    /// The hash references that go with names: with them, not after them, since a kill comes between two transactions.
+    fn derived(&self, scope: &Scope, images: &[Whole]) -> Vec<ImageChange> {
+        let mut derived = Vec::new();
+        if !self.settings().is_cri(&scope.namespace) {
+            return derived;
+        }
+        for whole in images {
+            let image = whole.tree.image_for(self.platform()).and_then(|node| node.image.as_ref());
+            let Some(image) = image else { continue };
+            for (record, _) in &whole.records {
+                let all = Naming::new(&record.name).changes(&whole.tree.target, Some(&image.id));
+                derived.extend(all.into_iter().filter(|change| change.name() != &*record.name));
+            }
+        }
+        derived
     }
 
     /// Takes leases over, with what they list.
