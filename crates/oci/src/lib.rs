@@ -12,6 +12,7 @@
 pub mod condition;
 mod digest;
 mod document;
+mod duration;
 pub mod media_type;
 mod numbers;
 pub mod owner;
@@ -23,6 +24,7 @@ pub use digest::{Algorithm, ChainId, DiffId, Digest, DigestError, Digester, Imag
 pub use document::{
     Descriptor, Document, DocumentError, ImageConfig, ImageManifest, Index, MAX_MANIFEST_BYTES, RootFs,
 };
+pub use duration::go_duration;
 pub use media_type::{Compression, MediaKind};
 pub use numbers::{DigestNumber, DigestTable};
 pub use platform::{Platform, PlatformError, PlatformMatcher};

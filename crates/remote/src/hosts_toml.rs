@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 use url::Url;
 
+use crate::duration::parse_duration;
 use crate::error::ConfigError;
 
 /// What a host may be asked for.
@@ -244,49 +245,7 @@ fn duration(value: &Value<'_>, key: &str) -> Result<Option<Duration>> {
     if text.is_empty() {
         return Ok(None);
     }
-    go_duration(&text).map(Some).ok_or_else(|| wrong(key, "a duration like 500ms, 3s or 1m30s", format!("{text:?}")))
-}
-
-/// Go's notation: numbers, perhaps with a fraction, each with a unit.
-fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total: u64 = 0;
-    if rest == "0" {
-        return Some(Duration::ZERO);
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|n| *n > 0)?;
-        let number = &rest[..digits];
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let nanos: u64 = match &rest[..unit] {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        total = total.checked_add(times(number, nanos)?).filter(|total| i64::try_from(*total).is_ok())?;
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then(|| Duration::from_nanos(total))
-}
-
-/// A number, perhaps with a fraction, of units of so many nanoseconds. Digits beyond what they can be are nothing.
-fn times(number: &str, nanos: u64) -> Option<u64> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    let (mut part, mut unit) = (0, nanos);
-    for digit in fraction.bytes() {
-        part += u64::from(digit - b'0') * unit / 10;
-        unit /= 10;
-    }
-    whole.checked_mul(nanos)?.checked_add(part)
+    parse_duration(&text).map(Some).ok_or_else(|| wrong(key, "a duration like 500ms, 3s or 1m30s", format!("{text:?}")))
 }
 
 fn table<'a, 'i>(value: &'a Value<'i>, key: &str) -> Result<&'a DeTable<'i>> {
@@ -357,19 +316,6 @@ mod tests {
         assert_eq!(read("", Path::new("/")).unwrap().len(), 1);
     }
 
-    /// Long times lost their fraction, and times that Go has no number for were taken.
-    #[test]
-    fn durations_are_exact_and_bounded_as_gos() {
-        let nanos = |text| go_duration(text).map(|time| time.as_nanos());
-        assert_eq!(nanos("999999h0.000488281s"), Some(3_599_996_400_000_488_281));
-        assert_eq!(nanos("1.5h"), Some(5_400_000_000_000));
-        assert_eq!(nanos(".5ms1ns"), Some(500_001));
-        assert_eq!(nanos("2562047h47m16.854775807s"), Some(i64::MAX as u128));
-        for wrong in ["2562047h47m16.854775808s", "99999999999999999999h", "1.2.3s", ".s", "1", "s", "-1s", "1d", ""] {
-            assert_eq!(nanos(wrong), None, "{wrong}");
-        }
-    }
-
     #[test]
     fn reads_every_form_of_certificates_and_headers() {
         let hosts = parse(
@@ -425,7 +371,7 @@ mod tests {
         fn never_panics(text in "\\PC*", value in "[a-z0-9.\"'\\[\\]{}= ]*") {
             let _ = parse(&text, Path::new("/"));
             let _ = parse(&format!("ca = {value}\n[host.\"{value}\"]\nclient = {value}"), Path::new("/"));
-            go_duration(&text);
+            parse_duration(&text);
         }
     }
 }

@@ -23,6 +23,7 @@ mod challenge;
 mod client;
 mod clients;
 mod credentials;
+mod duration;
 mod endpoint;
 mod error;
 mod failure;
@@ -36,8 +37,8 @@ mod resolve;
 mod retry;
 mod scope;
 mod tls;
-
 mod turns;
+
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -45,12 +46,11 @@ use futures::Stream;
 use orlop_oci::Descriptor;
 
 pub use client::Client;
+pub use duration::parse_duration;
 pub use error::{BoxError, ConfigError, Error, Result};
 pub use hosts_toml::{NamedHost, read as read_hosts_toml};
 pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeaders, Tuning};
-pub use providers::{
-    ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, parse_duration, read_provider_answer,
-};
+pub use providers::{ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, read_provider_answer};
 pub use turns::Turns;
 
 /// How Orlop names itself to token servers.

@@ -11,8 +11,9 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::{ImagePattern, Provider, parse_duration};
+use super::{ImagePattern, Provider};
 use crate::credentials::Credential;
+use crate::duration::parse_duration;
 
 /// The group of the protocol's versions.
 const GROUP: &str = "credentialprovider.kubelet.k8s.io";

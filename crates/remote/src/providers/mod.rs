@@ -14,7 +14,6 @@
 //! For one image a program runs once at a time; whoever asks meanwhile waits and is given that answer, if it counts for longer
 //! than that.
 
-mod duration;
 mod exec;
 mod pattern;
 
@@ -24,13 +23,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use duration::parse_duration;
 use exec::{Answer, KeyType};
 pub use exec::{ApiVersion, read_answer as read_provider_answer};
 pub use pattern::{ImagePattern, ImagePatternError};
-use crate::turns::Turns;
 
 use crate::credentials::{Credential, is_docker_hub};
+use crate::turns::Turns;
 
 /// Answers of one program that are remembered. Beyond it those that end first are forgotten.
 const MAX_ANSWERS: usize = 1024;
