@@ -3,7 +3,8 @@
 //! The server refuses to run as root, so that it then runs as `nobody`. It listens on a socket in a directory of its own.
 
 use std::io;
-use std::os::unix::fs::chown;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,8 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::process::{Tied, output, which};
+use crate::tls::Certificates;
 
 const NOBODY: u32 = 65534;
+const USUAL_PORT: u16 = 5432;
 const PATIENCE: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(50);
 
@@ -34,6 +37,8 @@ pub struct Postgres {
     programs: PathBuf,
     // Ended before its directory is removed.
     server: Option<Tied>,
+    settings: Vec<String>,
+    port: u16,
     dir: tempfile::TempDir,
     databases: AtomicU32,
 }
@@ -53,6 +58,17 @@ fn unprivileged(command: &mut Command) -> &mut Command {
     if rustix::process::geteuid().is_root() { command.uid(NOBODY).gid(NOBODY) } else { command }
 }
 
+/// A copy of a file that the server may read and nobody else.
+fn own(file: &Path, dir: &Path, name: &str) -> PathBuf {
+    let copy = dir.join(name);
+    std::fs::copy(file, &copy).expect("a file can be copied");
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).expect("its mode can be set");
+    if rustix::process::geteuid().is_root() {
+        chown(&copy, Some(NOBODY), Some(NOBODY)).expect("root may give a file away");
+    }
+    copy
+}
+
 impl Postgres {
     /// The server that all tests of this program share; `None`, with a word on standard error, where none is installed.
     pub fn shared() -> Option<&'static Self> {
@@ -65,6 +81,36 @@ impl Postgres {
     /// # Panics
     /// If it does not start.
     pub fn start() -> Option<Self> {
+        Self::start_with(|_| Vec::new(), USUAL_PORT)
+    }
+
+    /// A server of its own that speaks TLS alone over `localhost`, by these certificates; its port.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn with_tls(certificates: &Certificates) -> Option<(Self, u16)> {
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = free.expect("a free port").port();
+        let server = Self::start_with(
+            |dir| {
+                let key = own(&certificates.server_key, dir, "key.pem");
+                let certificate = own(&certificates.server, dir, "certificate.pem");
+                let rules = dir.join("rules");
+                std::fs::write(&rules, "local all all trust\nhostssl all all 127.0.0.1/32 trust\n").expect("a file");
+                vec![
+                    "listen_addresses=127.0.0.1".to_owned(),
+                    "ssl=on".to_owned(),
+                    format!("ssl_cert_file={}", certificate.display()),
+                    format!("ssl_key_file={}", key.display()),
+                    format!("hba_file={}", rules.display()),
+                ]
+            },
+            port,
+        )?;
+        Some((server, port))
+    }
+
+    fn start_with(settings: impl FnOnce(&Path) -> Vec<String>, port: u16) -> Option<Self> {
         let Some(programs) = programs() else {
             eprintln!("skipped: PostgreSQL is not installed (apt-get install postgresql)");
             return None;
@@ -78,7 +124,8 @@ impl Postgres {
         let mut initdb = Command::new(programs.join("initdb"));
         initdb.args(["-A", "trust", "-U", "orlop", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(&data);
         output(unprivileged(initdb.current_dir(dir.path()))).ok();
-        let mut server = Self { programs, server: None, dir, databases: AtomicU32::new(0) };
+        let settings = settings(dir.path());
+        let mut server = Self { programs, server: None, settings, port, dir, databases: AtomicU32::new(0) };
         server.restart();
         Some(server)
     }
@@ -98,7 +145,9 @@ impl Postgres {
     fn try_restart(&mut self) -> io::Result<bool> {
         let mut command = Command::new(self.programs.join("postgres"));
         command.arg("-D").arg(self.dir.path().join("data")).arg("-k").arg(self.dir.path());
-        command.args(SETTINGS.iter().flat_map(|setting| ["-c", *setting]));
+        command.arg("-p").arg(self.port.to_string());
+        let settings = SETTINGS.iter().copied().chain(self.settings.iter().map(String::as_str));
+        command.args(settings.flat_map(|setting| ["-c", setting]));
         let dress = |shell: &mut Command| {
             unprivileged(shell);
         };
@@ -131,7 +180,8 @@ impl Postgres {
     pub fn run(&self, database: &str, sql: &str) -> Option<String> {
         let mut psql = Command::new(self.programs.join("psql"));
         psql.args(["-X", "-q", "-A", "-t", "-U", "orlop", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql, "-h"]);
-        let done = psql.arg(self.dir.path()).stdin(Stdio::null()).output().ok()?;
+        psql.arg(self.dir.path()).arg("-p").arg(self.port.to_string());
+        let done = psql.stdin(Stdio::null()).output().ok()?;
         done.status.success().then(|| String::from_utf8_lossy(&done.stdout).trim_end().to_owned())
     }
 
@@ -142,6 +192,23 @@ impl Postgres {
     pub fn database(&self) -> String {
         let name = format!("test{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.run("postgres", &format!("CREATE DATABASE {name}")).expect("a database can be made");
+        name
+    }
+
+    /// Copies a database as it is now into a new one, by a dump of it; returns the new one's name.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn copy(&self, database: &str) -> String {
+        let name = self.database();
+        let dump = self.dir.path().join(format!("{name}.dump"));
+        let at = |program: &str| {
+            let mut command = Command::new(self.programs.join(program));
+            command.args(["-U", "orlop", "-p", &self.port.to_string(), "-h"]).arg(self.dir.path());
+            command
+        };
+        output(at("pg_dump").arg("-f").arg(&dump).arg(database)).ok();
+        output(at("psql").args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &name, "-f"]).arg(&dump)).ok();
         name
     }
 

@@ -5,6 +5,7 @@
 mod bucket;
 mod collecting;
 mod content_contract;
+mod database;
 mod index_contract;
 mod protocol;
 mod rig;
