@@ -7,11 +7,11 @@ pull` is what is timed, with what the daemons take meanwhile. Then a container i
 of the host in it, and the median of the run counts. The bars are those of the project: at least 2.5 times less wall time (remote), at
 least 2 times (differ), and a start that is no slower.
 """
-import contextlib, os, shutil, signal, statistics, subprocess, time
+import contextlib, os, shutil, statistics, subprocess, time
 
-import bounds
+import bounds, peers
 from common import alternating, arguments, keep, median, with_disk, workplace
-from procs import Failed, run, wait_for
+from procs import Failed, run, served, wait_for
 
 ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 SNAPSHOTTER = "orlop-overlay"
@@ -44,26 +44,18 @@ class Stock:
         hosts = at / "certs.d" / registry
         hosts.mkdir(parents=True)
         (hosts / "hosts.toml").write_text(f"server = 'http://{registry}'\n")
-        (at / "containerd.toml").write_text(self.config(at))
         with contextlib.ExitStack() as daemons:
             pids = [daemons.enter_context(daemon) for daemon in self.daemons(at)]
             yield Store(self, at, pids)
 
     def daemons(self, at):
-        socket = at / "containerd.sock"
-        path = f"{self.bin}:{os.environ.get('PATH', '')}"
-        env = dict(os.environ, CONTAINERD_DISABLE_PIGZ="1", CONTAINERD_DISABLE_IGZIP="1", PATH=path)
-        yield served([self.bin / "containerd", "-c", at / "containerd.toml"], at / "containerd.log", socket, env)
+        yield peers.containerd(self.bin, at, self.config(at))
 
     def config(self, at):
-        (at / "cni").mkdir(exist_ok=True)
-        return (f"version = 3\nroot = '{at}/root'\nstate = '{at}/state'\n"
-                f"disabled_plugins = ['io.containerd.internal.v1.opt', 'io.containerd.tracing.processor.v1.otlp'{self.disabled()}]\n"
-                f"[grpc]\naddress = '{at}/containerd.sock'\n[ttrpc]\naddress = '{at}/containerd.sock.ttrpc'\n"
-                f"[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n"
+        off = f"'io.containerd.internal.v1.opt', 'io.containerd.tracing.processor.v1.otlp'{self.disabled()}"
+        return (peers.config(at, off) + f"[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n"
                 f"[plugins.'io.containerd.cri.v1.images']\nsnapshotter = '{self.snapshotter}'\n"
-                f"[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{at}/certs.d'\n"
-                f"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['{at}/cni']\nconf_dir = '{at}/cni'\n{self.plugins(at)}")
+                f"[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{at}/certs.d'\n{self.plugins(at)}")
 
 
 class Remote(Stock):
@@ -103,19 +95,6 @@ class Differ(Remote):
 def unpack(differ):
     return (f"[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/{ARCH}'\n"
             f"snapshotter = '{SNAPSHOTTER}'\ndiffer = '{differ}'\n")
-
-
-@contextlib.contextmanager
-def served(command, log, socket, env=None):
-    """A daemon that listens on a socket; its pid."""
-    with open(log, "w") as out:
-        daemon = subprocess.Popen(list(map(str, command)), stdout=out, stderr=out, env=env)
-    try:
-        wait_for(socket.exists, f"{socket.name} of {command[0]}")
-        yield daemon.pid
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait()
 
 
 class Store:

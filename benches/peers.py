@@ -2,9 +2,9 @@
 
 A daemon is started before what is measured begins, and its part of the work is counted to its client's.
 """
-import contextlib, os, shutil, signal, subprocess, tempfile
+import contextlib, os, shutil, tempfile
 
-from procs import run, wait_for
+from procs import run, served
 
 SKOPEO = ["skopeo", "--insecure-policy"]
 
@@ -57,30 +57,32 @@ class Containerd:
 
     def config(self, at):
         off = "" if self.sync_fs else "'io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime'"
-        (at / "cni").mkdir(exist_ok=True)
-        return (f"version = 3\nroot = '{at}/root'\nstate = '{at}/state'\ndisabled_plugins = [{off}]\n"
-                f"[grpc]\naddress = '{at}/containerd.sock'\n[ttrpc]\naddress = '{at}/containerd.sock.ttrpc'\n"
-                f"[plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_unpacks = {self.unpacks}\n"
-                f"[plugins.'io.containerd.cri.v1.images']\nimage_pull_with_sync_fs = {str(self.sync_fs).lower()}\n"
-                f"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '{at}/cni'\nconf_dir = '{at}/cni'\n")
+        return (config(at, off) + f"[plugins.'io.containerd.transfer.v1.local']\nmax_concurrent_unpacks = {self.unpacks}\n"
+                f"[plugins.'io.containerd.cri.v1.images']\nimage_pull_with_sync_fs = {str(self.sync_fs).lower()}\n")
 
     @contextlib.contextmanager
     def store(self, at):
-        (at / "containerd.toml").write_text(self.config(at))
-        env = dict(os.environ, CONTAINERD_DISABLE_PIGZ="1")
-        if not self.igzip:
-            env["CONTAINERD_DISABLE_IGZIP"] = "1"
-        with open(at / "log", "w") as log:
-            daemon = subprocess.Popen([self.bin / "containerd", "-c", at / "containerd.toml"], stdout=subprocess.DEVNULL, stderr=log, env=env)
-        try:
-            socket = at / "containerd.sock"
-            wait_for(socket.exists, "containerd's socket")
-            store = ContainerdStore(self, socket, daemon.pid)
+        with containerd(self.bin, at, self.config(at), self.igzip) as daemon:
+            store = ContainerdStore(self, at / "containerd.sock", daemon)
             run(store.ctr("images", "ls"))
             yield store
-        finally:
-            daemon.send_signal(signal.SIGTERM)
-            daemon.wait()
+
+
+def config(at, disabled):
+    """What every containerd here is told: all of it is in a place of its own."""
+    (at / "cni").mkdir(exist_ok=True)
+    return (f"version = 3\nroot = '{at}/root'\nstate = '{at}/state'\ndisabled_plugins = [{disabled}]\n"
+            f"[grpc]\naddress = '{at}/containerd.sock'\n[ttrpc]\naddress = '{at}/containerd.sock.ttrpc'\n"
+            f"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['{at}/cni']\nconf_dir = '{at}/cni'\n")
+
+
+def containerd(binaries, at, config, igzip=False):
+    """A containerd 2.x that listens at `containerd.sock`, its shim beside it, without unpigz and unless wanted igzip; its pid."""
+    (at / "containerd.toml").write_text(config)
+    env = dict(os.environ, CONTAINERD_DISABLE_PIGZ="1", PATH=f"{binaries}:{os.environ.get('PATH', '')}")
+    if not igzip:
+        env["CONTAINERD_DISABLE_IGZIP"] = "1"
+    return served([binaries / "containerd", "-c", at / "containerd.toml"], at / "containerd.log", at / "containerd.sock", env)
 
 
 class ContainerdStore:

@@ -1,5 +1,5 @@
 """Processes: what one takes, from /proc and from the kernel at its end."""
-import dataclasses, os, pathlib, socket, subprocess, sys, tempfile, time
+import contextlib, dataclasses, os, pathlib, signal, socket, subprocess, sys, tempfile, time
 
 TICK = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
@@ -91,3 +91,16 @@ def wait_for(check, what, seconds=20):
             return
         time.sleep(0.02)
     sys.exit(f"{what}: not there after {seconds} s")
+
+
+@contextlib.contextmanager
+def served(command, log, socket, env=None):
+    """A daemon that listens on a socket; its pid."""
+    with open(log, "w") as out:
+        daemon = subprocess.Popen(list(map(str, command)), stdout=out, stderr=out, env=env)
+    try:
+        wait_for(socket.exists, f"{socket.name} of {command[0]}")
+        yield daemon.pid
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait()
