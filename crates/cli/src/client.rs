@@ -1,10 +1,13 @@
 //! The gRPC clients of every service, over one channel, with containerd's headers.
 
+use std::collections::BTreeMap;
+
 use orlop_api::containerd::services::containers::v1::containers_client::ContainersClient;
 use orlop_api::containerd::services::content::v1::content_client::ContentClient;
 use orlop_api::containerd::services::diff::v1::diff_client::DiffClient;
 use orlop_api::containerd::services::events::v1::events_client::EventsClient;
 use orlop_api::containerd::services::images::v1::images_client::ImagesClient;
+use orlop_api::containerd::services::leases::v1::CreateRequest;
 use orlop_api::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_api::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use orlop_api::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
@@ -60,6 +63,13 @@ impl Clients {
     pub(crate) fn new(channel: Channel, namespace: &str, actor: &str) -> Result<Self> {
         let headers = Headers { namespace: header(namespace)?, actor: header(actor)?, lease: None };
         Ok(Self { channel, headers })
+    }
+
+    /// Makes a lease that ends by itself after an hour, should this process be killed before it ends it.
+    pub(crate) async fn lease_for_an_hour(&self, id: &str) -> std::result::Result<(), Status> {
+        let end = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+        let labels = BTreeMap::from([("containerd.io/gc.expire".to_owned(), end.to_string())]);
+        self.leases().create(CreateRequest { id: id.to_owned(), labels }).await.map(drop)
     }
 
     /// The same, with everything that is made held by a lease.

@@ -3,6 +3,7 @@
 pub(crate) mod adopt;
 pub(crate) mod check;
 pub(crate) mod config;
+mod containerd;
 pub(crate) mod content;
 pub(crate) mod df;
 pub(crate) mod doctor;

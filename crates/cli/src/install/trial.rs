@@ -134,9 +134,7 @@ impl Trial {
         let namespace = namespaces::Namespace { name: NAMESPACE.to_owned(), labels: BTreeMap::new() };
         let create = namespaces::CreateNamespaceRequest { namespace: Some(namespace) };
         tolerate(self.clients.namespaces().create(create).await, Code::AlreadyExists)?;
-        let hour = Timestamp::now() + jiff::SignedDuration::from_hours(1);
-        let labels = BTreeMap::from([("containerd.io/gc.expire".to_owned(), hour.to_string())]);
-        self.clients.leases().create(leases::CreateRequest { id: self.id.clone(), labels }).await.map(drop)
+        self.clients.lease_for_an_hour(&self.id).await
     }
 
     /// What the manifest keeps.

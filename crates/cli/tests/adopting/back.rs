@@ -24,6 +24,9 @@ fn an_image_is_given_to_a_containerd_without_a_byte_copied_and_runs_there() {
             let plan = place.json(&[&give[..], &["--plan"]].concat());
             assert_eq!(place.their_blobs().len(), 0, "{what}: a plan changes nothing");
             assert_eq!((number(&plan, "/blobs"), number(&plan, "/snapshots")), (5, 3), "{what}: {plan:#}");
+            let unknown = place.run(&[&give[..], &["--plan", "--snapshotter", "nobodys"]].concat());
+            assert_eq!(unknown.code, 2, "{what}: {unknown:?}");
+            assert!(unknown.err.contains("no snapshotter nobodys"), "{what}: {unknown:?}");
             let used = place.ground.used();
             let given = place.json(&give);
             assert_eq!((number(&given, "/blobs"), number(&given, "/snapshots")), (5, 3), "{what}: {given:#}");

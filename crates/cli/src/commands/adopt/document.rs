@@ -139,20 +139,23 @@ fn text(args: &Args, settings: &Settings, source: &Source, adoption: &Adoption) 
         "free space",
         "stays, but for rows and directories; what both have comes back when both have removed it".into(),
     );
-    if !adoption.left.is_empty() {
-        lines.push("Left".to_owned());
-        let left = adoption.left.iter().take(SHOWN);
-        lines.extend(left.map(|left| format!("  {}: {}", plain(&left.name), plain(&left.reason))));
-        let more = adoption.left.len().saturating_sub(SHOWN);
-        if more > 0 {
-            lines.push(format!("  and {more} more; -o json has them"));
-        }
-    }
+    lines.extend(left(&adoption.left));
     if args.plan {
         lines.push(format!("Nothing was changed. To do it: {}", command(args, source)));
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// What was left and why, in lines; none if nothing was.
+pub(in crate::commands) fn left(left: &[Reason]) -> Vec<String> {
+    if left.is_empty() {
+        return Vec::new();
+    }
+    let shown = left.iter().take(SHOWN).map(|left| format!("  {}: {}", plain(&left.name), plain(&left.reason)));
+    let more = left.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("  and {more} more; -o json has them"));
+    ["Left".to_owned()].into_iter().chain(shown).chain(more).collect()
 }
 
 /// The command that does what was planned.

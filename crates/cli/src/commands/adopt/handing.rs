@@ -4,13 +4,11 @@
 //! there; so it takes them into its records without unpacking anything. Then the image's config gets the label that keeps them, as
 //! after an unpacking.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
-use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::images::v1 as images;
-use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
 use orlop_image::{ChainOf, Images, Reason, WAITING};
 use orlop_metadata::{self as metadata, Scope};
@@ -21,8 +19,9 @@ use tonic::Code;
 use super::{ACTOR, failed};
 use crate::args::{Format, Global};
 use crate::client::Clients;
+use crate::commands::containerd::{self, Containerd};
 use crate::embed;
-use crate::error::{Class, CliError, Result};
+use crate::error::Result;
 use crate::find::probe;
 use crate::output::{self, count};
 use crate::paint::plain;
@@ -30,10 +29,6 @@ use crate::settings::Settings;
 
 /// The label by which a snapshot that is prepared says what it is to become.
 const TARGET: &str = "containerd.io/snapshot.ref";
-/// Before a snapshotter's name, on a config: the snapshot that it keeps.
-const KEEPS: &str = "containerd.io/gc.ref.snapshot.";
-/// How long the lease of a command that is killed holds what it made.
-const LEASE_HOURS: i64 = 1;
 
 #[derive(Serialize, Default)]
 #[serde(rename_all = "camelCase")]
@@ -54,11 +49,7 @@ pub(super) async fn run(
     owner: &str,
     snapshotter: &str,
 ) -> Result<ExitCode> {
-    let server = embed::answering(socket).await?;
-    if server.is_orlop() {
-        let message = format!("{} is Orlop's own: expected a containerd's", socket.display());
-        return Err(CliError::new(Class::Usage, message));
-    }
+    let server = containerd::answering(socket).await?;
     let images = embed::images(&settings.root, &settings.config).await?;
     let mut done = Document { schema: "orlop.adopt.handOver/v1", ..Document::default() };
     let namespaces = match &settings.namespace {
@@ -66,34 +57,12 @@ pub(super) async fn run(
         None => probe::namespaces(&server.channel).await?,
     };
     for namespace in namespaces {
-        let clients = Clients::new(server.channel.clone(), &namespace, ACTOR)?;
-        under_lease(&clients, async |clients| {
-            let handing = Handing { images: &images, clients, owner, snapshotter };
-            handing.namespace(&mut done).await
-        })
-        .await?;
+        let to = Containerd { clients: Clients::new(server.channel.clone(), &namespace, ACTOR)?, snapshotter };
+        to.under_lease(async |to| Handing { images: &images, owner, to }.namespace(&mut done).await).await?;
     }
     done.waiting = waiting(&images, owner).await?;
     show(global, &done)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `work` with everything that is made held by a lease of that containerd, which ends with it.
-pub(in crate::commands) async fn under_lease<T>(
-    clients: &Clients,
-    work: impl AsyncFnOnce(Clients) -> Result<T>,
-) -> Result<T> {
-    let end = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(LEASE_HOURS);
-    let labels =
-        HashMap::from([("containerd.io/gc.expire".to_owned(), end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())]);
-    let id = format!("orlop-{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
-    let labels = labels.into_iter().collect();
-    clients.leases().create(leases::CreateRequest { id: id.clone(), labels }).await?;
-    let done = work(clients.with_lease(&id)?).await;
-    let ended = clients.leases().delete(leases::DeleteRequest { id, sync: false }).await;
-    let done = done?;
-    ended?;
-    Ok(done)
 }
 
 /// How many snapshots wait for an owner.
@@ -110,14 +79,14 @@ async fn waiting(images: &Images, owner: &str) -> Result<usize> {
 /// One namespace of that containerd.
 struct Handing<'h> {
     images: &'h Images,
-    clients: Clients,
     owner: &'h str,
-    snapshotter: &'h str,
+    to: Containerd<'h>,
 }
 
 impl Handing<'_> {
     async fn namespace(&self, done: &mut Document) -> Result<()> {
-        let listed = self.clients.images().list(images::ListImagesRequest { filters: Vec::new() }).await?.into_inner();
+        let listed =
+            self.to.clients.images().list(images::ListImagesRequest { filters: Vec::new() }).await?.into_inner();
         let scope = Scope::new(owner::content_namespace(self.owner), ACTOR);
         for image in listed.images {
             let Some(target) = image.target.as_ref().and_then(target) else { continue };
@@ -142,7 +111,7 @@ impl Handing<'_> {
     async fn chain(&self, image: &ChainOf, done: &mut Document) -> Result<Option<String>> {
         let mut parent = String::new();
         for chain in &image.chain {
-            if !self.is_known(chain).await? {
+            if !self.to.has_snapshot(chain).await? {
                 if !self.hand_over(chain, &parent).await? {
                     return Ok(Some(format!("Orlop has no snapshot {chain} for it: it is unpacked when it is needed")));
                 }
@@ -150,47 +119,24 @@ impl Handing<'_> {
             }
             parent.clone_from(chain);
         }
-        let key = format!("{KEEPS}{}", self.snapshotter);
-        let info = content::Info {
-            digest: image.config.to_string(),
-            labels: [(key.clone(), parent)].into_iter().collect(),
-            ..content::Info::default()
-        };
-        let update_mask = Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] });
-        self.clients.content().update(content::UpdateRequest { info: Some(info), update_mask }).await?;
+        self.to.keep(&image.config, parent).await?;
         Ok(None)
-    }
-
-    async fn is_known(&self, chain: &str) -> Result<bool> {
-        let request =
-            snapshots::StatSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: chain.to_owned() };
-        match self.clients.snapshots().stat(request).await {
-            Ok(_) => Ok(true),
-            Err(status) if status.code() == Code::NotFound => Ok(false),
-            Err(status) if status.code() == Code::InvalidArgument => {
-                let message = format!("that containerd has no snapshotter {}: {}", self.snapshotter, status.message());
-                Err(CliError::new(Class::Usage, message)
-                    .hint("configure it first, and start containerd again: docs/operations/containerd.md"))
-            }
-            Err(status) => Err(status.into()),
-        }
     }
 
     /// Has containerd ask for a layer; says whether it has it then.
     async fn hand_over(&self, chain: &str, parent: &str) -> Result<bool> {
         let key = format!("orlop-adopt-{} {chain}", std::process::id());
         let request = snapshots::PrepareSnapshotRequest {
-            snapshotter: self.snapshotter.to_owned(),
+            snapshotter: self.to.snapshotter.to_owned(),
             key: key.clone(),
             parent: parent.to_owned(),
             labels: [(TARGET.to_owned(), chain.to_owned())].into_iter().collect(),
         };
-        match self.clients.snapshots().prepare(request).await {
+        match self.to.clients.snapshots().prepare(request).await {
             Err(status) if status.code() == Code::AlreadyExists => Ok(true),
             Err(status) => Err(status.into()),
             Ok(_) => {
-                let snapshotter = self.snapshotter.to_owned();
-                self.clients.snapshots().remove(snapshots::RemoveSnapshotRequest { snapshotter, key }).await?;
+                self.to.remove_snapshot(key).await?;
                 Ok(false)
             }
         }

@@ -19,7 +19,7 @@ use crate::error::{Class, CliError, Result};
 use crate::find::{self, Reach};
 use crate::fresh::Fresh;
 use crate::settings::Settings;
-pub(super) use handing::under_lease;
+pub(super) use document::left;
 pub(super) use source::{Source, refuse_elsewhere};
 
 /// Who the history says it was.

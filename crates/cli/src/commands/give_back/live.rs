@@ -22,7 +22,8 @@ use tonic::Code;
 
 use super::{ACTOR, Args, Document, files};
 use crate::client::Clients;
-use crate::commands::adopt::{failed, under_lease};
+use crate::commands::adopt::failed;
+use crate::commands::containerd::{self, Containerd};
 use crate::embed;
 use crate::error::{Class, CliError, Result};
 use crate::find::places::{KUBERNETES, at_host};
@@ -39,11 +40,7 @@ const TRIES: u32 = 5;
 
 /// Gives images to the containerd at a socket.
 pub(super) async fn run(settings: &Settings, args: &Args, socket: &Path) -> Result<Document> {
-    let server = embed::answering(socket).await?;
-    if server.is_orlop() {
-        let message = format!("{} is Orlop's own: expected a containerd's", socket.display());
-        return Err(CliError::new(Class::Usage, message));
-    }
+    let server = containerd::answering(socket).await?;
     let root = server.root.as_deref().map(|root| at_host(settings.around.host.as_deref(), root));
     let root = root.filter(|root| root.join("io.containerd.content.v1.content").is_dir()).ok_or_else(|| {
         let message = format!("{} has no content store of its own that is reached from here", socket.display());
@@ -62,13 +59,13 @@ pub(super) async fn run(settings: &Settings, args: &Args, socket: &Path) -> Resu
     let scope = Scope::new(&namespace, ACTOR);
     let chosen = chosen(&images, &scope, &args.what).await?;
     let mut done = Document::new(args, root.clone());
-    let clients = Clients::new(server.channel, &namespace, ACTOR)?;
-    let giving = |clients| Giving { images: &images, scope: &scope, clients, root: &root, args };
+    let to = Containerd { clients: Clients::new(server.channel, &namespace, ACTOR)?, snapshotter: &args.snapshotter };
+    let giving = |to| Giving { images: &images, scope: &scope, to, root: &root, args };
     if args.plan {
-        giving(clients).all(&chosen, &mut done).await?;
+        giving(to).all(&chosen, &mut done).await?;
         return Ok(done);
     }
-    under_lease(&clients, async |clients| giving(clients).all(&chosen, &mut done).await).await?;
+    to.under_lease(async |to| giving(to).all(&chosen, &mut done).await).await?;
     Ok(done)
 }
 
@@ -90,7 +87,7 @@ async fn chosen(images: &Images, scope: &Scope, names: &[String]) -> Result<Vec<
 struct Giving<'g> {
     images: &'g Images,
     scope: &'g Scope,
-    clients: Clients,
+    to: Containerd<'g>,
     root: &'g Path,
     args: &'g Args,
 }
@@ -170,7 +167,7 @@ impl Giving<'_> {
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool> {
-        match self.clients.content().info(content::InfoRequest { digest: digest.to_string() }).await {
+        match self.to.clients.content().info(content::InfoRequest { digest: digest.to_string() }).await {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(false),
             Err(status) => Err(status.into()),
@@ -198,7 +195,7 @@ impl Giving<'_> {
         let requests = tokio_stream::wrappers::ReceiverStream::new(receive);
         send.send(begin).await.map_err(|_| CliError::new(Class::Failed, "the write ended before it began"))?;
         let written = async {
-            let mut answers = self.clients.content().write(requests).await?.into_inner();
+            let mut answers = self.to.clients.content().write(requests).await?.into_inner();
             let began = answers.message().await?;
             if began.is_none_or(|began| began.offset != size) {
                 return Ok(false);
@@ -211,7 +208,7 @@ impl Giving<'_> {
             Err::<bool, tonic::Status>(status) if status.code() == Code::AlreadyExists => Ok(true),
             Ok(true) => Ok(true),
             Ok(false) => {
-                let _ = self.clients.content().abort(content::AbortRequest { r#ref: reference }).await;
+                let _ = self.to.clients.content().abort(content::AbortRequest { r#ref: reference }).await;
                 Ok(false)
             }
             Err(status) => Err(status.into()),
@@ -222,7 +219,7 @@ impl Giving<'_> {
     async fn chain(&self, image: &ChainOf, done: &mut Document) -> Result<()> {
         let mut parent = String::new();
         for chain in &image.chain {
-            if self.has_snapshot(chain).await? {
+            if self.to.has_snapshot(chain).await? {
                 done.snapshots_present += 1;
             } else if !self.is_unpacked_here(chain).await? {
                 // That containerd unpacks it when it is needed.
@@ -237,25 +234,7 @@ impl Giving<'_> {
         if self.args.plan || image.chain.is_empty() {
             return Ok(());
         }
-        let key = format!("containerd.io/gc.ref.snapshot.{}", self.args.snapshotter);
-        let info = content::Info {
-            digest: image.config.to_string(),
-            labels: [(key.clone(), parent)].into_iter().collect(),
-            ..content::Info::default()
-        };
-        let update_mask = Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] });
-        self.clients.content().update(content::UpdateRequest { info: Some(info), update_mask }).await?;
-        Ok(())
-    }
-
-    async fn has_snapshot(&self, chain: &str) -> Result<bool> {
-        let request =
-            snapshots::StatSnapshotRequest { snapshotter: self.args.snapshotter.clone(), key: chain.to_owned() };
-        match self.clients.snapshots().stat(request).await {
-            Ok(_) => Ok(true),
-            Err(status) if status.code() == Code::NotFound => Ok(false),
-            Err(status) => Err(status.into()),
-        }
+        self.to.keep(&image.config, parent).await
     }
 
     async fn is_unpacked_here(&self, chain: &str) -> Result<bool> {
@@ -273,7 +252,7 @@ impl Giving<'_> {
 
     /// Gives one layer; says whether its snapshotter's directories are of a form that can take it.
     async fn snapshot(&self, chain: &str, parent: &str, done: &mut Document) -> Result<bool> {
-        let snapshotter = self.args.snapshotter.clone();
+        let snapshotter = self.to.snapshotter.to_owned();
         let key = format!("orlop-give-{}-{} {chain}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
         let request = snapshots::PrepareSnapshotRequest {
             snapshotter: snapshotter.clone(),
@@ -281,24 +260,18 @@ impl Giving<'_> {
             parent: parent.to_owned(),
             ..snapshots::PrepareSnapshotRequest::default()
         };
-        let mounts = self.clients.snapshots().prepare(request).await?.into_inner().mounts;
-        let given = match self.upper(&mounts, parent.is_empty()) {
-            Some(to) => Some(self.images.give_tree(self.scope, chain, &to).await.map_err(failed)),
-            None => None,
+        let mounts = self.to.clients.snapshots().prepare(request).await?.into_inner().mounts;
+        let Some(upper) = self.upper(&mounts, parent.is_empty()) else {
+            self.to.remove_snapshot(key).await?;
+            let reason = "its directories are not overlayfs' own: that containerd unpacks layers when they are needed";
+            done.leave(snapshotter, reason);
+            return Ok(false);
         };
-        let linked = match given {
-            Some(Ok(linked)) => linked,
-            other => {
-                self.clients.snapshots().remove(snapshots::RemoveSnapshotRequest { snapshotter, key }).await?;
-                let reason =
-                    "its directories are not overlayfs' own: that containerd unpacks layers when they are needed";
-                return match other {
-                    Some(Err(error)) => Err(error),
-                    _ => {
-                        done.leave(self.args.snapshotter.clone(), reason);
-                        Ok(false)
-                    }
-                };
+        let linked = match self.images.give_tree(self.scope, chain, &upper).await {
+            Ok(linked) => linked,
+            Err(error) => {
+                self.to.remove_snapshot(key).await?;
+                return Err(failed(error));
             }
         };
         let commit = snapshots::CommitSnapshotRequest {
@@ -307,7 +280,7 @@ impl Giving<'_> {
             name: chain.to_owned(),
             ..snapshots::CommitSnapshotRequest::default()
         };
-        match self.clients.snapshots().commit(commit).await {
+        match self.to.clients.snapshots().commit(commit).await {
             Ok(_) => {
                 done.snapshots += 1;
                 done.snapshot_bytes += linked.bytes;
@@ -354,19 +327,18 @@ impl Giving<'_> {
             ..records::Image::default()
         };
         let create = records::CreateImageRequest { image: Some(record.clone()), ..Default::default() };
-        match self.clients.images().create(create).await {
+        match self.to.clients.images().create(create).await {
             Err(status) if status.code() == Code::AlreadyExists => {}
             other => return other.map(drop).map_err(CliError::from),
         }
         let update = records::UpdateImageRequest { image: Some(record), ..Default::default() };
-        self.clients.images().update(update).await?;
+        self.to.clients.images().update(update).await?;
         Ok(())
     }
 }
 
 /// Labels that mean something elsewhere too.
 fn given_labels(labels: &Labels) -> Labels {
-    let own =
-        |key: &str| key.starts_with("io.orlop.") || key == ROOT || key.starts_with("containerd.io/gc.ref.snapshot.");
+    let own = |key: &str| key.starts_with("io.orlop.") || key == ROOT || key.starts_with(containerd::KEEPS);
     labels.iter().filter(|(key, _)| !own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -12,16 +12,14 @@ use orlop_image::Reason;
 use serde::Serialize;
 
 use crate::args::{Format, Global};
+use crate::commands::adopt;
 use crate::error::{Class, CliError, Result};
 use crate::find;
 use crate::output::{self, count, size};
-use crate::paint::plain;
 use crate::settings::Settings;
 
 /// Who the history says it was.
 const ACTOR: &str = "orlop give-back";
-/// So many things that are left are shown to people; documents have all.
-const SHOWN: usize = 20;
 
 /// Options of `give-back`.
 #[derive(Debug, clap::Args)]
@@ -127,13 +125,7 @@ fn show(global: &Global, args: &Args, done: &Document) -> Result<()> {
         let [linked, cloned] = ["hardLinked", "reflinked"].map(|how| done.files.get(how).copied().unwrap_or_default());
         lines.push(format!("  how         {linked} files by hard link, {cloned} by reflink"));
     }
-    if !done.left.is_empty() {
-        lines.push("Left".to_owned());
-        let left = done.left.iter().take(SHOWN);
-        lines.extend(left.map(|left| format!("  {}: {}", plain(&left.name), plain(&left.reason))));
-        let more = done.left.len().saturating_sub(SHOWN);
-        lines.extend((more > 0).then(|| format!("  and {more} more; -o json has them")));
-    }
+    lines.extend(adopt::left(&done.left));
     if args.plan {
         lines.push("Nothing was changed. The same command without --plan does it".to_owned());
     }
