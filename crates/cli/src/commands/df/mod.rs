@@ -238,7 +238,7 @@ async fn own(context: &Context) -> Result<()> {
         table.row([what.to_owned(), size(bytes)]);
     }
     if answer.elsewhere > 0 {
-        rows_of_total(&mut table, answer.elsewhere);
+        table.row(["  of which files elsewhere have it too", &size(answer.elsewhere)]);
     }
     table.print()?;
     let hash = answer.hash_references.unwrap_or_default();
@@ -248,11 +248,6 @@ async fn own(context: &Context) -> Result<()> {
         size(hash.content_bytes),
         size(hash.metadata_bytes)
     ))
-}
-
-/// What of the total frees nothing.
-fn rows_of_total(table: &mut Table, elsewhere: u64) {
-    table.row(["  of which files elsewhere have it too", &size(elsewhere)]);
 }
 
 fn json(answer: pb::DiskUsageResponse) -> DiskUsage {
