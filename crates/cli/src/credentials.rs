@@ -65,10 +65,11 @@ struct TokenAttributes {
 /// # Errors
 /// [`Class::Usage`] with the file and the provider, if something in it is not right.
 pub(crate) fn providers(settings: &Credentials) -> Result<Providers> {
-    let Some(path) = settings.provider_config.as_deref().filter(|path| !path.as_os_str().is_empty()) else {
+    let is_set = |path: &&Path| !path.as_os_str().is_empty();
+    let Some(path) = settings.provider_config.as_deref().filter(is_set) else {
         return Ok(Providers::default());
     };
-    let Some(bin_dir) = &settings.provider_bin_dir else {
+    let Some(bin_dir) = settings.provider_bin_dir.as_deref().filter(is_set) else {
         let message = "credentials.provider_config is set, and credentials.provider_bin_dir is not";
         return Err(CliError::new(Class::Usage, message).hint("name the directory that has the providers' programs"));
     };
@@ -199,6 +200,16 @@ providers:
     #[test]
     fn kubelets_file_is_read_and_what_only_kubelet_can_ask_is_left_out() {
         assert_eq!(format!("{:?}", read(RIGHT).unwrap()), "[\"ecr\"]");
+    }
+
+    #[test]
+    fn an_empty_directory_of_programs_is_none() {
+        for provider_bin_dir in [None, Some("".into())] {
+            let settings =
+                Credentials { provider_config: Some("f".into()), provider_bin_dir, ..Credentials::default() };
+            let error = providers(&settings).unwrap_err();
+            assert!(error.message.ends_with("credentials.provider_bin_dir is not"), "{}", error.message);
+        }
     }
 
     #[test]
