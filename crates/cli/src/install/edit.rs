@@ -7,7 +7,7 @@
 //! - Values are compared by what they mean, not by how they are written.
 
 use serde::{Deserialize, Serialize};
-use toml_edit::{Array, ArrayOfTables, DocumentMut, Entry, Item, Key, Table, TableLike, Value};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Key, Table, TableLike, Value};
 
 /// What stands above the first table that is added.
 const NOTE: &str = "\n# Added by `orlop install`; `orlop install --revert` takes it out again.\n";
@@ -123,8 +123,8 @@ pub(super) fn take_out(document: &mut DocumentMut, changes: &[Change]) -> Result
         let key = change.path[change.path.len() - 1].as_str();
         match change.kind {
             Kind::Set => unset(table, key, change)?,
-            Kind::Member => drop_member(table, key, change)?,
-            Kind::Row => drop_row(table, key, change)?,
+            Kind::Member => drop_member(table, key, change),
+            Kind::Row => drop_row(table, key, change),
         }
         prune(document, change);
     }
@@ -163,13 +163,8 @@ fn put(table: &mut dyn TableLike, key: &str, mut value: Value) {
     if let Some(indent) = indent {
         entry_key.leaf_decor_mut().set_prefix(indent);
     }
-    match table.entry_format(&entry_key) {
-        Entry::Occupied(mut entry) => drop(entry.insert(Item::Value(value))),
-        Entry::Vacant(entry) => drop_item(entry.insert(Item::Value(value))),
-    }
+    *table.entry_format(&entry_key).or_insert(Item::None) = Item::Value(value);
 }
-
-const fn drop_item(_: &mut Item) {}
 
 /// The white space before a key, without the comments and lines above it.
 fn indent_of(key: &Key) -> Option<String> {
@@ -210,34 +205,14 @@ fn add_row(
         return Ok(Some((Kind::Row, None, after)));
     };
     let found = item.type_name();
+    let mut rows = Rows::of(item).ok_or_else(|| shape(path, "an array of tables", found))?;
     let is_of = |row: &dyn TableLike| row.get(by).and_then(Item::as_str) == wanted.get(by).and_then(Item::as_str);
-    let before;
-    if let Some(rows) = item.as_array_of_tables_mut() {
-        before =
-            rows.iter().position(|row| is_of(row)).map(|at| (at, row_text(&rows.get(at).cloned().unwrap_or_default())));
-        if before.as_ref().is_some_and(|(_, before)| is_same(before, &after)) {
-            return Ok(None);
-        }
-        match &before {
-            Some((at, _)) => drop(rows.replace(*at, wanted)),
-            None => rows.push(wanted),
-        }
-    } else if let Some(rows) = item.as_array_mut() {
-        before = rows
-            .iter()
-            .position(|row| row.as_inline_table().is_some_and(|row| is_of(row)))
-            .and_then(|at| Some((at, text(rows.get(at)?))));
-        if before.as_ref().is_some_and(|(_, before)| is_same(before, &after)) {
-            return Ok(None);
-        }
-        match &before {
-            Some((at, _)) => drop(rows.replace(*at, wanted.into_inline_table())),
-            None => rows.push(wanted.into_inline_table()),
-        }
-    } else {
-        return Err(shape(path, "an array of tables", found));
+    let (at, before) = rows.find(|row, _| is_of(row)).unzip();
+    if before.as_ref().is_some_and(|before| is_same(before, &after)) {
+        return Ok(None);
     }
-    Ok(Some((Kind::Row, before.map(|(_, before)| before), after)))
+    rows.put(at, wanted);
+    Ok(Some((Kind::Row, before, after)))
 }
 
 fn unset(table: &mut dyn TableLike, key: &str, change: &Change) -> Result<()> {
@@ -258,44 +233,88 @@ fn unset(table: &mut dyn TableLike, key: &str, change: &Change) -> Result<()> {
     Ok(())
 }
 
-fn drop_member(table: &mut dyn TableLike, key: &str, change: &Change) -> Result<()> {
-    let Some(array) = table.get_mut(key).and_then(Item::as_array_mut) else { return Ok(()) };
+fn drop_member(table: &mut dyn TableLike, key: &str, change: &Change) {
+    let Some(array) = table.get_mut(key).and_then(Item::as_array_mut) else { return };
     array.retain(|value| !is_same(&text(value), &change.after));
     if array.is_empty() && change.before.is_none() {
         table.remove(key);
     }
-    Ok(())
 }
 
-fn drop_row(table: &mut dyn TableLike, key: &str, change: &Change) -> Result<()> {
-    let Some(item) = table.get_mut(key) else { return Ok(()) };
-    let before = change.before.as_deref().and_then(|before| before.parse::<Value>().ok());
-    let before = before.and_then(|before| before.as_inline_table().cloned());
-    let empty = if let Some(rows) = item.as_array_of_tables_mut() {
-        let at = rows.iter().position(|row| is_same(&row_text(row), &change.after));
-        if let Some(at) = at {
-            match before {
-                Some(before) => drop(rows.replace(at, before.into_table())),
-                None => drop(rows.remove(at)),
-            }
+fn drop_row(table: &mut dyn TableLike, key: &str, change: &Change) {
+    let Some(mut rows) = table.get_mut(key).and_then(Rows::of) else { return };
+    if let Some((at, _)) = rows.find(|_, text| is_same(text, &change.after)) {
+        let before = change.before.as_deref().and_then(|before| before.parse::<Value>().ok());
+        match before.as_ref().and_then(Value::as_inline_table) {
+            Some(before) => rows.put_back(at, before.clone()),
+            None => rows.remove(at),
         }
-        rows.is_empty()
-    } else if let Some(rows) = item.as_array_mut() {
-        let at = rows.iter().position(|row| is_same(&text(row), &change.after));
-        if let Some(at) = at {
-            match before {
-                Some(before) => drop(rows.replace(at, before)),
-                None => drop(rows.remove(at)),
-            }
-        }
-        rows.is_empty()
-    } else {
-        false
-    };
-    if empty {
+    }
+    if rows.is_empty() {
         table.remove(key);
     }
-    Ok(())
+}
+
+/// An array of tables, in either way of writing one.
+enum Rows<'d> {
+    Tables(&'d mut ArrayOfTables),
+    Inline(&'d mut Array),
+}
+
+impl<'d> Rows<'d> {
+    fn of(item: &'d mut Item) -> Option<Self> {
+        match item {
+            Item::ArrayOfTables(rows) => Some(Self::Tables(rows)),
+            Item::Value(Value::Array(rows)) => Some(Self::Inline(rows)),
+            _ => None,
+        }
+    }
+
+    /// The first row of which something is so, by itself or by its text: where it is, and its text.
+    fn find(&self, is_it: impl Fn(&dyn TableLike, &str) -> bool) -> Option<(usize, String)> {
+        let rows: Vec<(usize, &dyn TableLike, String)> = match self {
+            Self::Tables(rows) => {
+                rows.iter().enumerate().map(|(at, row)| (at, row as &dyn TableLike, row_text(row))).collect()
+            }
+            Self::Inline(rows) => {
+                let tables = rows.iter().enumerate();
+                tables.filter_map(|(at, row)| Some((at, row.as_inline_table()? as &dyn TableLike, text(row)))).collect()
+            }
+        };
+        rows.into_iter().find(|(_, row, text)| is_it(*row, text)).map(|(at, _, text)| (at, text))
+    }
+
+    /// Puts a row where another is, or at the end.
+    fn put(&mut self, at: Option<usize>, row: Table) {
+        match (self, at) {
+            (Self::Tables(rows), Some(at)) => drop(rows.replace(at, row)),
+            (Self::Tables(rows), None) => rows.push(row),
+            (Self::Inline(rows), Some(at)) => drop(rows.replace(at, row.into_inline_table())),
+            (Self::Inline(rows), None) => rows.push(row.into_inline_table()),
+        }
+    }
+
+    /// Puts a row where another is, as it was written.
+    fn put_back(&mut self, at: usize, row: InlineTable) {
+        match self {
+            Self::Tables(rows) => drop(rows.replace(at, row.into_table())),
+            Self::Inline(rows) => drop(rows.replace(at, row)),
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        match self {
+            Self::Tables(rows) => drop(rows.remove(at)),
+            Self::Inline(rows) => drop(rows.remove(at)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Tables(rows) => rows.is_empty(),
+            Self::Inline(rows) => rows.is_empty(),
+        }
+    }
 }
 
 /// Removes the tables that were made for a change, as far as they are empty again.
