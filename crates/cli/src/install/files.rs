@@ -226,7 +226,7 @@ impl Place {
     pub(super) fn restore(&self, journal: &Journal) -> Result<()> {
         for changed in journal.files.iter().rev() {
             let path = self.path(changed);
-            self.put(&path, self.before(changed)?)?;
+            put(&path, self.before(changed)?.as_deref())?;
         }
         self.restore_previous(journal)
     }
@@ -235,16 +235,9 @@ impl Place {
     pub(super) fn restore_previous(&self, journal: &Journal) -> Result<()> {
         let Some(previous) = &journal.previous else { return Ok(()) };
         for (changed, text) in previous.journal.files.iter().zip(&previous.texts) {
-            self.put(&self.path(changed), text.clone())?;
+            put(&self.path(changed), text.as_deref())?;
         }
         Ok(())
-    }
-
-    fn put(&self, path: &Path, text: Option<String>) -> Result<()> {
-        match text {
-            Some(text) => replace(path, text.as_bytes(), Some(path)),
-            None => remove(path),
-        }
     }
 
     /// Forgets the installation: the journal and the old files go. Where it was to take the place of another that one is
@@ -337,7 +330,7 @@ pub(super) fn text(path: &Path) -> Result<Option<String>> {
 ///
 /// # Durability
 /// The bytes are on disk before they have the name, the name before this returns.
-pub(super) fn replace(path: &Path, bytes: &[u8], like: Option<&Path>) -> Result<()> {
+fn replace(path: &Path, bytes: &[u8], like: Option<&Path>) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     if !directory.is_dir() {
         std::fs::create_dir_all(directory).map_err(CliError::at("create", directory))?;
@@ -362,8 +355,16 @@ pub(super) fn replace(path: &Path, bytes: &[u8], like: Option<&Path>) -> Result<
     write().map_err(failed)
 }
 
+/// Has a file be as it is said: with a text, or not there.
+pub(super) fn put(path: &Path, text: Option<&str>) -> Result<()> {
+    match text {
+        Some(text) => replace(path, text.as_bytes(), Some(path)),
+        None => remove(path),
+    }
+}
+
 /// Removes a file; one that is not there is.
-pub(super) fn remove(path: &Path) -> Result<()> {
+fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

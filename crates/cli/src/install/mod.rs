@@ -135,8 +135,9 @@ impl Run<'_> {
 
     /// Undoes what a run that was cut short has left, and forgets it. Returns what is installed then.
     async fn recover(&self, journal: Option<Journal>) -> Result<Option<Journal>> {
-        let Some(journal) = journal.filter(|journal| journal.phase != Phase::Installed) else {
-            return self.place.read();
+        let journal = match journal {
+            Some(journal) if journal.phase != Phase::Installed => journal,
+            whole => return Ok(whole),
         };
         let what = if journal.phase == Phase::Installing { "an installation" } else { "a revert" };
         let said = format!("{what} of {} was cut short", journal.at);
@@ -150,7 +151,7 @@ impl Run<'_> {
         self.say(format!("{said}; the old configuration comes back"));
         // Somebody may have mended it by hand meanwhile: what he wrote stays, without what Orlop added.
         for back in plan::revert(&self.target, &self.place, &journal)? {
-            self.put(&back.path, back.now.as_ref(), back.text.as_ref())?;
+            back.put()?;
         }
         self.place.restore_previous(&journal)?;
         let before = self.plugins().await.unwrap_or_default();
@@ -184,18 +185,7 @@ impl Run<'_> {
             return Ok(report);
         }
         self.preflight(&edits).await?;
-        if !self.args.no_check {
-            let own = before.own().ok_or_else(|| {
-                CliError::new(Class::Failed, "expected a snapshotter of containerd's own that works, found none")
-            })?;
-            trial::run(&server.channel, own, self.patience).await.map_err(|error| {
-                let message = format!(
-                    "a container does not start even now, without Orlop; nothing was changed: {}",
-                    error.message
-                );
-                CliError { message, ..error }.hint("mend that first; or go on without looking: --no-check")
-            })?;
-        }
+        self.try_old(server, &before).await?;
         self.change(&wanted, journal, &edits, &before).await?;
         (report.state, report.checked) = (State::Done, !self.args.no_check);
         Ok(report)
@@ -207,6 +197,20 @@ impl Run<'_> {
         let (owner, raw) = (self.args.owner.clone(), wanted.raw.clone());
         let mut new = Journal::new(product, wanted.profile, wanted.content, owner, raw);
         new.files = edits.iter().map(|edit| self.place.changed(edit)).collect();
+    /// Sees whether a container starts before anything is changed.
+    async fn try_old(&self, server: &Server, before: &Plugins) -> Result<()> {
+        if self.args.no_check {
+            return Ok(());
+        }
+        let hint = "mend that first; or go on without looking: --no-check";
+        let own = before.own().ok_or_else(|| {
+            let message = "expected a snapshotter of containerd's own that works, found none; nothing was changed";
+            CliError::new(Class::Failed, message).hint(hint)
+        })?;
+        let failed = because("a container does not start even now, without Orlop; nothing was changed");
+        trial::run(&server.channel, own, self.patience).await.map_err(|error| failed(error).hint(hint))
+    }
+
         new.previous = journal.map(|journal| self.place.previous(journal)).transpose()?;
         self.place.begin(&new, edits)?;
         match self.try_new(edits, before).await {
@@ -221,14 +225,13 @@ impl Run<'_> {
 
     async fn try_new(&self, edits: &[Edit], before: &Plugins) -> Result<()> {
         for edit in edits.iter().filter(|edit| !edit.is_done()) {
-            files::replace(&edit.path, edit.after.as_bytes(), Some(&edit.path))?;
+            files::put(&edit.path, Some(&edit.after))?;
         }
         let server = self.restart(before, true).await?;
         match server.filter(|_| !self.args.no_check) {
-            Some(server) => trial::run(&server.channel, SNAPSHOTTER, self.patience).await.map_err(|error| {
-                let message = format!("a container does not start on Orlop's snapshotter: {}", error.message);
-                CliError { message, ..error }
-            }),
+            Some(server) => trial::run(&server.channel, SNAPSHOTTER, self.patience)
+                .await
+                .map_err(because("a container does not start on Orlop's snapshotter")),
             None => Ok(()),
         }
     }
@@ -268,7 +271,7 @@ impl Run<'_> {
         journal.phase = Phase::Reverting;
         self.place.write(&journal)?;
         for back in &backs {
-            self.put(&back.path, back.now.as_ref(), back.text.as_ref())?;
+            back.put()?;
         }
         let server = self.restart(&before, false).await?;
         self.place.forget(&journal)?;
@@ -276,11 +279,9 @@ impl Run<'_> {
         if let Some(server) = server.filter(|_| !self.args.no_check) {
             let plugins = Plugins::of(&server.channel).await?;
             let own = plugins.own().unwrap_or("overlayfs");
-            trial::run(&server.channel, own, self.patience).await.map_err(|error| {
-                let message =
-                    format!("the old configuration is back, but a container does not start with it: {}", error.message);
-                CliError { message, ..error }.hint("containerd's log has more")
-            })?;
+            let failed = because("the old configuration is back, but a container does not start with it");
+            let tried = trial::run(&server.channel, own, self.patience).await;
+            tried.map_err(|error| failed(error).hint("containerd's log has more"))?;
             report.checked = true;
         }
         report.note("images that Orlop brought have no layers in containerd now, which still lists them: `orlop doctor` names them, \
@@ -288,21 +289,14 @@ impl Run<'_> {
         Ok(report)
     }
 
-    fn put(&self, path: &Path, now: Option<&String>, text: Option<&String>) -> Result<()> {
-        match text {
-            _ if now == text => Ok(()),
-            Some(text) => files::replace(path, text.as_bytes(), Some(path)),
-            None => files::remove(path),
-        }
-    }
-
     /// Restarts containerd; without a socket to ask at nobody waits for it.
     async fn restart(&self, before: &Plugins, beneath: bool) -> Result<Option<Server>> {
         self.say(format!("restarting {}: {}", self.target.product.name(), self.target.restart));
-        if self.target.socket.is_none() {
-            return restart::command(&self.target.restart, self.patience).await.map(|()| None);
-        }
-        restart::restart(&self.target, before, beneath, self.patience).await.map(Some)
+        let restarted = match self.target.socket {
+            Some(_) => restart::restart(&self.target, before, beneath, self.patience).await.map(Some),
+            None => restart::command(&self.target.restart, self.patience).await.map(|()| None),
+        };
+        restarted.map_err(|error| error.hint("mend that; the next `orlop install --revert` goes on from here"))
     }
 
     async fn plugins(&self) -> Option<Plugins> {
@@ -398,6 +392,11 @@ impl Run<'_> {
         let Some(server) = &self.target.server else {
             report.note("containerd does not answer: whether containers have their snapshots in Orlop is not known");
             return Ok(());
+
+/// For `map_err`: what it means that something went wrong.
+fn because(what: &str) -> impl Fn(CliError) -> CliError {
+    move |error| CliError { message: format!("{what}: {}", error.message), ..error }
+}
         };
         let users = trial::users(&server.channel, SNAPSHOTTER).await?;
         if users.is_empty() || self.args.force {

@@ -135,10 +135,7 @@ fn template(target: &Target, directory: &Path) -> Result<Option<Edit>> {
     let theirs = now.as_deref().map(|text| text.replace(&import(target, directory), ""));
     let is_ours = theirs != now;
     let rendered = files::text(&directory.join("config.toml"))?;
-    if !is_ours && rendered.as_deref().is_some_and(imports) {
-        return Ok(None);
-    }
-    if !is_ours && now.as_deref().is_some_and(imports) {
+    if !is_ours && [&rendered, &now].into_iter().flatten().any(|text| imports(text)) {
         return Ok(None);
     }
     if let Some(other) =
@@ -170,6 +167,13 @@ pub(super) struct Back {
     pub(super) path: std::path::PathBuf,
     pub(super) now: Option<String>,
     pub(super) text: Option<String>,
+}
+
+impl Back {
+    /// Makes it so.
+    pub(super) fn put(&self) -> Result<()> {
+        if self.now == self.text { Ok(()) } else { files::put(&self.path, self.text.as_deref()) }
+    }
 }
 
 /// What a revert does.

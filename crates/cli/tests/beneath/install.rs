@@ -129,6 +129,19 @@ fn a_restart_that_fails_is_undone() {
 }
 
 #[test]
+fn a_restart_that_fails_while_all_of_it_is_taken_back_is_done_by_the_next_run() {
+    let Some(programs) = current() else { return };
+    let Some(node) = Node::start(&programs, Layout::Plain) else { return };
+    let before = node.configured();
+    node.ends(0, &[]);
+    let failed = node.ends(1, &["--revert", "--restart-command", "exit 3"]);
+    assert!(failed.err.contains("the next `orlop install --revert` goes on from here"), "{failed:?}");
+    node.ends(0, &["--revert"]);
+    assert_eq!((node.configured(), node.beside()), (before, vec!["config.toml".to_owned()]));
+    assert!(!node.has_orlop());
+}
+
+#[test]
 fn what_was_killed_in_the_middle_is_found_out_by_the_next() {
     let Some(programs) = current() else { return };
     let Some(node) = Node::start(&programs, Layout::Plain) else { return };
