@@ -1,8 +1,9 @@
 //! `orlop install`: Orlop beneath the containerd of this node, and out again.
 //!
-//! Finds the containerd ([`target`]), makes of its configuration and of what is wanted ([`wants`]) the changes of its files
-//! ([`plan`], [`edit`]), keeps what was there and a journal beside it ([`files`]), restarts containerd by its product's own command
-//! ([`restart`]), and sees whether a container starts ([`trial`]). If one does not, all of it is undone.
+//! Finds the containerd ([`target`]), asks the Orlop that is to lie beneath it ([`daemon`]), makes of its configuration and of what is
+//! wanted ([`wants`]) the changes of its files ([`plan`], [`edit`]), keeps what was there and a journal beside it ([`files`]), restarts
+//! containerd by its product's own command ([`restart`]), and sees whether a container starts ([`trial`]). If one does not, all of it
+//! is undone.
 //!
 //! # Invariants
 //! - Before the first file is changed a container has started without Orlop: what does not work then is not blamed on Orlop later, and
@@ -15,6 +16,7 @@
 //! # Concurrency
 //! One run at a time on a configuration ([`files::Place`]).
 
+mod daemon;
 mod edit;
 mod files;
 mod plan;
@@ -29,20 +31,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use daemon::Daemon;
 use files::{Edit, Journal, Phase, Place};
-use orlop_api::containerd::services::namespaces::v1::ListNamespacesRequest;
-use orlop_api::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use orlop_server::Owner;
 use report::{Report, State};
 use restart::Plugins;
 use target::{Layout, Target};
-use tonic::Code;
 use wants::{Containerd, Profile, SNAPSHOTTER, Wanted};
 
 use crate::args::Global;
 use crate::error::{Class, CliError, Result};
-use crate::find::places::{self, Product, at_host};
-use crate::find::probe::{self, Server, State as Is};
+use crate::find::places::{self, Product};
+use crate::find::probe::Server;
 use crate::settings::Settings;
 
 /// Where a raw socket is if nobody says.
@@ -72,7 +72,7 @@ pub(crate) struct Args {
     /// Who brings images and who unpacks them
     #[arg(long, value_enum, default_value = "remote")]
     profile: Profile,
-    /// Keep containerd's blobs in Orlop's store too; only for a containerd that has none yet
+    /// Keep containerd's blobs in Orlop's store too; only for a containerd that has none yet, or whose blobs Orlop has adopted
     #[arg(long)]
     content_store: bool,
     /// What Orlop calls this containerd: its raw socket in serve.raw_sockets of the configuration
@@ -169,7 +169,8 @@ impl Run<'_> {
         let (major, _) = self.target.version()?;
         let before = Plugins::of(&server.channel).await?;
         let above = Containerd { generation: major, overlayfs: before.has("overlayfs") };
-        let wanted = self.wanted(&mut report).await?;
+        let owner = Owner::new(&self.args.owner).map_err(|error| CliError::new(Class::Usage, error.to_string()))?;
+        let (wanted, daemon) = self.wanted(&owner, &mut report).await?;
         let edits = plan::install(&self.target, &wanted, above, &self.place, journal.as_ref())?;
         report.edits(&self.target, &edits);
         if edits.iter().all(Edit::is_done) {
@@ -179,7 +180,11 @@ impl Run<'_> {
             report
                 .note("CRI is disabled in this containerd: its other clients have to name the snapshotter themselves");
         }
-        self.refuse_content(journal.as_ref())?;
+        if let Some(root) = self.target.root.as_deref().filter(|_| wanted.content)
+            && !journal.as_ref().is_some_and(|journal| journal.content_store)
+        {
+            daemon::refuse_content(&self.target.name(), root, &owner, daemon.as_ref()).await?;
+        }
         if self.args.dry_run {
             report.state = State::Planned;
             return Ok(report);
@@ -191,12 +196,6 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// Writes the files, restarts, looks; undoes all of it if that fails.
-    async fn change(&self, wanted: &Wanted, journal: Option<Journal>, edits: &[Edit], before: &Plugins) -> Result<()> {
-        let product = self.target.product.id();
-        let (owner, raw) = (self.args.owner.clone(), wanted.raw.clone());
-        let mut new = Journal::new(product, wanted.profile, wanted.content, owner, raw);
-        new.files = edits.iter().map(|edit| self.place.changed(edit)).collect();
     /// Sees whether a container starts before anything is changed.
     async fn try_old(&self, server: &Server, before: &Plugins) -> Result<()> {
         if self.args.no_check {
@@ -211,6 +210,12 @@ impl Run<'_> {
         trial::run(&server.channel, own, self.patience).await.map_err(|error| failed(error).hint(hint))
     }
 
+    /// Writes the files, restarts, looks; undoes all of it if that fails.
+    async fn change(&self, wanted: &Wanted, journal: Option<Journal>, edits: &[Edit], before: &Plugins) -> Result<()> {
+        let product = self.target.product.id();
+        let (owner, raw) = (self.args.owner.clone(), wanted.raw.clone());
+        let mut new = Journal::new(product, wanted.profile, wanted.content, owner, raw);
+        new.files = edits.iter().map(|edit| self.place.changed(edit)).collect();
         new.previous = journal.map(|journal| self.place.previous(journal)).transpose()?;
         self.place.begin(&new, edits)?;
         match self.try_new(edits, before).await {
@@ -305,86 +310,25 @@ impl Run<'_> {
     }
 
     /// What is wanted, as Orlop's daemon says it.
-    async fn wanted(&self, report: &mut Report) -> Result<Wanted> {
-        let owner = Owner::new(&self.args.owner).map_err(|error| CliError::new(Class::Usage, error.to_string()))?;
+    async fn wanted(&self, owner: &Owner, report: &mut Report) -> Result<(Wanted, Option<Daemon>)> {
         let configured = self.settings.config.serve.raw_sockets.get(&owner.to_string()).cloned();
         let raw = self.args.raw_socket.clone().or(configured).unwrap_or_else(|| RAW_SOCKET.into());
         let raw = std::path::absolute(&raw).map_err(CliError::at("resolve", &raw))?;
-        let trees = match self.daemon(&raw, &owner).await {
-            Ok(root) => root,
+        let host = self.settings.around.host.as_deref();
+        let daemon = match Daemon::find(&raw, owner, host).await {
+            Ok(daemon) => Some(daemon),
             Err(error) if self.args.dry_run => {
                 report.note(format!("{}: {}", error.message, error.hint.unwrap_or_default()));
                 None
             }
             Err(error) => return Err(error),
         };
-        let root = trees.unwrap_or_else(|| match self.settings.around.host {
+        let root = daemon.as_ref().and_then(|daemon| daemon.root.clone()).unwrap_or_else(|| match host {
             Some(_) => places::OWN_ROOT.into(),
             None => self.settings.root.clone(),
         });
         let trees = root.join("snapshots/overlayfs");
-        Ok(Wanted { profile: self.args.profile, content: self.args.content_store, raw, trees })
-    }
-
-    /// Whether Orlop serves a raw socket; its root.
-    async fn daemon(&self, raw: &Path, owner: &Owner) -> Result<Option<PathBuf>> {
-        let host = self.settings.around.host.as_deref();
-        let socket = at_host(host, raw);
-        let place = places::Place { product: Product::Orlop, socket, root: None };
-        let start = format!(
-            "start it: systemctl start orlop (packaging/systemd), or orlop serve with serve.raw_sockets.{owner} = {:?}",
-            raw.display().to_string()
-        );
-        let wrong = |found: String| {
-            CliError::new(
-                Class::Conflict,
-                format!("{}: expected a raw socket of Orlop's, found {found}", raw.display()),
-            )
-            .hint("it is serve.raw_sockets.OWNER in the configuration of orlop serve, or its --raw-socket")
-        };
-        match probe::look(place, None).await.state {
-            Is::Running(server) if server.is_orlop() => {
-                let listed = NamespacesClient::new(server.channel.clone()).list(ListNamespacesRequest::default()).await;
-                match listed {
-                    Err(status) if status.code() == Code::Unimplemented => Ok(server.root),
-                    _ => Err(wrong("the socket for commands and clients".to_owned())),
-                }
-            }
-            Is::Running(Server { version: Some(version), .. }) => Err(wrong(format!("a server of version {version}"))),
-            Is::Running(_) => Err(CliError::new(
-                Class::Conflict,
-                format!(
-                    "{}: expected orlop serve {} or later, found a server that does not say its version",
-                    raw.display(),
-                    env!("CARGO_PKG_VERSION")
-                ),
-            )
-            .hint("an older orlop serves there: start it again with this version's program")),
-            Is::NotPermitted(why) => Err(CliError::new(Class::NotPermitted, why).hint("run it as root (sudo)")),
-            Is::NoAnswer(why) => {
-                Err(CliError::new(Class::Unavailable, format!("Orlop does not answer: {why}")).hint(start))
-            }
-            Is::Files | Is::Absent => {
-                Err(CliError::new(Class::Unavailable, format!("Orlop does not serve {}", raw.display())).hint(start))
-            }
-        }
-    }
-
-    /// A containerd that has blobs would lose sight of them.
-    fn refuse_content(&self, journal: Option<&Journal>) -> Result<()> {
-        if !self.args.content_store || journal.is_some_and(|journal| journal.content_store) {
-            return Ok(());
-        }
-        let Some(root) = &self.target.root else { return Ok(()) };
-        let blobs = root.join("io.containerd.content.v1.content/blobs/sha256");
-        let has = std::fs::read_dir(&blobs).is_ok_and(|mut entries| entries.next().is_some());
-        if !has {
-            return Ok(());
-        }
-        let message =
-            format!("{} has blobs of its own in {}, of which it would lose sight", self.target.name(), blobs.display());
-        Err(CliError::new(Class::Conflict, message)
-            .hint("install without --content-store; or on a node that has no images yet"))
+        Ok((Wanted { profile: self.args.profile, content: self.args.content_store, raw, trees }, daemon))
     }
 
     /// Containers whose snapshots go out of reach keep a revert from happening.
@@ -392,11 +336,6 @@ impl Run<'_> {
         let Some(server) = &self.target.server else {
             report.note("containerd does not answer: whether containers have their snapshots in Orlop is not known");
             return Ok(());
-
-/// For `map_err`: what it means that something went wrong.
-fn because(what: &str) -> impl Fn(CliError) -> CliError {
-    move |error| CliError { message: format!("{what}: {}", error.message), ..error }
-}
         };
         let users = trial::users(&server.channel, SNAPSHOTTER).await?;
         if users.is_empty() || self.args.force {
@@ -451,4 +390,9 @@ fn because(what: &str) -> impl Fn(CliError) -> CliError {
             _ => Ok(()),
         }
     }
+}
+
+/// For `map_err`: what it means that something went wrong.
+fn because(what: &str) -> impl Fn(CliError) -> CliError {
+    move |error| CliError { message: format!("{what}: {}", error.message), ..error }
 }

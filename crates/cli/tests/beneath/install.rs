@@ -322,6 +322,36 @@ fn what_does_not_go_together_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn blobs_that_orlop_has_adopted_are_no_reason_against_its_content_store() {
+    for programs in able() {
+        let Some(node) = Node::start(&programs, Layout::Plain) else { return };
+        let version = programs.version();
+        node.crictl(&["pull", &node.name()]).ok();
+        let refused = node.ends(4, &["--content-store"]);
+        let root = node.path("root");
+        let adopt = format!("orlop adopt --owner containerd {}", root.display());
+        assert!(refused.err.contains("lose sight") && refused.err.contains(&adopt), "{version}: {refused:?}");
+        node.store.ok(["adopt", "--owner", "containerd", root.to_str().unwrap()]);
+        // One blob that came since is reason enough.
+        let blobs = root.join("io.containerd.content.v1.content/blobs");
+        std::fs::create_dir_all(blobs.join("sha512")).unwrap();
+        let late = blobs.join("sha512").join("0".repeat(128));
+        std::fs::write(&late, "late").unwrap();
+        let refused = node.ends(4, &["--content-store"]);
+        assert!(refused.err.contains("lose sight: 1 blob"), "{version}: {refused:?}");
+        std::fs::remove_file(late).unwrap();
+
+        node.ends(0, &["--content-store"]);
+        let checked = node.ctr(&["images", "check"]).ok().stdout;
+        assert!(checked.contains("complete (4/4)"), "{version}: {checked}");
+        assert_eq!(node.run("one", "orlop-overlay", &["--rm"], "cat /etc/kept").ok().stdout, "kept", "{version}");
+        node.ends(0, &["--revert"]);
+        let checked = node.ctr(&["images", "check"]).ok().stdout;
+        assert!(checked.contains("complete (4/4)"), "{version}: {checked}");
+    }
+}
+
+#[test]
 fn a_container_that_does_not_start_without_orlop_is_not_blamed_on_it() {
     let Some(programs) = current() else { return };
     let Some(node) = Node::start_with(&programs, Layout::Plain, &[("runc", "#!/bin/sh\necho broken; exit 1\n")]) else {
