@@ -9,6 +9,8 @@
 use serde::{Deserialize, Serialize};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Key, Table, TableLike, Value};
 
+use super::hide::hide;
+
 /// What stands above the first table that is added.
 const NOTE: &str = "\n# Added by `orlop install`; `orlop install --revert` takes it out again.\n";
 
@@ -87,7 +89,7 @@ type Result<T> = std::result::Result<T, EditError>;
 
 /// Reads a file's text.
 pub(super) fn parse(text: &str) -> Result<DocumentMut> {
-    text.parse().map_err(|error: toml_edit::TomlError| EditError::Syntax(error.to_string().trim().to_owned()))
+    text.parse().map_err(|error: toml_edit::TomlError| EditError::Syntax(hide(error.to_string().trim())))
 }
 
 /// The value at a path, if there is one.

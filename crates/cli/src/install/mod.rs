@@ -19,6 +19,7 @@
 mod daemon;
 mod edit;
 mod files;
+mod hide;
 mod plan;
 mod program;
 mod report;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use similar::TextDiff;
 
 use super::files::Edit;
+use super::hide::hide;
 use super::plan::Back;
 use super::target::Target;
 use crate::args::Format;
@@ -134,12 +135,9 @@ fn file(path: &Path, now: Option<&str>, then: Option<&str>) -> File {
     File { path: path.to_owned(), action, diff: diff(path, now, then) }
 }
 
-/// The difference between two texts of a file, as `diff -u` shows it.
+/// The difference between two texts of a file, as `diff -u` shows it, without credentials that stand near.
 pub(super) fn diff(path: &Path, now: Option<&str>, then: Option<&str>) -> String {
     let name = |text: Option<&str>| text.map_or("/dev/null".to_owned(), |_| path.display().to_string());
-    TextDiff::from_lines(now.unwrap_or_default(), then.unwrap_or_default())
-        .unified_diff()
-        .context_radius(CONTEXT)
-        .header(&name(now), &name(then))
-        .to_string()
+    let [old, new] = [now, then].map(|text| hide(text.unwrap_or_default()));
+    TextDiff::from_lines(&old, &new).unified_diff().context_radius(CONTEXT).header(&name(now), &name(then)).to_string()
 }

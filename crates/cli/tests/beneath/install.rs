@@ -352,6 +352,22 @@ fn blobs_that_orlop_has_adopted_are_no_reason_against_its_content_store() {
 }
 
 #[test]
+fn a_difference_that_is_shown_has_no_credentials() {
+    let Some(programs) = current() else { return };
+    let Some(node) = Node::start(&programs, Layout::Plain) else { return };
+    let before = node.configured();
+    let auth = "[plugins.'io.containerd.cri.v1.images'.registry.configs.'r.example'.auth]\n  password = 'HIDE'\n";
+    std::fs::write(node.config(), format!("{before}{auth}")).unwrap();
+    for format in ["table", "json"] {
+        let shown = node.ends(0, &["--dry-run", "-o", format]);
+        assert!(shown.out.contains("password = (hidden)") && !shown.out.contains("HIDE"), "{shown:?}");
+    }
+    std::fs::write(node.config(), format!("{before}{auth}password = 'HIDE\n")).unwrap();
+    let refused = node.ends(4, &["--dry-run"]);
+    assert!(refused.err.contains("it is no TOML") && !refused.err.contains("HIDE"), "{refused:?}");
+}
+
+#[test]
 fn a_container_that_does_not_start_without_orlop_is_not_blamed_on_it() {
     let Some(programs) = current() else { return };
     let Some(node) = Node::start_with(&programs, Layout::Plain, &[("runc", "#!/bin/sh\necho broken; exit 1\n")]) else {
