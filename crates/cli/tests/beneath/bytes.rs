@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use orlop_testkit::containerd::Programs;
 
-use crate::stack::{By, Of, Stack, ways};
+use crate::stack::{By, Of, Stack, is_old, ways};
 
 /// Every file below Orlop's root, with the bytes that it has and the blocks that it takes; of directories that they are there. The
 /// database and the journal of names are left out: they tell what happened, and grow with it.
@@ -82,7 +82,7 @@ fn what_containerd_removes_goes_to_the_byte() {
         for of in [Of::Snapshotter, Of::Content, Of::Both] {
             gives_all_back(&programs, of, by);
         }
-        if by == By::Ctr && !programs.version().contains(" 1.") {
+        if by == By::Ctr && !is_old(&programs) {
             gives_all_back(&programs, Of::Differ("orlop"), by);
         }
     }

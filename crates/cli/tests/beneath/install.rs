@@ -11,7 +11,7 @@ use orlop_testkit::process::need_peer;
 
 use crate::common::{Done, Orlop, binary};
 use crate::node::{Layout, Node};
-use crate::stack::{generations, image};
+use crate::stack::{generations, image, is_old};
 
 /// The containerds with which containers run on this machine; where none do, that is said.
 fn able() -> Vec<Programs> {
@@ -39,7 +39,7 @@ fn able() -> Vec<Programs> {
 }
 
 fn current() -> Option<Programs> {
-    able().into_iter().find(|programs| !programs.version().contains(" 1."))
+    able().into_iter().find(|programs| !is_old(programs))
 }
 
 const WAITS: &str = "while true; do sleep 1; done";
@@ -404,6 +404,10 @@ fn microk8s_template_and_its_variables() {
         node.crictl(&["pull", &node.name()]).ok();
         assert!(!node.served.log().contains("left to containerd"), "{}", node.served.log());
         assert_eq!(node.run("one", "orlop-overlay", &["--rm"], "cat /etc/kept").ok().stdout, "kept");
+        // A refresh of the snap: the same in the directory of another revision.
+        let current = node.path("var/snap/microk8s/current");
+        std::fs::rename(&current, current.with_file_name("2")).unwrap();
+        std::os::unix::fs::symlink("2", &current).unwrap();
         node.ends(0, &["--revert"]);
         assert_eq!((node.configured(), node.has_orlop()), (before, false));
     }
@@ -440,7 +444,7 @@ fn k3s_gets_a_file_that_its_own_imports() {
         }
     }
     // One that is too old is told what it needs.
-    let Some(old) = able().into_iter().find(|programs| programs.version().contains(" 1.")) else { return };
+    let Some(old) = able().into_iter().find(is_old) else { return };
     let Some(node) = Node::start(&old, Layout::K3s { imports: false }) else { return };
     let refused = node.ends(4, &[]);
     assert!(refused.err.contains("expected containerd 2 or later"), "{refused:?}");

@@ -12,7 +12,7 @@ use orlop_testkit::registry::Registry;
 use orlop_testkit::served::Served;
 
 use crate::common::{Done, Orlop, binary, registry_with};
-use crate::stack::{image, text};
+use crate::stack::{crictl, hosts, image, is_old, text};
 
 /// Whose containerd it is: where its files are, and what makes the one that containerd reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +55,7 @@ impl Node {
         // A socket's path must be short.
         let dir = tempfile::Builder::new().prefix("node").tempdir_in("/tmp").expect("a temporary directory");
         let store = Orlop::new();
-        let hosts = store.path("hosts").join(registry.host());
-        std::fs::create_dir_all(&hosts).expect("a directory");
-        std::fs::write(hosts.join("hosts.toml"), format!("server = \"http://{}\"\n", registry.host())).expect("a file");
+        hosts(&store, "hosts", &registry.host());
         let [raw, hosts] = ["raw", "hosts"].map(|name| store.path(name));
         let served = store.serve(&["--raw-socket", text(&raw), "--hosts-dir", text(&hosts)]);
         let files = Files { layout, root: dir.path().to_owned(), programs: programs.clone(), hosts };
@@ -71,14 +69,8 @@ impl Node {
         let supervisor = files.supervise();
         let mut node = Self { supervisor, served, store, programs: programs.clone(), registry, layout, dir };
         node.show_raw();
-        let probe = |node: &Self| output(&mut node.ctr_command("default", &["version"])).status.success();
-        let (programs, socket) = (node.programs.clone(), node.socket());
-        node.supervisor.wait_for(|_| {
-            let mut command = Command::new(&programs.ctr);
-            command.arg("-a").arg(&socket).arg("version");
-            output(&mut command).status.success().then_some(())
-        });
-        assert!(probe(&node));
+        let mut version = node.ctr_command("default", &["version"]);
+        node.supervisor.wait_for(|_| output(&mut version).status.success().then_some(()));
         Some(node)
     }
 
@@ -172,11 +164,7 @@ impl Node {
 
     /// As kubelet does.
     pub(crate) fn crictl(&self, args: &[&str]) -> Output {
-        let crictl = orlop_testkit::process::need_peer("crictl").expect("looked for before");
-        let endpoint = format!("unix://{}", self.socket().display());
-        let mut command = Command::new(crictl);
-        command.args(["--timeout", "60s", "--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint]).args(args);
-        output(&mut command)
+        output(&mut crictl(&self.socket(), args))
     }
 
     /// The image's name.
@@ -306,15 +294,11 @@ impl Files {
         std::fs::write(etc.join(name), text).expect("a file");
     }
 
-    fn is_old(&self) -> bool {
-        self.programs.version().contains(" 1.")
-    }
-
     fn config(&self, snapshotter: &str) -> String {
         let dir = self.root.display();
         let socket = self.root.join(socket_of(self.layout));
         let hosts = self.hosts.display();
-        let cri = match self.is_old() {
+        let cri = match is_old(&self.programs) {
             true => format!(
                 "[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true # in a container\n  \
                  [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n    snapshotter = \"{snapshotter}\"\n  \
@@ -331,7 +315,7 @@ impl Files {
             "{HEAD}version = {}\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
              disabled_plugins = [\"io.containerd.internal.v1.opt\", \"io.containerd.tracing.processor.v1.otlp\"]\n\
              [grpc]\n  address = \"{}\"\n[ttrpc]\n  address = \"{dir}/t\"\n[debug]\n  address = \"{dir}/d\"\n{cri}",
-            if self.is_old() { 2 } else { 3 },
+            if is_old(&self.programs) { 2 } else { 3 },
             socket.display()
         )
     }

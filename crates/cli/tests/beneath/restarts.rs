@@ -1,7 +1,6 @@
 //! Either of both is not there when the other starts; both are killed; the whole node starts again.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use orlop_testkit::process::{Output, output};
@@ -57,47 +56,58 @@ fn a_containerd_starts_without_orlop_says_what_is_missing_and_comes_to_life_with
     }
 }
 
-#[test]
-fn both_are_killed_and_start_in_either_order_and_containers_go_on() {
+/// Runs a test on a stack with a container `one`: of each generation, with what it may have of Orlop, and with who of both starts
+/// first again. Afterwards the container and its image go, and nothing is left. Where this machine runs no containers it ends.
+fn in_either_order(command: &str, test: impl Fn(&mut Stack, bool, &str)) {
     for programs in generations() {
-        for of in [Of::Snapshotter, Of::Both] {
-            for orlop_first in [true, false] {
-                let Some(mut stack) = Stack::start(&programs, of, By::Ctr) else { return };
-                let what = format!("{} with {of:?}, Orlop first: {orlop_first}", programs.version());
-                stack.pull().ok();
-                if stack.run("one", &["--detach"], WAITS).is_none() {
-                    return;
-                }
-                let (process, one) = (pid(&stack, "one"), stack.id("one"));
-                stack.containerd.stop(Signal::KILL);
-                stack.served.process().kill();
-                if orlop_first {
-                    stack.served = stack.again();
-                    stack.containerd.start_again();
-                } else {
-                    stack.containerd.start_again();
-                    stack.served = stack.again();
-                }
-                assert_eq!(pid(&stack, "one"), process, "{what}");
-                let exec =
-                    ["tasks", "exec", "--exec-id", "look", &one, "/bin/sh", "-c", "cat /etc/kept; echo two > /etc/two"];
-                assert_eq!(stack.ctr(&exec).ok().stdout, "kept", "{what}");
-                // It can be ended and begun again, and others can start.
-                stack.ctr(&["tasks", "kill", "--signal", "KILL", &one]).ok();
-                stack.until(&mut stack.tasks(), "STOPPED");
-                stack.ctr(&["tasks", "rm", &one]).ok();
-                start(&stack, &programs, &one);
-                let exec = ["tasks", "exec", "--exec-id", "again", &one, "/bin/sh", "-c", "cat /etc/two"];
-                assert_eq!(stack.ctr(&exec).ok().stdout, "two\n", "{what}: what it wrote");
-                assert_eq!(stack.run("two", &["--rm"], "cat /etc/kept").as_deref(), Some("kept"), "{what}");
-                stack.ctr(&["tasks", "rm", "--force", &one]).ok();
-                stack.ctr(&["containers", "rm", &one]).ok();
-                stack.remove();
-                stack.is_emptied();
-                stack.store.is_sound();
+        for (of, orlop_first) in [Of::Snapshotter, Of::Both].into_iter().flat_map(|of| [(of, true), (of, false)]) {
+            let Some(mut stack) = Stack::start(&programs, of, By::Ctr) else { return };
+            stack.pull().ok();
+            if stack.run("one", &["--detach"], command).is_none() {
+                return;
             }
+            let what = format!("{} with {of:?}, Orlop first: {orlop_first}", programs.version());
+            test(&mut stack, orlop_first, &what);
+            let one = stack.id("one");
+            stack.ctr(&["tasks", "rm", "--force", &one]).ok();
+            stack.ctr(&["containers", "rm", &one]).ok();
+            stack.remove();
+            stack.is_emptied();
+            stack.store.is_sound();
         }
     }
+}
+
+/// Starts both again.
+fn start_both(stack: &mut Stack, orlop_first: bool) {
+    if orlop_first {
+        stack.served = stack.again();
+        stack.containerd.start_again();
+    } else {
+        stack.containerd.start_again();
+        stack.served = stack.again();
+    }
+}
+
+#[test]
+fn both_are_killed_and_start_in_either_order_and_containers_go_on() {
+    in_either_order(WAITS, |stack, orlop_first, what| {
+        let (process, one) = (pid(stack, "one"), stack.id("one"));
+        stack.containerd.stop(Signal::KILL);
+        stack.served.process().kill();
+        start_both(stack, orlop_first);
+        assert_eq!(pid(stack, "one"), process, "{what}");
+        let exec = ["tasks", "exec", "--exec-id", "look", &one, "/bin/sh", "-c", "cat /etc/kept; echo two > /etc/two"];
+        assert_eq!(stack.ctr(&exec).ok().stdout, "kept", "{what}");
+        // It can be ended and begun again, and others can start.
+        stack.ctr(&["tasks", "kill", "--signal", "KILL", &one]).ok();
+        stack.until(&mut stack.tasks(), "STOPPED");
+        stack.ctr(&["tasks", "rm", &one]).ok();
+        start(stack, &one);
+        let exec = ["tasks", "exec", "--exec-id", "again", &one, "/bin/sh", "-c", "cat /etc/two"];
+        assert_eq!(stack.ctr(&exec).ok().stdout, "two\n", "{what}: what it wrote");
+        assert_eq!(stack.run("two", &["--rm"], "cat /etc/kept").as_deref(), Some("kept"), "{what}");
+    });
 }
 
 /// The directory of a stack's containerd.
@@ -139,10 +149,8 @@ fn until_says(said: impl Fn() -> Output, wanted: &str) -> String {
     }
 }
 
-fn start(stack: &Stack, programs: &orlop_testkit::containerd::Programs, id: &str) {
-    let mut start = Command::new(&programs.ctr);
-    start.arg("-a").arg(stack.containerd.socket()).args(["tasks", "start", "--detach", id]);
-    stack.until(&mut start, "");
+fn start(stack: &Stack, id: &str) {
+    stack.until(&mut stack.calling(&["tasks", "start", "--detach", id]), "");
 }
 
 /// Ends everything of a stack that a node has in memory: both daemons, shims, containers, mounts, what runc and containerd keep in
@@ -181,56 +189,25 @@ fn power_off(stack: &mut Stack) {
 
 #[test]
 fn after_a_restart_of_the_node_containers_start_from_their_snapshots_and_nothing_is_lost() {
-    for programs in generations() {
-        for of in [Of::Snapshotter, Of::Both] {
-            for orlop_first in [true, false] {
-                let Some(mut stack) = Stack::start(&programs, of, By::Ctr) else { return };
-                let what = format!("{} with {of:?}, Orlop first: {orlop_first}", programs.version());
-                stack.pull().ok();
-                let diary = "echo before >> /etc/diary; sync; while true; do sleep 1; done";
-                if stack.run("one", &["--detach"], diary).is_none() {
-                    return;
-                }
-                let one = stack.id("one");
-                let look = |stack: &Stack, id: &str| {
-                    output(Command::new(&programs.ctr).arg("-a").arg(stack.containerd.socket()).args([
-                        "tasks",
-                        "exec",
-                        "--exec-id",
-                        id,
-                        &one,
-                        "/bin/sh",
-                        "-c",
-                        "cat /etc/diary",
-                    ]))
-                };
-                until_says(|| look(&stack, "first"), "before\n");
-                let before = stack.on_disk();
-                power_off(&mut stack);
-
-                if orlop_first {
-                    stack.served = stack.again();
-                    stack.containerd.start_again();
-                } else {
-                    stack.containerd.start_again();
-                    stack.served = stack.again();
-                }
-                assert_eq!(stack.on_disk(), before, "{what}: what was there is there");
-                // A task of a dead shim may be listed until it is removed.
-                drop(stack.ctr(&["tasks", "rm", "--force", &one]));
-                start(&stack, &programs, &one);
-                let twice = until_says(|| look(&stack, "again"), "before\nbefore\n");
-                assert_eq!(twice, "before\nbefore\n", "{what}: it goes on where it was");
-                assert_eq!(stack.run("two", &["--rm"], "cat /etc/kept").as_deref(), Some("kept"), "{what}");
-                let again = stack.pull();
-                assert!(again.status.success(), "{what}: {again:?}");
-                stack.ctr(&["tasks", "rm", "--force", &one]).ok();
-                stack.ctr(&["containers", "rm", &one]).ok();
-                stack.end_leases();
-                stack.remove();
-                stack.is_emptied();
-                stack.store.is_sound();
-            }
-        }
-    }
+    let diary = "echo before >> /etc/diary; sync; while true; do sleep 1; done";
+    in_either_order(diary, |stack, orlop_first, what| {
+        let one = stack.id("one");
+        let look = |stack: &Stack, id: &str| {
+            output(&mut stack.calling(&["tasks", "exec", "--exec-id", id, &one, "/bin/sh", "-c", "cat /etc/diary"]))
+        };
+        until_says(|| look(stack, "first"), "before\n");
+        let before = stack.on_disk();
+        power_off(stack);
+        start_both(stack, orlop_first);
+        assert_eq!(stack.on_disk(), before, "{what}: what was there is there");
+        // A task of a dead shim may be listed until it is removed.
+        drop(stack.ctr(&["tasks", "rm", "--force", &one]));
+        start(stack, &one);
+        let twice = until_says(|| look(stack, "again"), "before\nbefore\n");
+        assert_eq!(twice, "before\nbefore\n", "{what}: it goes on where it was");
+        assert_eq!(stack.run("two", &["--rm"], "cat /etc/kept").as_deref(), Some("kept"), "{what}");
+        let again = stack.pull();
+        assert!(again.status.success(), "{what}: {again:?}");
+        stack.end_leases();
+    });
 }

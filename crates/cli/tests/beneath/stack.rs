@@ -134,7 +134,7 @@ impl Stack {
         }
         let (store, proxy) = (Orlop::new(), Proxy::start(registry.address()));
         let raw = store.path("raw");
-        ["hosts", THEIR_HOSTS].into_iter().for_each(|place| hosts(&store, place, &proxy));
+        ["hosts", THEIR_HOSTS].into_iter().for_each(|place| hosts(&store, place, &proxy.host()));
         let config = config.replace("STORE", text(&store.path("")).trim_end_matches('/'));
         std::fs::write(store.path("config.toml"), config).expect("a file");
         let served = serve(&store);
@@ -198,11 +198,16 @@ impl Stack {
         }
     }
 
+    /// `ctr`, in its default namespace.
+    pub(crate) fn calling(&self, args: &[&str]) -> Command {
+        let mut ctr = Command::new(&self.programs.ctr);
+        ctr.arg("-a").arg(self.containerd.socket()).args(args);
+        ctr
+    }
+
     /// What lists containers that run.
     pub(crate) fn tasks(&self) -> Command {
-        let mut ctr = Command::new(&self.programs.ctr);
-        ctr.arg("-a").arg(self.containerd.socket()).args(["tasks", "ls"]);
-        ctr
+        self.calling(&["tasks", "ls"])
     }
 
     /// What pulls the image.
@@ -210,10 +215,7 @@ impl Stack {
         if self.by == By::Cri {
             return self.crictl(&["pull", &self.name()]);
         }
-        let mut ctr = Command::new(&self.programs.ctr);
-        ctr.arg("-a").arg(self.containerd.socket()).args(["images", "pull", "--plain-http"]);
-        ctr.args(["--snapshotter", self.snapshotter(), &self.name()]);
-        ctr
+        self.calling(&["images", "pull", "--plain-http", "--snapshotter", self.snapshotter(), &self.name()])
     }
 
     /// The ID of a container of this containerd: runc has those of all containerds of the machine in one place.
@@ -348,10 +350,10 @@ pub(crate) fn crictl(socket: &Path, args: &[&str]) -> Command {
 }
 
 /// Says that the registry speaks no TLS.
-fn hosts(store: &Orlop, place: &str, registry: &Proxy) {
-    let of = store.path(place).join(registry.host());
+pub(crate) fn hosts(store: &Orlop, place: &str, registry: &str) {
+    let of = store.path(place).join(registry);
     std::fs::create_dir_all(&of).expect("a directory");
-    std::fs::write(of.join("hosts.toml"), format!("server = \"http://{}\"\n", registry.host())).expect("a file");
+    std::fs::write(of.join("hosts.toml"), format!("server = \"http://{registry}\"\n")).expect("a file");
 }
 
 /// Orlop as it is configured for its containerd.
