@@ -3,12 +3,13 @@
 //! types are containerd's, so that its own clients can call Orlop and Orlop can call containerd.
 //!
 //! Beside them: [`any`] wraps messages; [`channel`] connects, in memory or over a socket; [`error`] carries the class of a failure; [`rows`] are
-//! lists in one message.
+//! lists in one message; [`version`] reads what servers say of theirs.
 
 pub mod any;
 pub mod channel;
 pub mod error;
 pub mod rows;
+pub mod version;
 
 /// What the generated code takes for responses that [`rows`] makes.
 mod lists {

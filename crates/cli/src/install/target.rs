@@ -11,6 +11,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use orlop_api::version::numbers;
+
 use super::{Args, files};
 use crate::error::{Class, CliError, Result};
 use crate::find;
@@ -313,12 +315,6 @@ fn restart(product: Product, host: Option<&Path>) -> String {
     if host.is_some() { format!("nsenter --target 1 --mount -- {command}") } else { command }
 }
 
-/// The first two numbers of a version.
-fn numbers(version: &str) -> Option<(u64, u64)> {
-    let mut parts = version.trim_start_matches('v').split(['.', '-', '+', '~']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,15 +327,6 @@ mod tests {
         assert_eq!(of("containerd --config=/a"), Some("/a".into()));
         assert_eq!(of("containerd"), None);
         assert_eq!(of("containerd --config"), None);
-    }
-
-    #[test]
-    fn versions_have_two_numbers() {
-        assert_eq!(numbers("v2.4.2+unknown"), Some((2, 4)));
-        assert_eq!(numbers("1.6.20~ds1"), Some((1, 6)));
-        assert_eq!(numbers("2.0-rc.1"), Some((2, 0)));
-        assert_eq!(numbers("unknown"), None);
-        assert_eq!(numbers(""), None);
     }
 
     #[test]
