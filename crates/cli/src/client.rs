@@ -68,7 +68,7 @@ impl Clients {
     /// Makes a lease that ends by itself after an hour, should this process be killed before it ends it.
     pub(crate) async fn lease_for_an_hour(&self, id: &str) -> std::result::Result<(), Status> {
         let end = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
-        let labels = BTreeMap::from([("containerd.io/gc.expire".to_owned(), end.to_string())]);
+        let labels = BTreeMap::from([(orlop_image::GC_EXPIRE.to_owned(), end.to_string())]);
         self.leases().create(CreateRequest { id: id.to_owned(), labels }).await.map(drop)
     }
 

@@ -42,7 +42,9 @@ pub(crate) const GC_REFERRER: &str = "containerd.io/gc.ref.content.referrer.";
 pub(crate) const VERIFIED: &str = "io.orlop.verified";
 /// Before a driver's name, on a config: the snapshot that it holds.
 pub const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
-/// On a lease: when it ends by itself.
+/// On a blob or a snapshot: it keeps itself.
+pub const GC_ROOT: &str = "containerd.io/gc.root";
+/// On a lease, or a record that goes with another: when it ends by itself.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 /// On a lease: the process that works under it.
 pub(crate) const OWNER: &str = "io.orlop.owner";

@@ -75,7 +75,7 @@ pub use gate::{
     VerifyRequest, verified_by,
 };
 pub use import::ImportRequest;
-pub use labels::{GC_CONTENT, GC_EXPIRE, GC_SNAPSHOT, SNAPSHOT_REF};
+pub use labels::{GC_CONTENT, GC_EXPIRE, GC_ROOT, GC_SNAPSHOT, SNAPSHOT_REF};
 pub use place::{ImportAs, NameRule, Place};
 pub use pull::PullRequest;
 pub use push::PushRequest;

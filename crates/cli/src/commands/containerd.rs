@@ -5,6 +5,7 @@ use std::path::Path;
 use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::leases::v1 as leases;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
+use orlop_image::GC_SNAPSHOT;
 use orlop_oci::Digest;
 use tonic::Code;
 
@@ -12,9 +13,6 @@ use crate::client::Clients;
 use crate::embed;
 use crate::error::{Class, CliError, Result};
 use crate::find::probe::Server;
-
-/// Before a snapshotter's name, on a config: the label by which it keeps a snapshot.
-pub(super) const KEEPS: &str = "containerd.io/gc.ref.snapshot.";
 
 /// Who answers at a socket.
 ///
@@ -75,7 +73,7 @@ impl<'s> Containerd<'s> {
 
     /// Has an image's config keep the snapshot of its uppermost layer, as after an unpacking.
     pub(super) async fn keep(&self, config: &Digest, top: String) -> Result<()> {
-        let key = format!("{KEEPS}{}", self.snapshotter);
+        let key = format!("{GC_SNAPSHOT}{}", self.snapshotter);
         let update_mask = Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] });
         let info = content::Info {
             digest: config.to_string(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use orlop_api::containerd::services::leases::v1 as api;
+use orlop_image::GC_EXPIRE;
 use serde::Serialize;
 
 use super::Context;
@@ -125,7 +126,7 @@ async fn create(context: &Context, id: Option<String>, expires: Option<String>, 
         let end = jiff::Timestamp::now()
             .checked_add(span)
             .map_err(|_| CliError::new(Class::Usage, format!("--expires {duration:?}: beyond the end of time")))?;
-        labels.insert("containerd.io/gc.expire".to_owned(), end.to_string());
+        labels.insert(GC_EXPIRE.to_owned(), end.to_string());
     }
     let request = api::CreateRequest { id: id.unwrap_or_default(), labels };
     let lease = context.clients.leases().create(request).await?.into_inner().lease.unwrap_or_default();

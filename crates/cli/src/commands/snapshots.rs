@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use clap::Subcommand;
 use orlop_api::containerd::services::snapshots::v1 as api;
 use orlop_api::containerd::types::Mount;
+use orlop_image::GC_ROOT;
 use serde::Serialize;
 
 use super::Context;
@@ -312,7 +313,7 @@ async fn view(context: &Context, driver: Driver, key: String, parent: Option<Str
 
 /// What a person makes by hand stays until it is removed by hand; `ctr` does the same.
 fn gc_root() -> BTreeMap<String, String> {
-    BTreeMap::from([("containerd.io/gc.root".to_owned(), jiff::Timestamp::now().to_string())])
+    BTreeMap::from([(GC_ROOT.to_owned(), jiff::Timestamp::now().to_string())])
 }
 
 async fn remove(context: &Context, driver: &Driver, keys: Vec<String>) -> Result<()> {

@@ -21,6 +21,7 @@ use orlop_api::containerd::services::namespaces::v1 as namespaces;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
 use orlop_api::containerd::services::tasks::v1 as tasks;
 use orlop_api::containerd::types::{Descriptor, Mount};
+use orlop_image::GC_CONTENT;
 use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -139,7 +140,7 @@ impl Trial {
 
     /// What the manifest keeps.
     fn keeps(&self) -> BTreeMap<String, String> {
-        let key = |what: String| format!("containerd.io/gc.ref.content.{what}");
+        let key = |what: String| format!("{GC_CONTENT}{what}");
         let layers = self.image.layers.iter().enumerate();
         let mut labels: BTreeMap<_, _> =
             layers.map(|(n, layer)| (key(format!("l.{n}")), layer.digest.to_string())).collect();

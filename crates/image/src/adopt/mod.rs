@@ -31,7 +31,7 @@ use orlop_graph::model::{Inventory, SnapshotRow};
 use orlop_metadata::{Labels, Scope};
 use orlop_oci::{Digest, owner};
 
-use crate::{Images, Reason, Result};
+use crate::{Images, Reason, Result, labels};
 use choose::Job;
 use records::Layers;
 
@@ -42,8 +42,6 @@ pub use give::ChainOf;
 pub const ADOPTED: &str = "io.orlop.adopted";
 /// The lease that holds such snapshots.
 pub const WAITING: &str = "adopted";
-/// A root of garbage collection.
-const ROOT: &str = "containerd.io/gc.root";
 /// Who looks what is here.
 const ACTOR: &str = "orlop adopt";
 /// The driver whose trees have the form of containerd's overlayfs snapshotter.
@@ -180,7 +178,7 @@ impl Images {
         let snapshots = Scope { namespace: owner::snapshots_namespace(name), ..scope.clone() };
         done.namespaces.extend([content.namespace.clone(), snapshots.namespace.clone()]);
         let all = Job::together(jobs, content.namespace.clone());
-        let claim = Labels::from([(ROOT.to_owned(), owner::claim(name))]);
+        let claim = Labels::from([(labels::GC_ROOT.to_owned(), owner::claim(name))]);
         let claimed: Vec<_> = all.blobs.iter().map(|blob| blob.with(claim.clone())).collect();
         self.under_lease(&content, async |content| {
             self.take_blobs(&content, foreign, &claimed, done).await?;

@@ -4,14 +4,14 @@ use orlop_metadata::{Labels, Replacement};
 use orlop_oci::Descriptor;
 
 use super::Place;
+use crate::labels::GC_EXPIRE;
 
 /// containerd's name of an image in an archive.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 /// The specification's; often only a tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Labels of a record that goes with another one.
+/// On a record that goes with another one: that one's name.
 const BACK_REF: &str = "containerd.io/gc.bref.image";
-const EXPIRE: &str = "containerd.io/gc.expire";
 
 /// A further name, or how names that an archive gives are completed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +67,7 @@ fn further_labels(place: &Place) -> Labels {
     if !place.name.is_empty() {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         labels.insert(BACK_REF.to_owned(), place.name.clone());
-        labels.insert(EXPIRE.to_owned(), now);
+        labels.insert(GC_EXPIRE.to_owned(), now);
     }
     labels
 }
@@ -147,6 +147,6 @@ mod tests {
         assert_eq!(names(&changes), ["a.b/c:1", "a.b/c:2"]);
         let labels = &changes[1].labels;
         assert_eq!(labels[BACK_REF], "a.b/c:1");
-        assert!(labels.contains_key(EXPIRE));
+        assert!(labels.contains_key(GC_EXPIRE));
     }
 }

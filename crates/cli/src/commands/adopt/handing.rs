@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use orlop_api::containerd::services::images::v1 as images;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
-use orlop_image::{ChainOf, Images, Reason, WAITING};
+use orlop_image::{ChainOf, Images, Reason, SNAPSHOT_REF, WAITING};
 use orlop_metadata::{self as metadata, Scope};
 use orlop_oci::{Descriptor, owner};
 use serde::Serialize;
@@ -26,9 +26,6 @@ use crate::find::probe;
 use crate::output::{self, count};
 use crate::paint::plain;
 use crate::settings::Settings;
-
-/// The label by which a snapshot that is prepared says what it is to become.
-const TARGET: &str = "containerd.io/snapshot.ref";
 
 #[derive(Serialize, Default)]
 #[serde(rename_all = "camelCase")]
@@ -130,7 +127,7 @@ impl Handing<'_> {
             snapshotter: self.to.snapshotter.to_owned(),
             key: key.clone(),
             parent: parent.to_owned(),
-            labels: [(TARGET.to_owned(), chain.to_owned())].into_iter().collect(),
+            labels: [(SNAPSHOT_REF.to_owned(), chain.to_owned())].into_iter().collect(),
         };
         match self.to.clients.snapshots().prepare(request).await {
             Err(status) if status.code() == Code::AlreadyExists => Ok(true),

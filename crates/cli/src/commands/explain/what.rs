@@ -1,6 +1,7 @@
 //! What a thing is, in words, and who wrote it.
 
 use orlop_graph::model::{MANAGED, Model, Node, NodeId, NodeKind, Role, SOURCE, SnapshotKind, UNCOMPRESSED, Why};
+use orlop_image::GC_EXPIRE;
 use orlop_oci::Kind;
 use serde::Serialize;
 
@@ -76,7 +77,7 @@ pub(crate) fn of(context: &Context, model: &Model, node: NodeId) -> (String, Opt
         Node::Snapshot(row) => (snapshot(model, node, row), None),
         Node::Lease(row) => {
             let listed = count(row.resources.len() as u64, "thing");
-            let until = match row.labels.get("containerd.io/gc.expire") {
+            let until = match row.labels.get(GC_EXPIRE) {
                 Some(time) => format!("until {time}"),
                 None => "until somebody deletes it".into(),
             };

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::images::v1 as records;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
-use orlop_image::{ChainOf, Images};
+use orlop_image::{ChainOf, GC_ROOT, GC_SNAPSHOT, Images};
 use orlop_metadata::{self as metadata, Image, Labels, Scope};
 use orlop_oci::Digest;
 use orlop_snapshot::linked;
@@ -31,8 +31,6 @@ use crate::settings::Settings;
 
 /// Where blobs are below a containerd's root.
 const BLOBS: &str = "io.containerd.content.v1.content/blobs";
-/// The label by which a root of garbage collection keeps itself: it is not given, what is given is kept by a record.
-const ROOT: &str = "containerd.io/gc.root";
 /// The driver whose trees are given.
 const DRIVER: &str = "overlayfs";
 /// How often a blob is put in its place: that containerd's collection takes it if it comes before the write.
@@ -337,8 +335,8 @@ impl Giving<'_> {
     }
 }
 
-/// Labels that mean something elsewhere too.
+/// Labels that mean something elsewhere too. What is given is kept by a record, and not by itself.
 fn given_labels(labels: &Labels) -> Labels {
-    let own = |key: &str| key.starts_with("io.orlop.") || key == ROOT || key.starts_with(containerd::KEEPS);
+    let own = |key: &str| key.starts_with("io.orlop.") || key == GC_ROOT || key.starts_with(GC_SNAPSHOT);
     labels.iter().filter(|(key, _)| !own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
