@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use orlop_api::containerd::services::content::v1::InfoRequest;
 use orlop_api::containerd::services::namespaces::v1::ListNamespacesRequest;
+use orlop_lens::offline::places;
 use orlop_oci::{Algorithm, Digest};
 use orlop_server::Owner;
 use tonic::Code;
@@ -12,9 +13,6 @@ use crate::client::Clients;
 use crate::error::{Class, CliError, Result};
 use crate::find::places::{KUBERNETES, Place, Product, at_host};
 use crate::find::probe::{self, Server, State};
-
-/// Where a containerd has its own blobs, below its root.
-const BLOBS: &str = "io.containerd.content.v1.content/blobs";
 
 /// Orlop's daemon, by a raw socket.
 #[derive(Debug, Clone)]
@@ -83,7 +81,7 @@ impl Daemon {
 /// # Errors
 /// [`Class::Conflict`] with how many there are. Where Orlop does not answer that is all of them.
 pub(super) async fn refuse_content(name: &str, root: &Path, owner: &Owner, daemon: Option<&Daemon>) -> Result<()> {
-    let blobs = root.join(BLOBS);
+    let blobs = places::blobs(root);
     let mut lacking = 0;
     for digest in digests(&blobs)? {
         let has = match daemon {

@@ -10,9 +10,8 @@ use jiff::Timestamp;
 use orlop_graph::model::{BlobRow, Gap, IngestRow};
 use orlop_oci::{Algorithm, Digest};
 
-use super::file::{self, CONTENT};
 use super::metadata::Ingest;
-use super::{Error, Unlisted};
+use super::{Error, Unlisted, file, places};
 use crate::documents::{LARGEST, checked};
 
 /// Larger than any reference, time or number that containerd writes to a file.
@@ -31,9 +30,9 @@ pub(super) struct Found {
 /// Looks at the files; at those of blobs if it is said which are listed.
 pub(super) fn look(root: &Path, ingests: Vec<Ingest>, listed: Option<&[BlobRow]>) -> Found {
     let mut found = Found::default();
-    writes(&root.join(CONTENT).join("ingest"), ingests, &mut found);
+    writes(&root.join(places::CONTENT).join("ingest"), ingests, &mut found);
     if let Some(listed) = listed
-        && let Err((path, error)) = blobs(&file::blobs(root), listed, &mut found)
+        && let Err((path, error)) = blobs(&places::blobs(root), listed, &mut found)
     {
         let why = format!("{path}: {error}");
         found.gaps.push(Gap { what: "which blobs are there".into(), why });
@@ -137,7 +136,7 @@ fn status(path: &Path, ingest: &Ingest) -> io::Result<IngestRow> {
 
 /// A document, if its file is there, is none too large, and has the bytes that its name says.
 pub(super) fn document(root: &Path, digest: &Digest) -> Result<Option<Bytes>, Error> {
-    let path = file::blob(root, digest);
+    let path = places::blob(root, digest);
     let file = match file::regular(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

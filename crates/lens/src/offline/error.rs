@@ -10,7 +10,7 @@ pub enum Error {
     /// It is not a containerd's.
     #[error(
         "{} is not the root of a containerd: expected directories like {} in it{}",
-        .path.display(), super::file::METADATA, hint(.inside.as_deref())
+        .path.display(), super::places::METADATA, hint(.inside.as_deref())
     )]
     NotRoot {
         /// What was given.

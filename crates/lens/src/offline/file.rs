@@ -4,18 +4,10 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use orlop_bolt::{Db, Meta, Source};
-use orlop_oci::Digest;
 use rustix::fs::{Mode, OFlags, open};
-
-/// The directory of `meta.db`.
-pub(super) const METADATA: &str = "io.containerd.metadata.v1.bolt";
-/// The directory of blobs and writes in progress.
-pub(super) const CONTENT: &str = "io.containerd.content.v1.content";
-/// How the directories of snapshotters begin.
-pub(super) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1.";
 
 /// Where roots are in directories that are taken for one: of MicroK8s, k3s and rke2, Docker.
 pub(super) const NESTED: [&str; 5] =
@@ -32,26 +24,6 @@ const COPIES: u32 = 100;
 const WALKS: u32 = 5;
 /// The same for who can ask its owner at once.
 const FEW_WALKS: u32 = 2;
-
-/// Where the files of blobs are in a root, by algorithm.
-pub(super) fn blobs(root: &Path) -> PathBuf {
-    root.join(CONTENT).join("blobs")
-}
-
-/// The file of a blob in a root.
-pub(super) fn blob(root: &Path, digest: &Digest) -> PathBuf {
-    blobs(root).join(digest.algorithm().as_str()).join(digest.hex())
-}
-
-/// The directory of a snapshotter in a root.
-pub(super) fn snapshotter(root: &Path, name: &str) -> PathBuf {
-    root.join(format!("{SNAPSHOTTER}{name}"))
-}
-
-/// Whether a directory of that name is only in a containerd's root.
-pub(super) fn is_part_of_root(name: &OsString) -> bool {
-    name.to_str().is_some_and(|name| name == METADATA || name == CONTENT || name.starts_with(SNAPSHOTTER))
-}
 
 /// What is in a directory.
 pub(super) fn names(path: &Path) -> io::Result<Vec<OsString>> {

@@ -25,6 +25,7 @@ mod fields;
 mod file;
 mod metadata;
 mod own;
+pub mod places;
 mod running;
 pub(crate) mod snapshotters;
 mod standing;
@@ -145,12 +146,12 @@ impl Root {
     /// [`Error::NotRoot`] if it is none, and what the system says if it cannot be listed.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let listed = file::names(path).map_err(Error::io("listing", path))?;
-        if listed.iter().any(file::is_part_of_root) {
+        if listed.iter().any(places::is_part_of_root) {
             return Ok(Self { path: path.to_owned() });
         }
         let inside = file::NESTED.iter().map(|below| path.join(below));
         let mut candidates =
-            inside.filter(|below| file::names(below).is_ok_and(|n| n.iter().any(file::is_part_of_root)));
+            inside.filter(|below| file::names(below).is_ok_and(|n| n.iter().any(places::is_part_of_root)));
         Err(Error::NotRoot { path: path.to_owned(), inside: candidates.next() })
     }
 
@@ -228,7 +229,7 @@ impl Root {
     }
 
     fn metadata_file(&self) -> PathBuf {
-        self.path.join(file::METADATA).join("meta.db")
+        self.path.join(places::METADATA).join("meta.db")
     }
 
     /// Measures snapshots whose usage is not known and that `wanted` takes, by walking their directories as their

@@ -13,8 +13,9 @@ use orlop_bolt::{Db, Entry};
 use orlop_graph::model::{Gap, Labels, SnapshotKind, SnapshotRow, Usage};
 
 use super::fields::{Broken, Fields, text};
-use super::file::{self, SNAPSHOTTER};
+use super::file;
 use super::metadata::Named;
+use super::places::{self, SNAPSHOTTER};
 use super::{Error, Stored, Unlisted, own};
 use crate::trees::Tree;
 
@@ -79,7 +80,7 @@ pub(super) fn fill(
     for name in here {
         let of_it = by_snapshotter.remove(name).unwrap_or_default();
         // Whether a snapshotter was ever used, its database says: made when it first is.
-        let directory = file::snapshotter(root, name);
+        let directory = places::snapshotter(root, name);
         if !of_it.is_empty() || (others && directory.join(DATABASE).exists()) {
             let known = ahead.take(name, &directory.join(DATABASE));
             one(name, &directory, known, of_it, others, stored);

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Root, file, snapshotters};
+use super::{Root, file, places, snapshotters};
 
 /// The snapshots of a root, by their trees, as they are now.
 #[derive(Debug)]
@@ -23,17 +23,17 @@ impl Root {
 
     /// The file of a blob, whether or not it is there.
     pub fn blob(&self, digest: &orlop_oci::Digest) -> PathBuf {
-        file::blob(&self.path, digest)
+        places::blob(&self.path, digest)
     }
 
     /// Where the files of blobs are, by algorithm.
     pub fn blobs(&self) -> PathBuf {
-        file::blobs(&self.path)
+        places::blobs(&self.path)
     }
 
     /// The directory of a snapshotter.
     pub fn snapshotter(&self, name: &str) -> PathBuf {
-        file::snapshotter(&self.path, name)
+        places::snapshotter(&self.path, name)
     }
 
     /// Whether some process has the root's database open, as far as the kernel tells.
@@ -46,7 +46,7 @@ impl Standing {
     /// Whether the snapshot with this tree is there. What cannot be read counts as not there. While nothing was committed only a page
     /// of the database is read.
     pub fn has(&self, snapshotter: &str, tree: &Path) -> bool {
-        let directory = file::snapshotter(&self.root, snapshotter);
+        let directory = places::snapshotter(&self.root, snapshotter);
         // Before the trees: what is committed while they are read makes them read again.
         let Some(version) = file::version(&directory.join("metadata.db")) else { return false };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use orlop_graph::model::{ImageNames, ImageSize, Model, Node, NodeId, NodeKind, Role};
+use orlop_lens::offline::places::{CONTENT, METADATA, SNAPSHOTTER};
 use orlop_oci::Reference;
 use serde::Serialize;
 
@@ -12,11 +13,6 @@ use crate::commands::Context;
 use crate::error::{Class, CliError, Result};
 use crate::look::words::name;
 use crate::look::{Look, Measured, disk};
-
-/// containerd's directories below its root.
-const CONTENT: &str = "io.containerd.content.v1.content";
-const METADATA: &str = "io.containerd.metadata.v1.bolt";
-const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1.";
 
 /// Files are allocated in blocks of this size where nobody can look: nearly all file systems have it.
 const BLOCK: u64 = 4096;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use orlop_graph::model::{Class, Facts, Finding, Mend, Model, Node, NodeId, NodeKind, Weight};
-use orlop_lens::offline::{Root, Stored};
+use orlop_lens::offline::{Root, Stored, places};
 use orlop_oci::Digest;
 use orlop_snapshot::apply::{self, Limits};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -81,9 +81,8 @@ fn unpacked(model: &Model, facts: &Facts, root: &Path, stored: &Stored) -> Vec<U
         }
         for (snapshot, layer) in snapshots.into_iter().zip(layers) {
             let Node::Blob(row) = model.node(layer) else { continue };
-            let blobs = root.join("io.containerd.content.v1.content/blobs").join(row.digest.algorithm().as_str());
             let Some(tree) = tree(model, snapshot, stored) else { continue };
-            let (layer, target) = (blobs.join(row.digest.hex()), named.digest.clone());
+            let (layer, target) = (places::blob(root, &row.digest), named.digest.clone());
             all.entry(snapshot).or_insert(Unpacked { snapshot, layer, tree, target });
         }
     }

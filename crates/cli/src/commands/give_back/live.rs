@@ -15,6 +15,7 @@ use orlop_api::containerd::services::content::v1 as content;
 use orlop_api::containerd::services::images::v1 as records;
 use orlop_api::containerd::services::snapshots::v1 as snapshots;
 use orlop_image::{ChainOf, GC_ROOT, GC_SNAPSHOT, Images};
+use orlop_lens::offline::places;
 use orlop_metadata::{self as metadata, Image, Labels, Scope};
 use orlop_oci::Digest;
 use orlop_snapshot::linked;
@@ -29,8 +30,6 @@ use crate::error::{Class, CliError, Result};
 use crate::find::places::{KUBERNETES, at_host};
 use crate::settings::Settings;
 
-/// Where blobs are below a containerd's root.
-const BLOBS: &str = "io.containerd.content.v1.content/blobs";
 /// The driver whose trees are given.
 const DRIVER: &str = "overlayfs";
 /// How often a blob is put in its place: that containerd's collection takes it if it comes before the write.
@@ -40,13 +39,13 @@ const TRIES: u32 = 5;
 pub(super) async fn run(settings: &Settings, args: &Args, socket: &Path) -> Result<Document> {
     let server = containerd::answering(socket).await?;
     let root = server.root.as_deref().map(|root| at_host(settings.around.host.as_deref(), root));
-    let root = root.filter(|root| root.join("io.containerd.content.v1.content").is_dir()).ok_or_else(|| {
+    let root = root.filter(|root| root.join(places::CONTENT).is_dir()).ok_or_else(|| {
         let message = format!("{} has no content store of its own that is reached from here", socket.display());
         CliError::new(Class::Usage, message)
             .hint("content that it has in Orlop is there already; its root must be visible")
     })?;
     let own = &settings.root;
-    for (theirs, here) in [(root.join(BLOBS), own.join("content")), (root.clone(), own.join("snapshots"))] {
+    for (theirs, here) in [(places::blobs(&root), own.join("content")), (root.clone(), own.join("snapshots"))] {
         linked::reach(&theirs, &here).map_err(|why| {
             CliError::new(Class::Usage, format!("nothing can be shared without copying it: {why}"))
                 .hint("orlop export NAME | ctr images import - copies")
@@ -144,7 +143,7 @@ impl Giving<'_> {
             done.blob_bytes += blob.size;
             return Ok(());
         }
-        let to = self.root.join(BLOBS).join(blob.digest.algorithm().as_str()).join(blob.digest.hex());
+        let to = places::blob(self.root, &blob.digest);
         for _ in 0..TRIES {
             let mut given = Document::default();
             files::give(self.images, &blob.digest, &to, &mut given).await?;
@@ -304,7 +303,7 @@ impl Giving<'_> {
         let inside = path.strip_prefix(&root).ok()?;
         let parts: Vec<&str> = inside.iter().filter_map(|part| part.to_str()).collect();
         let is_own = matches!(parts[..], [directory, "snapshots", number, "fs"]
-            if directory.starts_with("io.containerd.snapshotter.v1.") && number.parse::<u64>().is_ok());
+            if directory.starts_with(places::SNAPSHOTTER) && number.parse::<u64>().is_ok());
         is_own.then_some(path)
     }
 
