@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use tracing::info_span;
 
 use crate::gate::Shelf;
-use crate::pull::{Nowhere, Registry, Session, resolve, signatures};
+use crate::pull::{Nowhere, Plan, Registry, Session, resolve, signatures};
 use crate::span::within;
 use crate::walk::{Documents, Select, Tree};
 use crate::{Error, Images, Result, Sink, labels};
@@ -59,13 +59,7 @@ impl Images {
             if !matches!(resolved.descriptor.kind(), MediaKind::Manifest) {
                 return Err(Error::Name { name: exact.to_string(), reason: "it is no manifest of an image" });
             }
-            let tree = session.bring(&exact.to_string(), &resolved.descriptor, &plan).await?;
-            let handed = handed(&tree, manifest);
-            if handed.is_empty() {
-                return Err(Error::Name { name: exact.to_string(), reason: "it is no image for this platform" });
-            }
-            session.finish(std::iter::once(&tree), &plan, |_| Ok(())).await?;
-            Ok(handed)
+            bring(&session, &exact.to_string(), &resolved.descriptor, &plan).await
         };
         within(span, bringing).await
     }
@@ -98,13 +92,7 @@ impl Images {
             for blob in std::iter::once(&target).chain(config) {
                 session.blob(blob).await?;
             }
-            let tree = session.bring(image, &target, &plan).await?;
-            let handed = handed(&tree, manifest);
-            if handed.is_empty() {
-                return Err(Error::Name { name: image.to_owned(), reason: "it is no image for this platform" });
-            }
-            session.finish(std::iter::once(&tree), &plan, |_| Ok(())).await?;
-            Ok(handed)
+            bring(&session, image, &target, &plan).await
         };
         within(span, bringing).await
     }
@@ -121,6 +109,17 @@ impl Images {
             other => other.map(drop),
         }
     }
+}
+
+/// Brings all of a manifest, which errors call `name`, and says what can be handed over of it.
+async fn bring(session: &Session<'_>, name: &str, manifest: &Descriptor, plan: &Plan) -> Result<Vec<Handed>> {
+    let tree = session.bring(name, manifest, plan).await?;
+    let handed = handed(&tree, &manifest.digest);
+    if handed.is_empty() {
+        return Err(Error::Name { name: name.to_owned(), reason: "it is no image for this platform" });
+    }
+    session.finish(std::iter::once(&tree), plan, |_| Ok(())).await?;
+    Ok(handed)
 }
 
 /// Asks policy about a manifest under the name that was asked for: what is signed may be the manifest, or the index that has it.
