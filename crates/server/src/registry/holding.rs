@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use orlop_image::GC_EXPIRE;
 use orlop_metadata::{self as metadata, Labels, ObjectKind, Repositories, Resource, ResourceKind, Scope, Store};
 use orlop_oci::Digest;
 
@@ -19,8 +20,6 @@ const HELD: SignedDuration = SignedDuration::from_hours(27);
 
 const HOUR: i64 = 3600;
 
-/// When a lease ends by itself.
-const EXPIRE: &str = "containerd.io/gc.expire";
 /// Whose lease it is.
 const REGISTRY: &str = "io.orlop.registry";
 
@@ -86,7 +85,7 @@ impl Holding {
         }
         let end = begin.saturating_add(HELD).unwrap_or(Timestamp::MAX);
         let labels = Labels::from([
-            (EXPIRE.to_owned(), end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            (GC_EXPIRE.to_owned(), end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
             (REGISTRY.to_owned(), self.host.clone()),
         ]);
         match self.store.create_lease(&self.namespace, &id, labels) {
