@@ -9,6 +9,7 @@ use std::{fs as stdfs, io};
 use rustix::fs::{RenameFlags, Stat};
 use rustix::io::Errno;
 
+use crate::disk::Disk;
 use crate::error::At as _;
 use crate::fs::walk::{Step, Walk};
 use crate::linked::{self, Linked};
@@ -19,6 +20,8 @@ use crate::{Error, Link, Meta, Result, SnapshotId, Usage, extents, fs};
 #[derive(Debug)]
 pub(crate) struct Layout {
     root: PathBuf,
+    /// As long as the driver is used; `None` where a call needs no more than the directory.
+    disk: Option<Disk>,
 }
 
 /// Nobody but the owner may look into the store; containers see trees through mounts.
@@ -31,17 +34,21 @@ const PUBLIC: u32 = 0o755;
 /// file system, of which most was written just now or by the same operation.
 const FEW: usize = 4;
 
+/// Bytes of notes about applied layers, some hundred files' worth, from which on it takes longer to record trees than to begin a sync.
+const MUCH: u64 = 32 << 10;
+
 impl Layout {
     /// Uses `root`, which is made if it is missing.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
         make_directory(&root).at("make the directory", &root)?;
         let root = root.canonicalize().at("find", &root)?;
-        Ok(Self { root })
+        let disk = Some(Disk::open(&root)?);
+        Ok(Self { root, disk })
     }
 
     /// Uses a directory that was opened before.
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), disk: None }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -155,8 +162,10 @@ impl Layout {
 
     /// Makes everything durable that is in the file system.
     fn sync_all(&self) -> Result<()> {
-        let root = fs::open_dir(&self.root).at("open", &self.root)?;
-        rustix::fs::syncfs(&root).at("sync the file system of", &self.root)
+        match &self.disk {
+            Some(disk) => disk.sync(&self.root),
+            None => Disk::open(&self.root)?.sync(&self.root),
+        }
     }
 
     /// Makes durable what the tree's own directory is like.
@@ -166,6 +175,32 @@ impl Layout {
 
     /// Records what the tree is, if a layer was applied to it, and counts what it takes on disk. Only [`Self::commit`] may follow.
     pub(crate) fn record(&self, id: SnapshotId) -> Result<Usage> {
+        self.while_written(&[id], || self.record_tree(id))
+    }
+
+    /// The same of several.
+    pub(crate) fn record_all(&self, ids: &[SnapshotId]) -> Result<Vec<Usage>> {
+        self.while_written(ids, || ids.iter().map(|id| self.record_tree(*id)).collect())
+    }
+
+    /// Has the disk write what is in trees while they are recorded, if that takes a while: so the commit waits for less.
+    fn while_written<T>(&self, ids: &[SnapshotId], record: impl FnOnce() -> Result<T>) -> Result<T> {
+        let noted: u64 = ids.iter().filter_map(|id| Some(self.applied(*id).metadata().ok()?.len())).sum();
+        if noted < MUCH {
+            return record();
+        }
+        std::thread::scope(|scope| {
+            let early = std::thread::Builder::new().name("orlop-sync".into()).spawn_scoped(scope, || self.sync_all());
+            let recorded = record();
+            // Without a thread all of it is left to the commit.
+            if let Ok(early) = early {
+                early.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            recorded
+        })
+    }
+
+    fn record_tree(&self, id: SnapshotId) -> Result<Usage> {
         let digests = self.digests(id);
         if let Some(notes) = Notes::load(&self.applied(id))? {
             return record::write(&self.tree(id), &notes, &digests);
@@ -211,6 +246,9 @@ impl Layout {
         let written = snapshots.iter().map(|(id, meta)| self.write_new_meta(*id, meta));
         let written = written.collect::<Result<Vec<_>>>()?;
         self.sync_all()?;
+        if let Some(disk) = &self.disk {
+            snapshots.iter().try_for_each(|(id, _)| disk.trust(*id, &self.dir(*id)))?;
+        }
         for ((id, _), new) in snapshots.iter().zip(written) {
             stdfs::rename(&new, self.dir(*id).join("meta")).at("rename", &new)?;
             remove_file(&self.applied(*id))?;

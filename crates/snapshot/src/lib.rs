@@ -32,6 +32,7 @@ pub mod apply;
 mod confine;
 mod copy;
 pub mod diff;
+mod disk;
 mod erofs;
 mod error;
 pub mod extents;

@@ -41,15 +41,15 @@ impl OverlayDriver {
         crate::mount::probe_overlay(root, !in_initial_user_namespace())
     }
 
-    /// Lets a tree be what it is on top of `parents`, and records what that is.
-    fn complete(&self, id: SnapshotId, parents: &[SnapshotId]) -> Result<Usage> {
+    /// Lets a tree be what it is on top of `parents`.
+    fn complete(&self, id: SnapshotId, parents: &[SnapshotId]) -> Result<()> {
         let was_parentless = self.layout.read_meta(id).is_some_and(|meta| meta.parent.is_none());
         let lowers: Vec<PathBuf> = parents.iter().map(|parent| self.layout.tree(*parent)).collect();
         crate::settle::settle(&self.apply_target(id), &lowers)?;
         if let (true, Some(nearest)) = (was_parentless, lowers.first()) {
             crate::copy::root_attributes(nearest, &self.layout.tree(id))?;
         }
-        self.layout.record(id)
+        Ok(())
     }
 
     /// Makes a tree, which is not durable yet.
@@ -82,13 +82,15 @@ impl Driver for OverlayDriver {
     }
 
     fn commit(&self, id: SnapshotId, parents: &[SnapshotId], meta: &Meta) -> Result<Usage> {
-        let usage = self.complete(id, parents)?;
+        self.complete(id, parents)?;
+        let usage = self.layout.record(id)?;
         self.layout.commit(id, meta)?;
         Ok(usage)
     }
 
     fn commit_chain(&self, chain: &[Link]) -> Result<Vec<Usage>> {
-        let usages = chain.iter().map(|link| self.complete(link.id, &link.parents)).collect::<Result<_>>()?;
+        chain.iter().try_for_each(|link| self.complete(link.id, &link.parents))?;
+        let usages = self.layout.record_all(&chain.iter().map(|link| link.id).collect::<Vec<_>>())?;
         self.layout.commit_chain(chain)?;
         Ok(usages)
     }

@@ -44,6 +44,12 @@ const XFS: FileSystem =
 const EXT4: FileSystem =
     FileSystem { make: &["mkfs.ext4", "-q", "-m", "0"], package: "e2fsprogs", mebibytes: 128, options: "loop" };
 
+/// What the file system needs for itself is on the disk from the beginning.
+const WITH_ITS_OWN_BLOCKS: FileSystem = FileSystem {
+    make: &["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=0,nodiscard"],
+    ..EXT4
+};
+
 /// A file system in a file, mounted until this is dropped. Needs root.
 #[derive(Debug)]
 pub struct Disk {
@@ -99,6 +105,16 @@ impl Disk {
     /// If the temporary directory cannot be used.
     pub fn of(kind: &FileSystem) -> Option<Self> {
         Self::made(kind, Self::within(in_memory(), kind.options))
+    }
+
+    /// Makes and mounts one whose blocks are on another disk, which has given it none for files yet: when that one is full, what was
+    /// written here cannot be kept. Or says that the test is skipped.
+    ///
+    /// # Panics
+    /// If the other disk cannot be used.
+    pub fn on(&self, mebibytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir_in(self.path()).expect("a directory on the other disk");
+        Self::made(&FileSystem { mebibytes, ..WITH_ITS_OWN_BLOCKS }, Self::within(directory, EXT4.options))
     }
 
     fn made(kind: &FileSystem, disk: Self) -> Option<Self> {
@@ -198,6 +214,14 @@ impl Disk {
             }
         }
         filler.sync_all().expect("a disk that can be synced");
+    }
+
+    /// Gives back what [`Self::fill`] took.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn empty(&self) {
+        std::fs::remove_file(self.path().join("filler")).expect("the filler is there");
     }
 
     /// Leaves about so many free bytes on it.

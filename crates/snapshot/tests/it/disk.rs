@@ -92,3 +92,37 @@ fn a_commit_that_failed_on_a_full_disk_can_be_repeated() {
     assert!(tree["small"].ends_with(" = d/l1") && tree["large"].ends_with(" = d/l2"), "{tree:#?}");
     assert!(tree["d"].starts_with("dir 750"), "{tree:#?}");
 }
+
+/// The kernel tells one of those who sync that files could not be written, and then nobody any more: the next commit took what was lost
+/// for written.
+#[test]
+fn what_the_disk_could_not_keep_is_not_committed_by_whoever_comes_next() {
+    let Some(below) = Disk::new(64) else { return };
+    let Some(disk) = below.on(96) else { return };
+    let driver = OverlayDriver::open(disk.path().join("overlayfs")).unwrap();
+    let create = |id| driver.create(id, &[], &meta("active")).unwrap();
+    let write = |id| {
+        let layer = Tar::default().file("large", &"x".repeat(8 << 20)).clone();
+        apply(&layer.end()[..], &driver.apply_target(id), &Options::default()).unwrap();
+    };
+    let refused = |id| {
+        let Err(Error::Io { operation, source, .. }) = driver.commit(id, &[], &meta("committed")) else {
+            panic!("{id:?} is committed, and not on the disk")
+        };
+        (operation, source.raw_os_error())
+    };
+    let lost = [1, 2].map(SnapshotId);
+    lost.into_iter().for_each(create);
+    below.fill();
+    lost.into_iter().for_each(write);
+    let first = refused(lost[0]);
+    assert_eq!(first.0, "sync the file system of");
+    below.empty();
+    for id in lost {
+        assert_eq!(refused(id), ("trust what was written before an error of the disk in", first.1));
+    }
+    // What is written anew is on the disk.
+    create(SnapshotId(3));
+    write(SnapshotId(3));
+    driver.commit(SnapshotId(3), &[], &meta("committed")).unwrap();
+}
