@@ -172,15 +172,19 @@ impl Graph for Rows<'_> {
 
     fn links(&self, node: &Node) -> Result<Vec<Link>> {
         let mut query = self.conn.prepare_cached(
-            "SELECT namespace, to_kind, to_name, label FROM edge
+            "SELECT namespace, to_kind, to_name, label, back FROM edge
              WHERE namespace = ?1 AND from_kind = ?2 AND from_name = ?3 AND back >= ?4",
         )?;
-        // Of a deleted record only what others state stays.
+        // Of a deleted record only what others state stays, and what it states itself of others goes with it.
         let deleted = self.deleted(node);
-        let rows = query.query_map(params![node.namespace, node.kind, node.name, deleted], |row| {
-            Ok(Link { to: self::node(row)?, label: row.get(3)? })
-        })?;
-        let mut links = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        let mut rows = query.query(params![node.namespace, node.kind, node.name, deleted])?;
+        let mut links = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (to, stated_there) = (self::node(row)?, row.get(4)?);
+            if !(stated_there && self.deleted(&to)) {
+                links.push(Link { to, label: row.get(3)? });
+            }
+        }
         if !deleted && matches!(node.kind.as_str(), CONTENT | IMAGES) {
             let kept = conditions::kept_by(self.conn, node, self.now)?;
             links.extend(kept.into_iter().map(|to| Link { to, label: true }));
