@@ -175,6 +175,8 @@ pub(crate) enum Command {
     Top(crate::top::Args),
     /// List the stores of this machine, and say which one is used
     Stores(c::stores::Args),
+    /// Show the nodes that this one gives blobs to and takes them from
+    Peers(c::peers::Args),
     /// Put Orlop beneath the containerd of this node, or take it out again
     Install(crate::install::Args),
     /// The configuration: its defaults, whether a file is right, what is in effect

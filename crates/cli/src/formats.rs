@@ -55,6 +55,7 @@ fn of(command: &Command) -> Prints {
         Command::Pin(_) | Command::Unpin(_) | Command::Mount(_) | Command::Umount(_) => Both,
         Command::Check(_) | Command::Scrub(_) | Command::Repair(_) | Command::Verify(_) => Both,
         Command::Doctor(_) | Command::Df(_) | Command::Watch(_) | Command::Stores(_) | Command::Install(_) => Both,
+        Command::Peers(_) => Both,
         Command::Content(_) | Command::Snapshots(_) | Command::Leases(_) | Command::Namespaces(_) => Both,
         Command::Adopt(_) | Command::GiveBack(_) => Both,
         Command::Config(F::Check { .. }) => Both,

@@ -37,6 +37,7 @@ mod gate;
 mod import;
 mod labels;
 mod lease;
+mod near;
 mod overview;
 mod place;
 mod pull;
@@ -76,6 +77,9 @@ pub use gate::{
 };
 pub use import::ImportRequest;
 pub use labels::{GC_CONTENT, GC_EXPIRE, GC_ROOT, GC_SNAPSHOT, SNAPSHOT_REF};
+pub use near::{
+    Asking, BlobSource, Given, Ledger, NearStream, Neighbour, Neighbourhood, Neighbours, Opening, Source, Wanted,
+};
 pub use place::{ImportAs, NameRule, Place};
 pub use pull::PullRequest;
 pub use push::PushRequest;
@@ -101,6 +105,8 @@ struct Inner {
     platform: orlop_oci::Platform,
     settings: RwLock<Arc<Settings>>,
     pulled: Arc<AtomicU64>,
+    neighbours: RwLock<Option<Arc<dyn Neighbours>>>,
+    ledger: Ledger,
     /// What listings show; see [`overview`].
     overview: tokio::sync::Mutex<Option<overview::Kept>>,
     /// What was measured of files that do not change.
@@ -115,6 +121,8 @@ impl Images {
             platform: settings.platform.clone(),
             settings: RwLock::new(Arc::new(settings)),
             pulled: Arc::default(),
+            neighbours: RwLock::default(),
+            ledger: Ledger::default(),
             overview: Default::default(),
             measured: Mutex::default(),
         };
@@ -141,6 +149,21 @@ impl Images {
     /// The platform that images are unpacked for and listed by.
     pub(crate) fn platform(&self) -> &orlop_oci::Platform {
         &self.inner.platform
+    }
+
+    /// Asks these for blobs before their registry, from now on.
+    pub fn set_nearby(&self, neighbours: Option<Arc<dyn Neighbours>>) {
+        *self.inner.neighbours.write().unwrap_or_else(PoisonError::into_inner) = neighbours;
+    }
+
+    /// Who is asked for blobs before their registry.
+    pub fn nearby(&self) -> Option<Arc<dyn Neighbours>> {
+        self.inner.neighbours.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who was asked for which blob lately.
+    pub fn ledger(&self) -> &Ledger {
+        &self.inner.ledger
     }
 
     /// Bytes of images that came from registries so far, by whatever kind of pull.

@@ -18,7 +18,7 @@ use crate::transact::Tx;
 use crate::{Error, Mark, Result};
 
 /// What a root may have before its `meta.db`: what a start that was cut short leaves, and what a file system has of its own.
-const OWN_NAMES: [&str; 14] = [
+const OWN_NAMES: [&str; 15] = [
     "content",
     "snapshots",
     "mounts",
@@ -32,6 +32,7 @@ const OWN_NAMES: [&str; 14] = [
     "lock",
     "daemon.lock",
     "gc.lock",
+    "peer.key",
     "lost+found",
 ];
 

@@ -22,6 +22,7 @@ use crate::blocking::blocking;
 use crate::cri::{Cri, CriSettings};
 use crate::events::Exchange;
 use crate::metrics::Metrics;
+use crate::orlop;
 use crate::raw::Owner;
 use crate::raw::remote::Fetches;
 use crate::services;
@@ -197,7 +198,11 @@ impl Server {
         }
         let spans = self.traces().map(|traces| &traces.counts);
         let read_only = self.store().read_only_reason().is_some();
-        self.metrics.text(stored.ok(), self.images.pulled_bytes(), spans, read_only)
+        let mut text = self.metrics.text(stored.ok(), self.images.pulled_bytes(), spans, read_only);
+        if let Some(neighbours) = self.images.nearby() {
+            orlop::peers::add_metrics(&mut text, &neighbours.report());
+        }
+        text
     }
 
     /// Brings the hash references of a changed record in order. The change itself stands, so a failure is only told to

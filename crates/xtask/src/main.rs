@@ -78,6 +78,13 @@ const FIGURES: &[Figure] = &[
         runs: &[&["cargo", "test", "-p", "orlop-metadata", "--lib", "--", "--nocapture", "transact_orders"]],
     },
     Figure {
+        name: "storms",
+        what: "pull storms of AMOUNT nodes on a virtual network",
+        amount: Some(("ORLOP_TEST_NODES", 1_000)),
+        seed: None,
+        runs: &[&["cargo", "test", "-p", "orlop-peer", "--test", "it", "--", "--nocapture", "storm::"]],
+    },
+    Figure {
         name: "fuzz",
         what: "inputs made of the corpora, AMOUNT seconds for each parser",
         amount: Some(("ORLOP_FUZZ_SECONDS", 10)),

@@ -20,6 +20,7 @@ pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod mount;
 pub(crate) mod namespaces;
+pub(crate) mod peers;
 pub(crate) mod pin;
 pub(crate) mod prune;
 pub(crate) mod pull;
@@ -164,6 +165,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Verify(args) => return verify::run(context, &args).await,
         Command::Doctor(args) => return doctor::run(context, &args).await,
         Command::Df(args) => df::run(context, &args).await?,
+        Command::Peers(args) => peers::run(context, &args).await?,
         Command::Gc(args) => gc::run(context, &args).await?,
         Command::Content(command) => content::run(context, command).await?,
         Command::Snapshots(command) => snapshots::run(context, command).await?,

@@ -5,6 +5,7 @@
 //! - A key that is not in it is refused, with file, line and the nearest key that is.
 
 mod limits;
+mod peers;
 mod read;
 mod registry;
 mod traces;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub(crate) use limits::Limits;
 use orlop_remote::{ClientOptions, Providers};
 use orlop_server::{Background, BesideMode, BesideSettings, CriSettings, Owner, OwnerError, ServeOptions};
+pub(crate) use peers::Peers;
 #[cfg(test)]
 pub(crate) use read::keys;
 pub(crate) use read::{DEFAULT_FILE, mode, read};
@@ -49,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) gc: Gc,
     pub(crate) scrub: Scrub,
     pub(crate) repair: Repair,
+    pub(crate) peers: Peers,
     pub(crate) traces: Traces,
 }
 
@@ -189,6 +192,7 @@ impl Default for Config {
             gc: Gc::default(),
             scrub: Scrub::default(),
             repair: Repair::default(),
+            peers: Peers::default(),
             traces: Traces::default(),
         }
     }

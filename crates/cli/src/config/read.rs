@@ -137,6 +137,7 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
     }
     config.registry.check()?;
     config.limits.check()?;
+    config.peers.check()?;
     config.traces.check()?;
     if let Err(error) = config.log.level.parse::<tracing_subscriber::filter::Targets>() {
         return Err(("log.level", format!("{:?}: {error}", config.log.level)));
@@ -208,6 +209,18 @@ mod tests {
         assert!(refused("[traces]\nservicename = 'x'").hint.unwrap().contains("traces.service_name"));
         assert!(refused("[verify]\nverifier_seconds = 0").message.contains("expected 1 to 3600"));
         assert!(refused("[serve]\nmax_calls = 0").message.contains("at least 1"));
+        assert!(
+            refused("[peers]\nbootstrap = ['dns:']")
+                .message
+                .starts_with("f:2: peers.bootstrap: \"dns:\": that is no name")
+        );
+        assert!(refused("[peers]\nwithhold = ['a/*']").message.starts_with("f:2: peers.withhold"));
+        assert!(refused("[peers]\nnear = ['10.0.0.1']").message.contains("is no network"));
+        assert!(refused("[peers]\nserve = '0.0.0.0:5001'").message.contains("it is peers.listen"));
+        assert!(refused("[peers]\ntls_key = '/k'").message.contains("or none of them"));
+        assert!(refused("[peers]\nbootstrap = ['https://a/id']").message.contains("needs tls_certificate"));
+        assert!(refused("[peers]\nmax_uploads = 0").message.contains("expected 1 to 4096"));
+        assert!(refused("[peers]\nlisten = 'here'").message.starts_with("f:2: "));
         assert!(refused("[credentials]\nprovider_seconds = 0").message.contains("expected 1 to 3600"));
         assert!(refused("[containerd]\nimages = 'steal'").message.starts_with("f:2: unknown variant"));
         assert!(refused("[containerd]\nsnapshotter = ''").message.starts_with("f:2: containerd.snapshotter"));

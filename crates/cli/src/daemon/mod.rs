@@ -16,6 +16,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use orlop_image::Images;
+use orlop_peer::{Peers, StartError};
 use orlop_server::{Listening, Owner, ServeOptions, Server, Surface};
 use rustix::process::Resource;
 use signals::Signals;
@@ -132,7 +134,7 @@ async fn run_traced(
         own_registries: own.iter().cloned().collect(),
         ..(*images.settings()).clone()
     });
-    let store = images.store().clone();
+    let (store, brought_by) = (images.store().clone(), images.clone());
     let traces = traces.map(traces::Traces::for_server);
     let trace = traces.as_ref().map(|traces| traces.send.clone());
     let providers = credentials::providers(&settings.config.credentials)?;
@@ -140,6 +142,7 @@ async fn run_traced(
     let server = with_beside(server, settings, args)?;
     let server = traces.into_iter().fold(server, Server::with_traces);
     let mut held = Held::take(&settings.root)?;
+    join_peers(&brought_by, settings).await?;
     let mut beside = JoinSet::new();
     let metrics = metrics_listener(settings, args, passed.metrics.take()).await?;
     let (sockets, listeners) = listen(settings, args, passed)?;
@@ -169,6 +172,7 @@ async fn run_traced(
         reload::Reload { global, overrides, config, server: server.clone(), options, log, trace, registry: own };
     let reload = beside.spawn(reload.run(hangups));
     let served = serve(&server, registry, listeners, watched, signals, &sockets, &reload).await;
+    brought_by.set_nearby(None);
     // Nobody can ask for mounts now.
     drop(tokio::task::spawn_blocking(move || release(&store)).await);
     served
@@ -193,6 +197,21 @@ fn with_beside(server: Server, settings: &Settings, args: &Args) -> Result<Serve
     }
     tracing::info!(socket = %beside.socket.display(), mode = ?beside.mode, "a containerd is beside");
     Ok(server.with_beside(beside))
+}
+
+/// Has blobs asked for among peers, and given to them, if the configuration says so.
+async fn join_peers(images: &Images, settings: &Settings) -> Result<()> {
+    let Some(peers) = settings.config.peers.settings(&settings.root)? else { return Ok(()) };
+    let peers = Peers::start(images, peers).await.map_err(|error| {
+        let class = if matches!(error, StartError::Identity { .. } | StartError::Tls(_)) {
+            Class::Usage
+        } else {
+            Class::Failed
+        };
+        CliError::new(class, format!("[peers] {error}"))
+    })?;
+    images.set_nearby(Some(peers));
+    Ok(())
 }
 
 /// Serves until a signal, and a little longer.

@@ -26,6 +26,7 @@ use crate::{credentials, policy};
 const FIXED: &[&str] = &[
     "containerd",
     "log.format",
+    "peers",
     "registry",
     "root",
     "serve.group",

@@ -118,6 +118,7 @@ const ROWS: &[Row] = &[
     row("verify --offline app:1", Are(&[]), "orlop.verify/v1").before(DAMAGE).ends(5),
     row("doctor", Are(&["{layer}"]), "orlop.doctor/v1").before(LOSS).ends(5),
     row("doctor --fix", Are(&[]), "orlop.doctor/v1"),
+    row("peers", Are(&[]), "orlop.peers/v1"),
     row("df", Refused, "orlop.df/v1"),
     row("df --by image", Are(&["{app}"]), "orlop.df.images/v1"),
     row("df --by namespace", Are(&["k8s.io"]), "orlop.df.parts/v1"),

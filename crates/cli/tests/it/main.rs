@@ -28,6 +28,7 @@ mod mounting;
 mod networks;
 mod node_registry;
 mod packaging;
+mod peers;
 mod pressure;
 mod pruning;
 mod rebuild;

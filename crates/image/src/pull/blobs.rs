@@ -91,8 +91,11 @@ impl Session<'_> {
                 Err(failed) => failed,
             };
             let again = match &error {
-                // What an earlier try left was wrong; it is dropped, and everything comes anew.
-                Error::Content(content::Error::DigestMismatch { .. }) => resumed && tries == 1,
+                // What an earlier try left, or came from nearby, was wrong; it is dropped, and everything comes anew.
+                Error::Content(content::Error::DigestMismatch { .. }) => {
+                    let elsewhere = self.origin.disproved(descriptor);
+                    elsewhere && tries < TRIES || resumed && tries == 1
+                }
                 error => was_ended(error) && tries < TRIES,
             };
             if !again {

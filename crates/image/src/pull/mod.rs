@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use orlop_metadata::{Asking, Brought, Scope, ScopedContent};
-use orlop_oci::{Descriptor, Digest, MediaKind, Platform, Reference, RepositoryName};
-use orlop_remote::Client;
+use orlop_oci::{Descriptor, Digest, Document, MediaKind, Platform, Reference, RepositoryName};
+use orlop_remote::{Client, Resolved};
 use orlop_snapshot::apply;
 use tokio::sync::oneshot;
 use tracing::field::Empty;
@@ -30,7 +30,7 @@ use tracing::{Span, info_span};
 use crate::gate::{Remote, Vouched, Way};
 use crate::span::within;
 use crate::walk::{self, Node, Select, Tree};
-use crate::{Error, ErrorKind, Event, Images, Outcome, Result, Sink};
+use crate::{Error, ErrorKind, Event, Images, Outcome, Result, Sink, near};
 pub(crate) use blobs::Stored;
 pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, collect, lacking};
@@ -83,6 +83,8 @@ pub(crate) struct Session<'a> {
     pub(crate) vouched: Vouched,
     /// Blobs whose bytes are here and that are not visible yet.
     brought: Mutex<Vec<(Descriptor, Brought)>>,
+    /// Held while some of them are made visible.
+    showing: tokio::sync::Mutex<()>,
 }
 
 impl Images {
@@ -110,7 +112,7 @@ impl Images {
         repository: RepositoryName,
         sink: Sink<'_>,
     ) -> Result<Outcome> {
-        let resolved = match resolve(client, reference).await {
+        let resolved = match self.meaning(client, reference).await {
             Err(Error::Remote(error)) if error.is_not_found() => {
                 self.note_absence(scope, client, reference).await;
                 return Err(error.into());
@@ -138,6 +140,35 @@ impl Images {
         // The tag may have moved away from another image.
         self.reconcile_image(&scope.namespace, &reference.to_string()).await?;
         Ok(outcome)
+    }
+
+    /// What a reference means. Only its registry says what a tag means; of a digest for which that cannot be asked, neighbours
+    /// have the document.
+    async fn meaning(&self, client: &Client, reference: &Reference) -> Result<Resolved> {
+        let asked = resolve(client, reference);
+        let (Some(repository), Some(digest), true) =
+            (reference.repository(), reference.digest(), self.nearby().is_some())
+        else {
+            return asked.await;
+        };
+        tokio::pin!(asked);
+        let failed = match tokio::time::timeout(near::REGISTRY_PATIENCE, &mut asked).await {
+            Ok(Err(Error::Remote(error))) if error.is_temporary() => Some(error),
+            Ok(other) => return other,
+            Err(_) => None,
+        };
+        match (self.near_document(repository, digest).await, failed) {
+            (Some(found), _) => Ok(found),
+            (None, Some(error)) => Err(error.into()),
+            (None, None) => asked.await,
+        }
+    }
+
+    async fn near_document(&self, repository: &RepositoryName, digest: &Digest) -> Option<Resolved> {
+        let wanted = near::Wanted { repository, digest, size: None, offset: 0, is_document: true };
+        let (bytes, host) = near::small(&near::Part::new(self), self.ledger(), wanted).await?;
+        let document = Document::parse_as(bytes, None, digest.algorithm()).ok()?;
+        Some(Resolved { descriptor: document.descriptor(), host })
     }
 
     fn pull_plan(&self, request: &PullRequest) -> Plan {
@@ -171,6 +202,7 @@ impl Images {
             arrived: BTreeSet::new(),
             vouched: Vouched::default(),
             brought: Mutex::default(),
+            showing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -333,9 +365,14 @@ impl Session<'_> {
     async fn stream_and_apply(&self, blob: &Descriptor, step: &Step, unpacker: &Unpacker) -> Result<String> {
         // Unpacking is beside the transfer, not a part of it.
         let mut asking = self.images.store().asking(blob.size);
-        let (mut applying, beside) = (None, Span::current());
+        let (mut applying, mut anew, beside) = (None, false, Span::current());
         let brought = self
             .bring_blob(blob, &mut || {
+                if applying.is_some() {
+                    // What came first was not the layer: what comes now is unpacked when it is verified.
+                    anew = true;
+                    return None;
+                }
                 let (writer, reader) = pipe();
                 let (step, unpacker) = (step.clone(), unpacker.clone());
                 let apply = move |_: &_| unpacker.apply(&step, "", reader);
@@ -354,6 +391,7 @@ impl Session<'_> {
             Some(Err(Error::Layer { source: orlop_snapshot::Error::Source { .. }, .. })) | None => {
                 self.apply_stored(unpacker, step, "").await
             }
+            Some(Err(_)) if anew => self.apply_stored(unpacker, step, "").await,
             // It is unpacked anew, from what came.
             Some(Err(error)) if self.makes_room(&error, &mut asking).await? => {
                 self.apply_stored(unpacker, step, "").await

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use orlop_content as content;
 use orlop_oci::{Descriptor, MediaKind, RepositoryName};
 use orlop_remote::{BlobStream, Client};
 
-use crate::{Error, Images, Missing, Result, walk};
+use crate::{Error, Images, Missing, Result, near, walk};
 
 /// Gives what the store does not have.
 #[async_trait]
@@ -26,41 +26,71 @@ pub(crate) trait Origin: Send + Sync {
 
     /// The repository, for `containerd.io/distribution.source` labels.
     fn repository(&self) -> Option<&RepositoryName>;
+
+    /// What came of a blob is wrong. Tells whether asking again may give better bytes.
+    fn disproved(&self, _descriptor: &Descriptor) -> bool {
+        false
+    }
 }
 
-/// A repository of a registry.
+/// A repository of a registry, and whoever has what it has nearby.
 pub(crate) struct Registry<'a> {
     pub(crate) client: &'a Client,
     pub(crate) repository: RepositoryName,
-    /// Counts what comes.
-    pub(crate) pulled: Arc<AtomicU64>,
+    /// Counts what the registry gives.
+    pulled: Arc<AtomicU64>,
+    near: Arc<near::Part>,
+    ledger: near::Ledger,
 }
 
 impl<'a> Registry<'a> {
     pub(crate) fn new(images: &Images, client: &'a Client, repository: RepositoryName) -> Self {
-        Self { client, repository, pulled: Arc::clone(&images.inner.pulled) }
+        let (pulled, near) = (Arc::clone(&images.inner.pulled), Arc::new(near::Part::new(images)));
+        Self { client, repository, pulled, near, ledger: images.ledger().clone() }
+    }
+
+    /// A document from the registry.
+    async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+        let mut entry = self.ledger.begin(&self.repository, &descriptor.digest, descriptor.size);
+        let asking = entry.ask(near::Source::Registry, self.repository.domain());
+        match self.client.document(&self.repository, descriptor).await {
+            Ok(document) => {
+                let bytes = document.raw().clone();
+                self.pulled.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                entry.end(asking, bytes.len() as u64, "gave it");
+                Ok(bytes)
+            }
+            Err(error) => {
+                entry.end(asking, 0, &error.to_string());
+                Err(error.into())
+            }
+        }
     }
 }
 
 #[async_trait]
 impl Origin for Registry<'_> {
     async fn small(&self, descriptor: &Descriptor) -> Result<Option<Bytes>> {
-        match descriptor.kind() {
-            MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1 => {
-                let bytes = self.client.document(&self.repository, descriptor).await?.raw().clone();
-                self.pulled.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Ok(Some(bytes))
-            }
-            _ => collect(self.blob(descriptor, 0).await?, descriptor).await.map(Some),
+        let is_document = matches!(descriptor.kind(), MediaKind::Manifest | MediaKind::Index | MediaKind::Schema1);
+        let (digest, size) = (&descriptor.digest, Some(descriptor.size));
+        let wanted = near::Wanted { repository: &self.repository, digest, size, offset: 0, is_document };
+        match near::small(&self.near, &self.ledger, wanted).await {
+            // Of another size than its descriptor says: the registry says so too, as an error.
+            Some((bytes, _)) if bytes.len() as u64 == descriptor.size => return Ok(Some(bytes)),
+            _ if is_document => return self.document(descriptor).await.map(Some),
+            _ => {}
         }
+        // Nearby was asked already.
+        let nobody = Arc::default();
+        let Self { client, repository, pulled, ledger, .. } = self;
+        let ways = near::Ways { part: &nobody, ledger, client, repository, pulled };
+        collect(near::blob(ways, descriptor, 0).await?, descriptor).await.map(Some)
     }
 
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
-        let (stream, pulled) =
-            (self.client.blob(&self.repository, descriptor, offset).await?, Arc::clone(&self.pulled));
-        Ok(Box::pin(stream.inspect_ok(move |bytes| {
-            pulled.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        })))
+        let Self { client, repository, pulled, near, ledger } = self;
+        let ways = near::Ways { part: near, ledger, client, repository, pulled };
+        Ok(near::blob(ways, descriptor, offset).await?)
     }
 
     fn may_have(&self, _descriptor: &Descriptor) -> bool {
@@ -69,6 +99,10 @@ impl Origin for Registry<'_> {
 
     fn repository(&self) -> Option<&RepositoryName> {
         Some(&self.repository)
+    }
+
+    fn disproved(&self, descriptor: &Descriptor) -> bool {
+        self.near.disproved(&descriptor.digest)
     }
 }
 

@@ -71,17 +71,24 @@ impl Session<'_> {
     /// Makes all blobs visible whose bytes are here. Those whose writes somebody has aborted since are fetched again.
     pub(crate) async fn show_brought(&self) -> Result<()> {
         loop {
+            // Whoever waits here for another to show his blob finds it shown.
+            let showing = self.showing.lock().await;
             let waiting = std::mem::take(&mut *self.brought.lock().unwrap_or_else(PoisonError::into_inner));
             if waiting.is_empty() {
                 return Ok(());
             }
             let (blobs, writes): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+            let mut lost = Vec::new();
             for (blob, shown) in blobs.iter().zip(self.content.show_all(writes).await?) {
                 match shown.map_err(Error::from) {
-                    Err(Error::Content(content::Error::Locked(_))) => self.bring_again(blob).await?,
-                    Err(error) if was_ended(&error) => self.bring_again(blob).await?,
+                    Err(Error::Content(content::Error::Locked(_))) => lost.push(blob),
+                    Err(error) if was_ended(&error) => lost.push(blob),
                     shown => shown?,
                 }
+            }
+            drop(showing);
+            for blob in lost {
+                self.bring_again(blob).await?;
             }
         }
     }

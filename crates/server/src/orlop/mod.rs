@@ -2,6 +2,7 @@
 
 mod archive;
 mod keep;
+pub(crate) mod peers;
 mod progress;
 mod repair;
 mod rows;
@@ -37,6 +38,7 @@ impl Orlop for Server {
     type ScrubStream = AnswerStream<pb::ScrubResponse>;
     type RepairStream = AnswerStream<pb::RepairResponse>;
     type SurroundingsStream = AnswerStream<pb::SurroundingsResponse>;
+    type SourcesStream = AnswerStream<pb::SourcesResponse>;
 
     async fn pull(&self, request: Request<pb::PullRequest>) -> Answer<Self::PullStream> {
         let scope = call::scope(&request)?;
@@ -209,6 +211,16 @@ impl Orlop for Server {
     async fn surroundings(&self, request: Request<pb::SurroundingsRequest>) -> Answer<Self::SurroundingsStream> {
         let scope = call::scope(&request)?;
         Ok(Response::new(surroundings::surroundings(self, &scope, request.into_inner()).await?))
+    }
+
+    async fn peers(&self, request: Request<pb::PeersRequest>) -> Answer<pb::PeersResponse> {
+        call::scope(&request)?;
+        Ok(Response::new(peers::report(self.images())))
+    }
+
+    async fn sources(&self, request: Request<pb::SourcesRequest>) -> Answer<Self::SourcesStream> {
+        let scope = call::scope(&request)?;
+        Ok(Response::new(peers::sources(self, &scope, &request.into_inner().name).await?))
     }
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::args::Format;
-use crate::error::Result;
+use crate::error::{Class, CliError, Result};
 use crate::look::paths::{self, InSnapshot};
 use crate::look::{Look, words};
 use crate::output;
@@ -30,11 +30,12 @@ Examples:
   orlop explain docker.io/calico/cni@sha256:9a2c99…
   orlop explain /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/38
   orlop explain /etc/ssl/openssl.cnf      which images have this file
+  orlop explain pull alpine               where each blob of it came from, and how fast
   orlop explain alpine -o json | jq '.things[].cost.alone.bytes'")]
 pub(crate) struct Args {
-    /// What to explain
-    #[arg(value_name = "X")]
-    name: String,
+    /// What to explain; `pull X`: who was asked for each blob of an image when it was pulled
+    #[arg(value_name = "X", required = true, num_args = 1..=2)]
+    names: Vec<String>,
 }
 
 /// `orlop.explain/v1` (docs/lens.md).
@@ -50,8 +51,16 @@ struct Explained<'a> {
 
 /// Runs `explain`.
 pub(crate) async fn run(context: &Context, args: &Args) -> Result<()> {
-    let look = Look::around(context, &args.name).await?;
-    let meant = paths::meant(context, &look, &args.name).await?;
+    let name = match args.names.as_slice() {
+        [name] => name,
+        [pull, image] if pull == "pull" => return super::peers::explain(context, image).await,
+        _ => {
+            let message = format!("one thing at a time, or `pull X`: found {:?}", args.names.join(" "));
+            return Err(CliError::new(Class::Usage, message));
+        }
+    };
+    let look = Look::around(context, name).await?;
+    let meant = paths::meant(context, &look, name).await?;
     let nodes = meant.nodes();
     // Only what these things keep is measured: each snapshot is a call.
     let look = look.measured(|model| facts::of_interest(model, &nodes)).await?.for_the_rest_of_the_process();

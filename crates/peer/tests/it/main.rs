@@ -1,0 +1,6 @@
+//! Nodes on addresses of loopback that give each other blobs, with a registry that counts what it gives.
+
+mod common;
+mod fleet;
+mod serving;
+mod storm;
