@@ -50,8 +50,14 @@ pub(crate) struct Args {
     /// PostgreSQL, as libpq writes it: postgres://USER:PASSWORD@HOST[,HOST…]/DATABASE[?sslmode=require]
     #[arg(long, env = "ORLOP_DATABASE", hide_env_values = true, value_name = "URL")]
     database: String,
-    /// s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION]
-    #[arg(long, env = "ORLOP_BUCKET", hide_env_values = true, value_name = "URL")]
+    // No documentation comment: rustdoc would take the second brackets for a link.
+    #[arg(
+        long,
+        env = "ORLOP_BUCKET",
+        hide_env_values = true,
+        value_name = "URL",
+        help = "s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION]"
+    )]
     bucket: String,
     /// Where to listen
     #[arg(long, value_name = "ADDR", required_unless_present = "collect")]
