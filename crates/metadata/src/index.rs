@@ -35,6 +35,7 @@ thread_local! {
 pub(crate) fn guard() {
     static GUARDED: Once = Once::new();
     GUARDED.call_once(|| {
+        // SAFETY: what a caller owes is said at `map`; SQLite, the only one, owes `mmap` the same.
         type Call = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, c_int, libc::off_t) -> *mut c_void;
         let call: Call = map;
         // SAFETY: without a name the default VFS is found, which lives as long as the process; the name of the call is a C string.
@@ -65,6 +66,7 @@ pub(crate) fn refused(error: &Error) -> Option<io::Error> {
 ///
 /// # Safety
 /// As `mmap`; `file` is open as long as the call lasts. SQLite alone calls it, in the place of `mmap`.
+// SAFETY: each of its two calls says why it may be made.
 unsafe extern "C" fn map(
     address: *mut c_void,
     length: usize,
