@@ -20,6 +20,7 @@ mod book;
 mod bootstrap;
 mod identity;
 mod records;
+mod swarm;
 mod task;
 
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +38,7 @@ use tokio::task::JoinHandle;
 pub(crate) use bootstrap::id_document;
 pub use bootstrap::{Bootstrap, BootstrapError};
 pub(crate) use identity::identity;
-pub(crate) use task::NetSettings;
+pub(crate) use swarm::NetSettings;
 
 use crate::StartError;
 

@@ -63,6 +63,11 @@ impl Records {
         self.addresses = addresses;
     }
 
+    /// What others announced of a key.
+    pub(super) fn others(&self, key: &RecordKey) -> &[ProviderRecord] {
+        self.others.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Drops what is out of date.
     pub(super) fn expire(&mut self, now: Instant) {
         let (mut total, count) = (0, &mut self.count);
@@ -146,7 +151,7 @@ impl RecordStore for Records {
             record.addresses.clone_from(&self.addresses);
             record
         });
-        let others = self.others.get(key).map(Vec::as_slice).unwrap_or_default();
+        let others = self.others(key);
         let turn = self.turn.fetch_add(TOLD, Ordering::Relaxed) % others.len().max(1);
         let (first, last) = others.split_at(turn);
         own.into_iter().chain(last.iter().chain(first).cloned()).collect()

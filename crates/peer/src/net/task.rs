@@ -1,59 +1,32 @@
 //! The task that owns the swarm.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use futures::{AsyncRead, AsyncWrite, StreamExt};
-use libp2p_connection_limits::{self as connection_limits, ConnectionLimits};
-use libp2p_core::muxing::StreamMuxerBox;
-use libp2p_core::transport::Boxed;
-use libp2p_core::upgrade::Version;
-use libp2p_core::{ConnectedPoint, Multiaddr, Transport};
+use futures::StreamExt;
+use libp2p_core::{ConnectedPoint, Multiaddr};
 use libp2p_identify as identify;
-use libp2p_identity::{Keypair, PeerId};
+use libp2p_identity::PeerId;
 use libp2p_kad::store::RecordStore;
 use libp2p_kad::{self as kad, GetProvidersOk, ProviderRecord, QueryId, QueryResult, RecordKey};
 use libp2p_mdns as mdns;
-use libp2p_noise as noise;
 use libp2p_ping as ping;
-use libp2p_pnet::{PnetConfig, PreSharedKey};
-use libp2p_swarm::behaviour::toggle::Toggle;
 use libp2p_swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p_swarm::{Config, NetworkBehaviour, StreamProtocol, Swarm, SwarmEvent};
-use libp2p_tcp as tcp;
-use libp2p_yamux as yamux;
+use libp2p_swarm::{DialError, Swarm, SwarmEvent};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::book::Book;
 use super::bootstrap::Bootstrap;
 use super::records::Records;
+use super::swarm::{Behaviour, BehaviourEvent, NetSettings, PROTOCOL, swarm};
 use super::{Command, NetState, Provider, ip, multiaddr};
 use crate::StartError;
 
-/// Kademlia, as Spegel calls it.
-const PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/kad/1.0.0");
-/// How often what is here is announced anew.
-const REPROVIDE: Duration = Duration::from_secs(15 * 60);
-/// How long an announcement is believed.
-const PROVIDER_LIFE: Duration = Duration::from_secs(19 * 60);
-
-/// How long a search may go on: who asks has gone to the registry long before.
-const QUERY_TIME: Duration = Duration::from_secs(10);
-/// How long one peer may take to answer within it.
-const ANSWER_TIME: Duration = Duration::from_secs(3);
 /// Searches at once.
 const MAX_LOOKUPS: usize = 512;
 /// Announcements at once.
 const MAX_ANNOUNCING: usize = 32;
-/// Connections; of one peer.
-const MAX_CONNECTIONS: u32 = 1024;
-const MAX_OF_PEER: u32 = 4;
-const MAX_PENDING: u32 = 128;
-/// A connection that nothing goes over is closed.
-const IDLE: Duration = Duration::from_secs(600);
 
 /// How often the first peers are looked for while nobody is connected, at first and at last; and else.
 const ALONE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -64,26 +37,6 @@ const TICK: Duration = Duration::from_millis(500);
 const EXPIRE: Duration = Duration::from_secs(60);
 /// How soon everything is announced again since there are many more peers than when it was.
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(30);
-
-/// What a swarm is made of.
-pub(crate) struct NetSettings {
-    pub(crate) key: Keypair,
-    pub(crate) listen: SocketAddr,
-    pub(crate) shared_key: Option<[u8; 32]>,
-    pub(crate) bootstrap: Vec<Bootstrap>,
-    pub(crate) mdns: bool,
-    pub(crate) http: reqwest::Client,
-}
-
-#[derive(NetworkBehaviour)]
-#[behaviour(prelude = "libp2p_swarm::derive_prelude")]
-struct Behaviour {
-    limits: connection_limits::Behaviour,
-    identify: identify::Behaviour,
-    ping: ping::Behaviour,
-    mdns: Toggle<mdns::tokio::Behaviour>,
-    kad: kad::Behaviour<Records>,
-}
 
 struct Lookup {
     key: RecordKey,
@@ -196,11 +149,9 @@ impl Task {
 
     fn find(&mut self, key: RecordKey, asker: mpsc::Sender<Provider>) {
         if let Some(lookup) = self.by_key.get(&key).and_then(|id| self.lookups.get_mut(id)) {
-            for peer in &lookup.found {
-                let addresses = self.book.of(peer).to_vec();
-                drop(asker.try_send(Provider { id: *peer, addresses }));
-            }
-            lookup.askers.push(asker);
+            lookup.askers.push(asker.clone());
+            let found: Vec<PeerId> = lookup.found.iter().copied().collect();
+            found.into_iter().for_each(|peer| self.introduce(peer, std::slice::from_ref(&asker)));
             return;
         }
         if self.lookups.len() >= MAX_LOOKUPS {
@@ -217,23 +168,40 @@ impl Task {
         let new: Vec<PeerId> =
             providers.into_iter().filter(|peer| *peer != own && lookup.found.insert(*peer)).collect();
         let askers = lookup.askers.clone();
-        for peer in new {
-            // What an announcement says of addresses is in the record, if it is here.
-            let told = self.swarm.behaviour_mut().kad.store_mut().providers(&self.lookups[&id].key);
-            let told = told.into_iter().find(|record| record.provider == peer).map(|record| record.addresses);
-            self.book.add(peer, told.iter().flatten());
-            let addresses = self.book.of(&peer).to_vec();
-            if !addresses.is_empty() {
-                let provider = Provider { id: peer, addresses };
-                askers.iter().for_each(|asker| drop(asker.try_send(provider.clone())));
-                continue;
-            }
-            // Whoever told of the peer told its address too, but only Kademlia knows it: dialling makes it known.
-            let opts = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
-            if self.swarm.dial(opts).is_ok() || self.dialled.contains_key(&peer) {
-                self.dialled.entry(peer).or_default().extend(askers.iter().cloned());
-            }
+        // What an announcement says of addresses is in the record, if it is here.
+        let records = self.swarm.behaviour_mut().kad.store_mut().others(&lookup.key);
+        for record in records.iter().filter(|record| new.contains(&record.provider)) {
+            self.book.add(record.provider, &record.addresses);
         }
+        new.into_iter().for_each(|peer| self.introduce(peer, &askers));
+    }
+
+    /// Tells of a peer that has what was asked for, as soon as it is known where it is.
+    fn introduce(&mut self, peer: PeerId, askers: &[mpsc::Sender<Provider>]) {
+        if self.tell_of(peer, askers) {
+            return;
+        }
+        // Whoever told of the peer told its address too, but only Kademlia knows it: dialling makes it known.
+        let opts = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
+        let comes = match self.swarm.dial(opts) {
+            Ok(()) => true,
+            // It is dialled already, by whomever.
+            Err(DialError::DialPeerConditionFalse(_)) => !self.connected.contains(&peer),
+            Err(_) => false,
+        };
+        if comes {
+            self.dialled.entry(peer).or_default().extend(askers.iter().cloned());
+        }
+    }
+
+    /// Tells of a peer, if it is known where it is.
+    fn tell_of(&self, peer: PeerId, askers: &[mpsc::Sender<Provider>]) -> bool {
+        let provider = Provider { id: peer, addresses: self.book.of(&peer).to_vec() };
+        let is_known = !provider.addresses.is_empty();
+        if is_known {
+            askers.iter().for_each(|asker| drop(asker.try_send(provider.clone())));
+        }
+        is_known
     }
 
     fn event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -293,10 +261,9 @@ impl Task {
     fn connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint) {
         if let ConnectedPoint::Dialer { address, .. } = endpoint {
             self.book.reached(peer, address);
-        }
-        if let Some(askers) = self.dialled.remove(&peer) {
-            let provider = Provider { id: peer, addresses: self.book.of(&peer).to_vec() };
-            askers.iter().for_each(|asker| drop(asker.try_send(provider.clone())));
+            if let Some(askers) = self.dialled.remove(&peer) {
+                self.tell_of(peer, &askers);
+            }
         }
         if self.connected.insert(peer) {
             tracing::debug!(%peer, all = self.connected.len(), "met a peer");
@@ -418,69 +385,43 @@ fn is_tcp(address: &Multiaddr) -> bool {
     matches!(address.iter().nth(1), Some(libp2p_core::multiaddr::Protocol::Tcp(_)))
 }
 
-fn swarm(settings: &NetSettings) -> Result<Swarm<Behaviour>, StartError> {
-    let key = &settings.key;
-    let id = key.public().to_peer_id();
-    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
-    let transport = match settings.shared_key {
-        Some(shared) => {
-            let shared = PreSharedKey::new(shared);
-            secured(tcp.and_then(move |socket, _| PnetConfig::new(shared).handshake(socket)), key)?
+#[cfg(test)]
+mod tests {
+    use libp2p_identity::Keypair;
+
+    use super::super::{Net, key};
+    use super::*;
+
+    fn settings() -> NetSettings {
+        NetSettings {
+            key: Keypair::generate_ed25519(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            shared_key: None,
+            bootstrap: Vec::new(),
+            mdns: false,
+            http: reqwest::Client::new(),
         }
-        None => secured(tcp, key)?,
-    };
-    let mdns = settings.mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), id)).transpose();
-    let mdns = mdns.map_err(|source| StartError::Io { what: "join mDNS".into(), source })?;
-    let agent = concat!("orlop/", env!("CARGO_PKG_VERSION")).to_owned();
-    let about = identify::Config::new("orlop/1".to_owned(), key.public()).with_agent_version(agent);
-    let limits = ConnectionLimits::default()
-        .with_max_pending_incoming(Some(MAX_PENDING))
-        .with_max_pending_outgoing(Some(MAX_PENDING))
-        .with_max_established(Some(MAX_CONNECTIONS))
-        .with_max_established_per_peer(Some(MAX_OF_PEER));
-    let mut kad = kad::Behaviour::with_config(id, Records::new(id, PROVIDER_LIFE), kad_config());
-    kad.set_mode(Some(kad::Mode::Server));
-    let behaviour = Behaviour {
-        limits: connection_limits::Behaviour::new(limits),
-        identify: identify::Behaviour::new(about.with_hide_listen_addrs(true).with_push_listen_addr_updates(true)),
-        ping: ping::Behaviour::new(ping::Config::new().with_timeout(Duration::from_secs(5))),
-        mdns: mdns.into(),
-        kad,
-    };
-    let config = Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
-    Ok(Swarm::new(transport, behaviour, id, config))
-}
-
-fn kad_config() -> kad::Config {
-    let mut config = kad::Config::new(PROTOCOL);
-    config
-        .set_provider_publication_interval(Some(REPROVIDE))
-        .set_provider_record_ttl(Some(PROVIDER_LIFE))
-        .set_query_timeout(QUERY_TIME)
-        .set_substreams_timeout(ANSWER_TIME)
-        .set_record_ttl(None)
-        .set_replication_interval(None)
-        .set_publication_interval(None)
-        .set_caching(kad::Caching::Disabled);
-    if let Some(parallel) = NonZeroUsize::new(5) {
-        config.set_parallelism(parallel);
     }
-    config
-}
 
-/// Encryption and streams over a transport.
-fn secured<T>(transport: T, key: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError>
-where
-    T: Transport + Send + Unpin + 'static,
-    T::Output: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    T::Error: Send + Sync + 'static,
-    T::ListenerUpgrade: Send + 'static,
-    T::Dial: Send + 'static,
-{
-    let noise = noise::Config::new(key).map_err(|error| StartError::Io {
-        what: "make the keys of connections".into(),
-        source: std::io::Error::other(error),
-    })?;
-    let upgraded = transport.upgrade(Version::V1Lazy).authenticate(noise).multiplex(yamux::Config::default());
-    Ok(upgraded.timeout(Duration::from_secs(10)).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed())
+    /// What was told of a provider that is dialled already was nothing, or that it is nowhere, for which it was not asked for a while.
+    #[tokio::test]
+    async fn a_provider_that_is_being_dialled_is_told_of_when_it_is_known_where_it_is() {
+        let there = Net::start(settings()).unwrap();
+        let mut state = there.state.clone();
+        let address = state.wait_for(|state| !state.addresses.is_empty()).await.unwrap().addresses[0].clone();
+        let (_commands, taken) = mpsc::channel(1);
+        let (told, _state) = watch::channel(NetState::default());
+        let mut task = Task::new(settings(), taken, told).unwrap();
+        let peer = there.id();
+        task.swarm.dial(DialOpts::peer_id(peer).addresses(vec![address.parse().unwrap()]).build()).unwrap();
+        let ((first, mut of_first), (second, mut of_second)) = (mpsc::channel(1), mpsc::channel(1));
+        let wanted = key(&orlop_oci::Digest::of(b"x"));
+        task.find(wanted.clone(), first);
+        task.found(task.by_key[&wanted], [peer]);
+        task.find(wanted, second);
+        let _running = super::super::Ended(tokio::spawn(task.run()));
+        let expected = Some(Provider { id: peer, addresses: vec!["127.0.0.1".parse().unwrap()] });
+        assert_eq!(of_first.recv().await, expected);
+        assert_eq!(of_second.recv().await, expected);
+    }
 }
