@@ -90,8 +90,9 @@ impl Shelf {
         if let Some(found) = self.known_type(digest) {
             return found;
         }
-        let raw = read_verified(self.inner.store.raw_content().as_ref(), digest, MAX_MANIFEST_BYTES).await.ok();
-        let document = raw.and_then(|raw| Document::parse_as(raw, None, digest.algorithm()).ok());
+        // What cannot be read now may be mended: of that nothing is remembered.
+        let raw = read_verified(self.inner.store.raw_content().as_ref(), digest, MAX_MANIFEST_BYTES).await.ok()?;
+        let document = Document::parse_as(raw, None, digest.algorithm()).ok();
         let found = document.map(|document| document.media_type().to_owned());
         let mut known = self.inner.types.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_TYPES {
@@ -130,17 +131,16 @@ impl Shelf {
         loop {
             let store = self.inner.store.clone();
             let now = tokio::task::spawn_blocking(move || store.version()).await.ok().and_then(Result::ok);
-            if now.is_none() || now != version {
-                version = now;
-                if let Some(all) = self.all().await {
-                    let have: Vec<Digest> = all.difference(&before).cloned().collect();
-                    let lost: Vec<Digest> = before.difference(&all).cloned().collect();
-                    if !have.is_empty() || !lost.is_empty() {
-                        tracing::debug!(have = have.len(), lost = lost.len(), "telling peers what is here");
-                        net.change(&have, &lost).await;
-                    }
-                    before = all;
+            if (now.is_none() || now != version)
+                && let Some(all) = self.all().await
+            {
+                let have: Vec<Digest> = all.difference(&before).cloned().collect();
+                let lost: Vec<Digest> = before.difference(&all).cloned().collect();
+                if !have.is_empty() || !lost.is_empty() {
+                    tracing::debug!(have = have.len(), lost = lost.len(), "telling peers what is here");
+                    net.change(&have, &lost).await;
                 }
+                (before, version) = (all, now);
             }
             if tokio::time::timeout(LOOK, self.inner.changed.notified()).await.is_ok() {
                 tokio::time::sleep(GATHER).await;

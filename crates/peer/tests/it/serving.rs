@@ -63,6 +63,27 @@ async fn digests_with_ranges_and_no_tags() {
     assert_eq!(id, format!(r#"[{{"ID":"{}","Addrs":["/ip4/{}/tcp/{}"]}}]"#, node.id(), listen.ip(), listen.port()));
 }
 
+/// That it could not be read once was remembered as that it is no document.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_was_damaged_is_given_again_once_it_is_mended() {
+    let (fleet, origin) = (Fleet::new(), Origin::start());
+    let content = image(23, 1, 1000);
+    let name = origin.has("app", &content);
+    let node = Node::start(fleet.settings(), None).await;
+    node.pull(&name).await.unwrap();
+    let (manifest, raw) = content.push_order().pop().unwrap();
+    let (url, file) =
+        (format!("http://{}/v2/app/manifests/{}", node.settings.serve, manifest.digest), node.blob(&manifest.digest));
+    let write = |bytes: &[u8]| {
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, bytes).unwrap();
+    };
+    write(&vec![b' '; raw.len()]);
+    assert_eq!(asked(&url, None).await.status(), StatusCode::NOT_FOUND);
+    write(raw);
+    assert_eq!(asked(&url, None).await.bytes().await.unwrap(), raw);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_when_too_many_are_given_to_is_told_to_come_back() {
     let (fleet, origin) = (Fleet::new(), Origin::start());
