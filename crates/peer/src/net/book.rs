@@ -1,7 +1,6 @@
 //! Where peers are: the IPs that each was seen at or says it has.
 
-use std::collections::BTreeSet;
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use libp2p_core::Multiaddr;
@@ -33,21 +32,23 @@ impl Book {
         !address.is_unspecified() && !address.is_multicast() && !link_local && address.is_loopback() == self.loopback
     }
 
-    /// A peer is at these addresses; the first is the best.
+    /// A peer is at these addresses, the best of them first. They come before what was told earlier, but for the best of that.
     pub(super) fn add<'a>(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = &'a Multiaddr>) {
-        let found: Vec<IpAddr> = addresses.into_iter().filter_map(ip).filter(|ip| self.is_good(*ip)).collect();
+        let found: Vec<IpAddr> =
+            addresses.into_iter().filter_map(ip).filter(|ip| self.is_good(*ip)).take(MAX_IPS).collect();
         if found.is_empty() || (self.ips.len() >= MAX_PEERS && !self.ips.contains_key(&peer)) {
             return;
         }
-        let known = match self.ips.entry(peer) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(Vec::new()),
-        };
+        let known = self.ips.entry(peer).or_default();
+        // The first was reached, or was there before all others.
+        let mut place = known.len().min(1);
         for ip in found {
-            if !known.contains(&ip) && known.len() < MAX_IPS {
-                known.push(ip);
+            if !known.contains(&ip) {
+                known.insert(place, ip);
+                place += 1;
             }
         }
+        known.truncate(MAX_IPS);
     }
 
     /// A connection to a peer was made at this address: it is the best one.
@@ -96,6 +97,23 @@ mod tests {
         let mut book = Book::new(true);
         book.add(peer, &said.map(at));
         assert_eq!(book.of(&peer), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+    }
+
+    /// Only the first two are tried: a peer that has its third address was not found any more.
+    #[test]
+    fn newer_addresses_come_before_older_ones_and_after_the_best() {
+        let (peer, mut book) = (PeerId::random(), Book::new(false));
+        let of = |book: &Book| book.of(&peer).iter().map(ToString::to_string).collect::<Vec<_>>();
+        book.add(peer, &[at("/ip4/10.0.0.1/tcp/1"), at("/ip4/10.0.0.2/tcp/1")]);
+        book.add(peer, &[at("/ip4/10.0.0.3/tcp/1"), at("/ip4/10.0.0.4/tcp/1"), at("/ip4/10.0.0.1/tcp/1")]);
+        assert_eq!(of(&book), ["10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.2"]);
+        for last in 10..50 {
+            book.add(peer, &[at(&format!("/ip4/10.0.0.{last}/tcp/1"))]);
+            assert_eq!(of(&book)[1], format!("10.0.0.{last}"));
+        }
+        book.reached(peer, &at("/ip4/10.0.0.60/tcp/1"));
+        assert_eq!(of(&book)[..2], ["10.0.0.60", "10.0.0.1"]);
+        assert_eq!(of(&book).len(), MAX_IPS);
     }
 
     #[test]
