@@ -6,6 +6,7 @@
 //! http       a blob from one node to another, as Spegel has it
 //! shelf      what this node has and gives
 //! pull       one blob: net, schedule and http together
+//! pace       a limit on bytes per second, for giving and for taking
 //! ```
 //! [`Peers`] is all of it. It is what a pull's [`Neighbours`] are; `image` knows nothing of how they are found.
 //!
@@ -23,6 +24,7 @@
 
 mod http;
 mod net;
+mod pace;
 mod pull;
 pub mod schedule;
 mod shelf;
@@ -67,7 +69,7 @@ pub struct Settings {
     pub withheld: Vec<Pattern>,
     /// Networks that are near: peers there are asked first.
     pub near: Vec<Network>,
-    /// Bytes a second that are given, and taken; 0: no limit.
+    /// Bytes a second that are given; 0: no limit.
     pub upload_rate: u64,
     /// Bytes a second that are taken; 0: no limit.
     pub download_rate: u64,

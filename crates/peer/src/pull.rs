@@ -17,7 +17,8 @@ use orlop_oci::Digest;
 use crate::Network;
 use crate::http::{Answer, Asker, Question, Refusal};
 use crate::net::{Net, NetState, Provider};
-use crate::schedule::{Board, Bucket, End, Fetch, Moment, Rules, Step, Transfer, Verdict};
+use crate::pace::Pace;
+use crate::schedule::{Board, End, Fetch, Moment, Rules, Step, Transfer, Verdict};
 use crate::shelf::Shelf;
 
 /// Digests of which it is remembered who failed them.
@@ -36,10 +37,11 @@ struct Inner {
     asker: Asker,
     shelf: Shelf,
     near: Vec<Network>,
+    rules: Rules,
     /// What all moments are counted from.
     began: Instant,
     board: Mutex<Board<PeerId>>,
-    bucket: Mutex<Bucket>,
+    pace: Pace,
     /// Who broke off or was too slow with a blob, lately: others go on with it.
     failed: Mutex<HashMap<Digest, (Moment, Vec<PeerId>)>>,
     received: AtomicU64,
@@ -60,8 +62,9 @@ impl Puller {
             shelf,
             near,
             began: Instant::now(),
-            board: Mutex::new(Board::new(rules, seed)),
-            bucket: Mutex::new(Bucket::new(rate)),
+            board: Mutex::new(Board::new(rules.clone(), seed)),
+            rules,
+            pace: Pace::new(rate),
             failed: Mutex::default(),
             received: AtomicU64::new(0),
             lies: AtomicU64::new(0),
@@ -165,15 +168,6 @@ impl Inner {
             entry.1.push(peer);
         }
     }
-
-    /// Waits until so many bytes may come.
-    async fn pace(&self, bytes: u64) {
-        let now = self.now();
-        let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(now, bytes);
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
-    }
 }
 
 /// Looks for somebody who gives one blob.
@@ -273,7 +267,7 @@ impl Search {
                     peer,
                     digest: self.question.digest.clone(),
                     left: answer.length,
-                    transfer: Transfer::new(now),
+                    transfer: Transfer::default(),
                     answer,
                     end: Some(End::Dropped),
                 };
@@ -355,17 +349,18 @@ impl Taking {
         let count = bytes.len() as u64;
         self.left -= count;
         self.inner.received.fetch_add(count, Ordering::Relaxed);
-        self.inner.pace(count).await;
+        self.inner.pace.take(count).await;
         Ok(Some(bytes))
     }
 
     /// The next bytes, as long as it is worth waiting for them.
     async fn wait(&mut self) -> Result<Option<Bytes>, (End, String)> {
-        let rules = self.inner.board().rules().clone();
+        let inner = Arc::clone(&self.inner);
+        let rules = &inner.rules;
         self.transfer.wait(self.inner.now());
         loop {
-            let now = self.inner.now();
-            let pause = match self.transfer.judge(now, &rules) {
+            let now = inner.now();
+            let pause = match self.transfer.judge(now, rules) {
                 Verdict::GoOn(at) => at.saturating_sub(now),
                 Verdict::Stalled => return Err((End::Slow, format!("stood still for {:?}", rules.stall))),
                 Verdict::Slow => return Err((End::Slow, format!("was slower than {} B/s", rules.slow))),
@@ -373,7 +368,7 @@ impl Taking {
             match tokio::time::timeout(pause, self.answer.chunk()).await {
                 Ok(Ok(bytes)) => {
                     let count = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
-                    self.transfer.came(self.inner.now(), count, &rules);
+                    self.transfer.came(inner.now(), count, rules);
                     return Ok(bytes);
                 }
                 Ok(Err(why)) => return Err((End::Broken, why)),

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
@@ -36,7 +36,7 @@ use super::pulse::{Beating, Pulse};
 use super::tls::Ends;
 use super::{DIGEST, LOAD, NAMESPACE};
 use crate::net::{Net, id_document};
-use crate::schedule::Bucket;
+use crate::pace::Pace;
 use crate::shelf::Shelf;
 
 /// How much is read from the store at once.
@@ -74,8 +74,7 @@ struct Inner {
     shelf: Shelf,
     net: Net,
     tls: Option<TlsAcceptor>,
-    began: Instant,
-    bucket: Mutex<Bucket>,
+    pace: Pace,
     uploads: Arc<Semaphore>,
     most: usize,
     connections: Arc<Semaphore>,
@@ -107,8 +106,7 @@ impl Server {
             shelf: settings.shelf,
             net,
             tls: settings.tls.map(|ends| TlsAcceptor::from(ends.server)),
-            began: Instant::now(),
-            bucket: Mutex::new(Bucket::new(settings.rate)),
+            pace: Pace::new(settings.rate),
             uploads: Arc::new(Semaphore::new(settings.uploads)),
             most: settings.uploads,
             connections: Arc::new(Semaphore::new(settings.connections)),
@@ -285,15 +283,6 @@ impl Inner {
         set(&mut refused, LOAD, "1.00");
         refused
     }
-
-    /// Waits until so many bytes may go.
-    async fn pace(&self, bytes: u64) {
-        let now = self.began.elapsed();
-        let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(now, bytes);
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
-    }
 }
 
 /// A blob that is being given.
@@ -320,7 +309,7 @@ impl Giving {
                 return Err(io::Error::other("the blob is shorter than it was"));
             }
             let bytes = piece.len() as u64;
-            giving.inner.pace(bytes).await;
+            giving.inner.pace.take(bytes).await;
             giving.range.start += bytes;
             giving.inner.sent.fetch_add(bytes, Ordering::Relaxed);
             Ok(Some((Frame::data(piece), giving)))

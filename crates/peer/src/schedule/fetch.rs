@@ -100,11 +100,6 @@ impl<P: Ord + Clone> Fetch<P> {
         }
     }
 
-    /// How many answers are waited for.
-    pub fn open(&self) -> usize {
-        self.open.len()
-    }
-
     /// What to do now. Whoever is to be asked counts as asked.
     pub fn next(&mut self, now: Moment, board: &mut Board<P>) -> Step<P> {
         let rules = board.rules().clone();

@@ -17,9 +17,8 @@ pub enum Verdict {
 
 /// A transfer, as far as it has come. Only the time in which bytes were waited for counts: a reader that is slow itself
 /// makes no peer slow.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Transfer {
-    began: Moment,
     bytes: u64,
     /// Time that was spent waiting for the peer.
     waited: Duration,
@@ -30,11 +29,6 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// A transfer that begins now.
-    pub const fn new(now: Moment) -> Self {
-        Self { began: now, bytes: 0, waited: Duration::ZERO, waiting: None, stretch: (0, Duration::ZERO) }
-    }
-
     /// The next bytes are waited for from now on.
     pub fn wait(&mut self, now: Moment) {
         self.waiting.get_or_insert(now);
@@ -76,11 +70,6 @@ impl Transfer {
     pub const fn waited(&self) -> Duration {
         self.waited
     }
-
-    /// How long ago it began.
-    pub fn age(&self, now: Moment) -> Duration {
-        now.saturating_sub(self.began)
-    }
 }
 
 #[cfg(test)]
@@ -96,7 +85,7 @@ mod tests {
     #[test]
     fn one_that_stands_still_is_given_up_at_the_moment_that_was_named() {
         let rules = Rules::default();
-        let mut transfer = Transfer::new(ms(0));
+        let mut transfer = Transfer::default();
         transfer.wait(ms(0));
         transfer.came(ms(10), 1 << 20, &rules);
         transfer.wait(ms(10));
@@ -108,7 +97,7 @@ mod tests {
     #[test]
     fn a_slow_reader_makes_no_slow_peer() {
         let rules = Rules::default();
-        let mut transfer = Transfer::new(ms(0));
+        let mut transfer = Transfer::default();
         let mut now = ms(0);
         for _ in 0..100 {
             transfer.wait(now);
@@ -125,7 +114,7 @@ mod tests {
         #[test]
         fn the_limit_parts_slow_from_fast(factor in prop_oneof![0.05f64..0.8, 1.3f64..8.0], step in 20u64..900) {
             let rules = Rules::default();
-            let mut transfer = Transfer::new(ms(0));
+            let mut transfer = Transfer::default();
             let (mut now, mut ended) = (ms(0), None);
             while now < rules.slow_after * 4 {
                 transfer.wait(now);

@@ -165,7 +165,7 @@ impl<'a> World<'a> {
                     looked_at: now,
                     replies: Vec::new(),
                     from: None,
-                    transfer: Transfer::new(now),
+                    transfer: Transfer::default(),
                     failed: Vec::new(),
                 });
             }
@@ -247,7 +247,7 @@ impl<'a> World<'a> {
             for (_, peer, _) in std::mem::take(&mut current.replies) {
                 self.nodes[at].board.ended(now, &peer, End::Dropped);
             }
-            current.transfer = Transfer::new(now);
+            current.transfer = Transfer::default();
         }
         let node = &mut self.nodes[at];
         node.flows.push(current);
