@@ -33,6 +33,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use orlop_image::{Images, Neighbourhood, Neighbours, Opening, Pattern, Wanted};
@@ -77,6 +78,8 @@ pub struct Settings {
     pub uploads: usize,
     /// Connections of peers at once.
     pub connections: usize,
+    /// After so long a peer that takes nothing more of a blob is cut off.
+    pub patience: Duration,
     /// What the decisions go by.
     pub rules: Rules,
 }
@@ -98,6 +101,7 @@ impl Default for Settings {
             download_rate: 0,
             uploads: 64,
             connections: 512,
+            patience: Duration::from_secs(30),
             rules: Rules::default(),
         }
     }
@@ -204,8 +208,8 @@ impl Peers {
             http: asker.client().clone(),
         })?;
         let shelf = Shelf::new(images.store().clone(), settings.withheld);
-        let (rate, uploads, connections) = (settings.upload_rate, settings.uploads, settings.connections);
-        let serving = ServerSettings { shelf: shelf.clone(), tls: ends, rate, uploads, connections };
+        let Settings { upload_rate: rate, uploads, connections, patience, .. } = settings;
+        let serving = ServerSettings { shelf: shelf.clone(), tls: ends, rate, uploads, connections, patience };
         let server = Server::new(serving, net.clone());
         let puller =
             Puller::new(net.clone(), asker, shelf.clone(), settings.near, settings.rules, settings.download_rate);

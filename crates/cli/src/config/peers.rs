@@ -143,6 +143,7 @@ impl Peers {
             uploads: self.max_uploads,
             connections: self.max_connections,
             rules,
+            ..Settings::default()
         }))
     }
 }

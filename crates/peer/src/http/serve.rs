@@ -43,8 +43,6 @@ use crate::shelf::Shelf;
 const PIECE: u64 = 256 << 10;
 /// How long a peer may take to send a request's head, or to shake hands.
 const HEADER_TIME: Duration = Duration::from_secs(10);
-/// How long a blob that is given may rest since nobody takes from it.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections of one address.
 const MAX_OF_ADDRESS: usize = 32;
 /// When a busy node may be asked again, in seconds: the header has no smaller unit.
@@ -62,6 +60,8 @@ pub(crate) struct ServerSettings {
     pub(crate) uploads: usize,
     /// Connections at once.
     pub(crate) connections: usize,
+    /// How long a blob may rest since nobody takes from it.
+    pub(crate) patience: Duration,
 }
 
 /// Counts and limits of a server. Cheap to clone.
@@ -77,6 +77,7 @@ struct Inner {
     pace: Pace,
     uploads: Arc<Semaphore>,
     most: usize,
+    patience: Duration,
     connections: Arc<Semaphore>,
     of_address: Mutex<HashMap<IpAddr, usize>>,
     sent: AtomicU64,
@@ -109,6 +110,7 @@ impl Server {
             pace: Pace::new(settings.rate),
             uploads: Arc::new(Semaphore::new(settings.uploads)),
             most: settings.uploads,
+            patience: settings.patience,
             connections: Arc::new(Semaphore::new(settings.connections)),
             of_address: Mutex::default(),
             sent: AtomicU64::new(0),
@@ -175,7 +177,7 @@ impl Inner {
     }
 
     async fn requests(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
-        let pulse = Pulse::default();
+        let (pulse, patience) = (Pulse::default(), self.patience);
         let beats = pulse.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let (inner, pulse) = (Arc::clone(&self), beats.clone());
@@ -189,7 +191,7 @@ impl Inner {
                     tracing::debug!(%error, "a peer's connection ended");
                 }
             }
-            () = pulse.stops(PATIENCE) => tracing::debug!("a peer took nothing more of a blob; its connection is closed"),
+            () = pulse.stops(patience) => tracing::debug!("a peer took nothing more of a blob; its connection is closed"),
         }
     }
 
@@ -312,6 +314,7 @@ impl Giving {
             giving.inner.pace.take(bytes).await;
             giving.range.start += bytes;
             giving.inner.sent.fetch_add(bytes, Ordering::Relaxed);
+            giving.beating.wait();
             Ok(Some((Frame::data(piece), giving)))
         });
         BodyExt::boxed_unsync(StreamBody::new(pieces))

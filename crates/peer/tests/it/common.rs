@@ -22,7 +22,7 @@ const LISTEN: u16 = 45_001;
 const SERVE: u16 = 45_000;
 
 /// How long something that must happen may take on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Addresses that no other test and no other process of these tests has: one network of loopback for each fleet.
 pub(crate) struct Fleet {

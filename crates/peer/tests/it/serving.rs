@@ -1,10 +1,15 @@
 //! What a node answers to whoever asks it.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
 use orlop_peer::{Settings, Tls};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use reqwest::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
-use crate::common::{Fleet, Node, Origin, image};
+use crate::common::{Fleet, Node, Origin, PATIENCE, image};
 
 async fn asked(url: &str, header: Option<(&str, &str)>) -> reqwest::Response {
     let mut request = reqwest::Client::new().get(url).header("x-spegel-mirrored", "true");
@@ -101,6 +106,68 @@ async fn who_comes_when_too_many_are_given_to_is_told_to_come_back() {
     assert_eq!(node.report().served[2], 1);
     drop(first);
     crate::common::until("the place is free again", || node.report().served[0] == 1).await;
+}
+
+/// Asks for a path from an address, over a connection of its own, and reads no more than the beginning of the answer; `None` if it
+/// is closed instead.
+async fn begun(from: Ipv4Addr, to: SocketAddr, path: &str) -> Option<(TcpStream, String)> {
+    let socket = TcpSocket::new_v4().unwrap();
+    // So that what is not read does not fit into it.
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    socket.bind(SocketAddr::new(from.into(), 0)).unwrap();
+    let mut stream = socket.connect(to).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.ok()?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.ok()?;
+    Some((stream, String::from_utf8_lossy(&head).into_owned()))
+}
+
+/// Until an answer of 200 begins.
+async fn gives(from: Ipv4Addr, to: SocketAddr, path: &str) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match begun(from, to, path).await {
+            Some((stream, head)) if head == "HTTP/1.1 200" => return stream,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_nothing_more_of_a_blob_makes_room_for_others() {
+    let (fleet, origin) = (Fleet::new(), Origin::start());
+    let content = image(24, 1, 16 << 20);
+    let name = origin.has("app", &content);
+    let settings = Settings { uploads: 1, patience: Duration::from_millis(200), ..fleet.settings() };
+    let node = Node::start(settings, None).await;
+    node.pull(&name).await.unwrap();
+    let (path, to) = (format!("/v2/app/blobs/{}", content.layers()[0]), node.settings.serve);
+    let stopped = gives(Ipv4Addr::LOCALHOST, to, &path).await;
+    // The only place is free again, though that connection is open at its other end.
+    let second = gives(Ipv4Addr::LOCALHOST, to, &path).await;
+    drop((stopped, second));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_cannot_take_all_connections() {
+    let (fleet, origin) = (Fleet::new(), Origin::start());
+    let content = image(25, 1, 16 << 20);
+    let name = origin.has("app", &content);
+    let node = Node::start(fleet.settings(), None).await;
+    node.pull(&name).await.unwrap();
+    let (path, to) = (format!("/v2/app/blobs/{}", content.layers()[0]), node.settings.serve);
+    let (greedy, other) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3));
+    let mut held = Vec::new();
+    while let Some((stream, _)) = begun(greedy, to, &path).await {
+        held.push(stream);
+        assert!(held.len() <= 32, "32 of one address, as docs/operations/fleet.md says");
+    }
+    assert_eq!(held.len(), 32);
+    let path = "/v2/";
+    drop(gives(other, to, path).await);
+    drop(held.pop());
+    gives(greedy, to, path).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
