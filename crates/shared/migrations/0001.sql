@@ -104,7 +104,7 @@ CREATE TABLE ingests (
     parts text[] NOT NULL DEFAULT '{}',
     -- What is not a whole part yet: here if it is small, else in the object `tail-<n>`.
     tail bytea,
-    tail_number integer
+    tail_number bigint
 );
 -- Refs may be longer than an index takes.
 CREATE UNIQUE INDEX ingests_of_reference ON ingests (sha256(reference));

@@ -135,8 +135,8 @@ impl Bucket {
         self.key(&["uploads", ingest, "data"])
     }
 
-    /// Of what an upload has beyond whole parts.
-    pub(crate) fn tail(&self, ingest: &str, number: i32) -> Path {
+    /// Of what an upload has beyond whole parts, by the number that its writer drew.
+    pub(crate) fn tail(&self, ingest: &str, number: i64) -> Path {
         self.key(&["uploads", ingest, &format!("tail-{number}")])
     }
 

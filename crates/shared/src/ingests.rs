@@ -34,7 +34,7 @@ pub(crate) enum Tail {
     /// In the row.
     Here(Vec<u8>),
     /// In an object.
-    There(i32),
+    There(i64),
 }
 
 /// Who may go on with an upload.
@@ -138,8 +138,9 @@ impl Ingests {
     }
 
     /// Names the multipart upload before it has any part, so that it can be dropped whatever happens.
-    pub(crate) async fn begin(&self, id: &str, writer: &str, upload: Option<&str>) -> Result<bool> {
-        let sql = "UPDATE ingests SET upload = $3, writer_until = now() + make_interval(secs => $4), updated_at = now() WHERE id = $1 AND writer = $2";
+    pub(crate) async fn begin(&self, id: &str, writer: &str, upload: &str) -> Result<bool> {
+        let sql = "UPDATE ingests SET upload = $3, writer_until = now() + make_interval(secs => $4), \
+                   updated_at = now() WHERE id = $1 AND writer = $2";
         Ok(self.database.execute(sql, &[&id, &writer, &upload, &WRITER_LIFE.as_secs_f64()]).await? > 0)
     }
 
@@ -195,7 +196,7 @@ fn ingest(row: &Row) -> Result<Ingest> {
     let algorithm: &str = row.try_get(7)?;
     let algorithm = Algorithm::from_name(algorithm)
         .ok_or_else(|| Error::Nonsense { what: "an algorithm", value: algorithm.to_owned() })?;
-    let tail = match row.try_get::<_, Option<i32>>(12)? {
+    let tail = match row.try_get::<_, Option<i64>>(12)? {
         Some(number) => Tail::There(number),
         None => Tail::Here(row.try_get::<_, Option<Vec<u8>>>(11)?.unwrap_or_default()),
     };

@@ -35,6 +35,7 @@ mod health;
 mod index;
 mod ingests;
 mod migrate;
+mod parts;
 pub mod protocol;
 mod reader;
 mod shared;

@@ -194,8 +194,7 @@ impl Ingester for SharedStore {
         let status = Mutex::new(ingest.status.clone());
         let open = Arc::new(Open { token, status, gone: AtomicBool::new(false) });
         inner.open().insert(options.reference.clone(), open.clone());
-        let state = State::new(inner.clone(), open, ingest, options.expected, restart).await?;
-        Ok(Box::new(SharedWriter::new(state)))
+        Ok(Box::new(SharedWriter::open(inner.clone(), open, ingest, options.expected, restart).await?))
     }
 }
 

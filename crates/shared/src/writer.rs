@@ -10,7 +10,10 @@
 //! # Invariants
 //! - The row says nothing that is not in the bucket; what it says is enough to go on.
 //! - Bytes that are acknowledged to a client are in the row's account: the registry lets go before it answers.
-//! - A writer that failed half-way is spent: its upload goes on from what was written down last.
+//! - A writer that failed half-way is spent: its upload goes on from what was written down last. Half-way is also where a
+//!   call is dropped, as a request is whose client is gone.
+//! - Who was taken for dead, and is not, changes nothing for who took his upload over: every object that a row names has a
+//!   key of its own, or is looked at once more (`parts`).
 //! - Nothing is copied to a blob's key that was not hashed.
 
 use std::collections::VecDeque;
@@ -21,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use orlop_content::{Error, Result, Status, Writer, verify};
 use orlop_oci::{Algorithm, Digest, Digester};
@@ -30,14 +32,6 @@ use tokio::task::JoinHandle;
 use crate::blobs::Published;
 use crate::ingests::{Ingest, Tail, WRITER_LIFE};
 use crate::store::{Inner, Open};
-
-/// A part, of which S3 takes 10,000; from [`MANY_PARTS`] on they are larger, so that a blob may have 300 GB.
-const PART: usize = 8 << 20;
-const MANY_PARTS: usize = 1_000;
-const LARGE_PART: usize = 32 << 20;
-
-/// Parts of one upload on their way at once.
-const IN_FLIGHT: usize = 2;
 
 /// A rest up to this is kept in the row, so that small blobs ask nothing of the bucket before they are whole.
 const IN_ROW: usize = 32 << 10;
@@ -55,53 +49,36 @@ pub(crate) struct SharedWriter {
 
 /// What a writer has.
 pub(crate) struct State {
-    inner: Arc<Inner>,
-    open: Arc<Open>,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) open: Arc<Open>,
     /// As it will be in the row, but for hash and tail.
-    ingest: Ingest,
+    pub(crate) ingest: Ingest,
     /// As it is in the row.
-    saved: Ingest,
+    pub(crate) saved: Ingest,
     /// What this writer expects; what an earlier one did is told by the status and binds nobody.
     expected: Option<Digest>,
-    digester: Digester,
-    buffer: BytesMut,
-    /// The buffer and the hash as they were written down.
-    mark: (Bytes, Digester),
-    in_flight: VecDeque<JoinHandle<crate::Result<String>>>,
+    pub(crate) digester: Digester,
+    pub(crate) buffer: BytesMut,
+    /// The buffer and the hash as they were written down, while the bytes so far begin with those.
+    mark: Option<(Bytes, Digester)>,
+    pub(crate) in_flight: VecDeque<JoinHandle<crate::Result<String>>>,
     /// `data` is complete, and has all bytes.
-    whole: bool,
-    /// Something failed half-way.
-    spent: bool,
+    pub(crate) whole: bool,
+    /// Something failed half-way, or is half-way.
+    pub(crate) spent: bool,
     said: Instant,
 }
 
 impl State {
-    /// Goes on with what is there, or begins anew.
-    pub(crate) async fn new(
-        inner: Arc<Inner>,
-        open: Arc<Open>,
-        ingest: Ingest,
-        expected: Option<Digest>,
-        restart: bool,
-    ) -> Result<Self> {
+    /// Not yet resumed.
+    fn new(inner: Arc<Inner>, open: Arc<Open>, ingest: Ingest, expected: Option<Digest>) -> Self {
         let digester = Digester::new(ingest.algorithm);
-        let mark = (Bytes::new(), digester.clone());
-        let (saved, buffer, in_flight) = (ingest.clone(), BytesMut::new(), VecDeque::new());
-        let (whole, spent, said) = (false, false, Instant::now());
-        let mut state =
-            Self { inner, open, ingest, saved, expected, digester, buffer, mark, in_flight, whole, spent, said };
-        // Dropped half-way, it frees the ref.
-        let resumed = state.resume(restart).await;
-        match resumed {
-            Ok(()) => Ok(state),
-            Err(error) => {
-                state.spent = true;
-                state.inner.clone().settle(state);
-                Err(error)
-            }
-        }
+        let (saved, buffer, mark, in_flight) = (ingest.clone(), BytesMut::new(), None, VecDeque::new());
+        let (whole, spent, said) = (false, true, Instant::now());
+        Self { inner, open, ingest, saved, expected, digester, buffer, mark, in_flight, whole, spent, said }
     }
 
+    /// Goes on with what is there, or begins anew.
     async fn resume(&mut self, restart: bool) -> Result<()> {
         let ingest = &self.ingest;
         let tail: Bytes = match &ingest.tail {
@@ -116,7 +93,7 @@ impl State {
             Some(digester) if !restart => {
                 self.digester = digester;
                 self.buffer = tail.as_ref().into();
-                self.mark = (tail, self.digester.clone());
+                self.mark = Some((tail, self.digester.clone()));
             }
             _ => self.restart().await?,
         }
@@ -124,8 +101,9 @@ impl State {
             let algorithm = self.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
             self.ingest.algorithm = algorithm;
             self.digester = Digester::new(algorithm);
-            self.mark = (Bytes::new(), self.digester.clone());
+            self.mark = Some((Bytes::new(), self.digester.clone()));
         }
+        self.spent = false;
         self.tell();
         Ok(())
     }
@@ -138,7 +116,7 @@ impl State {
         *self.open.status.lock().unwrap_or_else(PoisonError::into_inner) = self.ingest.status.clone();
     }
 
-    fn gone(&self) -> Error {
+    pub(crate) fn gone(&self) -> Error {
         Error::no_ingest(self.reference())
     }
 
@@ -171,64 +149,11 @@ impl State {
         self.ingest.status.offset += bytes.len() as u64;
         self.ingest.status.updated_at = Timestamp::now();
         while self.buffer.len() >= self.part_size() {
-            let part = self.buffer.split_to(self.part_size()).freeze();
-            let sent = self.send(part).await;
+            let sent = self.send(self.part_size()).await;
             self.spent |= sent.is_err();
             sent?;
         }
         self.tell();
-        Ok(())
-    }
-
-    fn part_size(&self) -> usize {
-        if self.ingest.parts.len() + self.in_flight.len() < MANY_PARTS { PART } else { LARGE_PART }
-    }
-
-    async fn send(&mut self, part: Bytes) -> Result<()> {
-        let key = self.inner.bucket.data(&self.ingest.id);
-        let upload = match &self.ingest.upload {
-            Some(upload) => upload.clone(),
-            None => self.begin().await?,
-        };
-        while self.in_flight.len() >= IN_FLIGHT {
-            self.arrive().await?;
-        }
-        let number = self.ingest.parts.len() + self.in_flight.len();
-        let bucket = self.inner.bucket.clone();
-        let slot = self.inner.slots.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
-        self.in_flight.push_back(tokio::spawn(async move {
-            let _slot = slot;
-            bucket.part(&key, &upload, number, part).await
-        }));
-        Ok(())
-    }
-
-    async fn begin(&mut self) -> Result<String> {
-        let key = self.inner.bucket.data(&self.ingest.id);
-        let upload = self.inner.bucket.begin(&key).await?;
-        if !self.inner.ingests.begin(&self.ingest.id, &self.open.token, Some(&upload)).await? {
-            drop(self.inner.bucket.abort(&key, &upload).await);
-            return Err(self.gone());
-        }
-        self.ingest.upload = Some(upload.clone());
-        self.saved.upload = Some(upload.clone());
-        Ok(upload)
-    }
-
-    /// Waits for the oldest part that is on its way.
-    async fn arrive(&mut self) -> Result<()> {
-        let Some(oldest) = self.in_flight.pop_front() else { return Ok(()) };
-        let part = oldest.await.map_err(|_| Error::Stopped)?;
-        self.ingest.parts.push(part?);
-        Ok(())
-    }
-
-    async fn all_arrive(&mut self) -> Result<()> {
-        while !self.in_flight.is_empty() {
-            let arrived = self.arrive().await;
-            self.spent |= arrived.is_err();
-            arrived?;
-        }
         Ok(())
     }
 
@@ -239,8 +164,11 @@ impl State {
             _ if size > offset => return Err(Error::Invalid("an ingest cannot be truncated to more than it has")),
             _ if size == offset => return Ok(()),
             0 => self.restart().await?,
-            _ if size == self.saved.status.offset && !self.whole => self.back().await,
+            _ if size == self.saved.status.offset && self.mark.is_some() && !self.whole => self.back().await,
             _ if self.ingest.parts.is_empty() && self.in_flight.is_empty() && !self.whole => {
+                if size < self.saved.status.offset {
+                    self.mark = None;
+                }
                 self.buffer.truncate(usize::try_from(size).unwrap_or(usize::MAX));
                 self.digester = Digester::new(self.ingest.algorithm);
                 self.digester.update(&self.buffer);
@@ -258,22 +186,19 @@ impl State {
 
     /// Back to what was written down last.
     async fn back(&mut self) {
-        // A part that comes late would take the place of one that is still to be sent.
-        while let Some(part) = self.in_flight.pop_front() {
-            drop(part.await);
-        }
-        let upload = self.ingest.upload.clone();
+        let Some((buffer, digester)) = self.mark.clone() else { return };
+        self.spent = true;
+        self.give_up_parts().await;
         self.ingest.parts.clone_from(&self.saved.parts);
-        self.ingest.upload = upload;
-        self.buffer = self.mark.0.as_ref().into();
-        self.digester = self.mark.1.clone();
+        self.buffer = buffer.as_ref().into();
+        self.digester = digester;
+        self.spent = false;
     }
 
     /// Back to nothing.
     async fn restart(&mut self) -> Result<()> {
-        while let Some(part) = self.in_flight.pop_front() {
-            drop(part.await);
-        }
+        self.spent = true;
+        self.give_up_parts().await;
         let old = self.ingest.clone();
         self.ingest.upload = None;
         self.ingest.parts.clear();
@@ -283,11 +208,12 @@ impl State {
         self.buffer.clear();
         self.whole = false;
         self.digester = Digester::new(self.ingest.algorithm);
-        self.mark = (Bytes::new(), self.digester.clone());
+        self.mark = Some((Bytes::new(), self.digester.clone()));
         if !self.inner.ingests.save(&self.ingest, &self.open.token, false).await? {
             return Err(self.gone());
         }
         self.saved = self.ingest.clone();
+        self.spent = false;
         self.inner.clean(&old).await;
         Ok(())
     }
@@ -301,15 +227,11 @@ impl State {
         let ingest = if noted.is_ok() { &self.ingest } else { &self.saved };
         let freed = self.inner.ingests.save(ingest, &self.open.token, true).await;
         self.inner.close(self.reference(), &self.open);
-        match (noted, freed) {
-            (Ok(()), Ok(true)) => {
-                self.drop_old_tail().await;
-                Ok(())
-            }
-            (Ok(()), Ok(false)) => Err(self.gone()),
-            (Ok(()), Err(error)) => Err(error.into()),
-            (Err(error), _) => Err(error),
-        }
+        noted?;
+        // The one of the two that no row names.
+        let is_saved = freed?;
+        self.drop_tail(if is_saved { &self.saved } else { &self.ingest }).await;
+        if is_saved { Ok(()) } else { Err(self.gone()) }
     }
 
     /// Brings all bytes to the bucket, or into what will be the row.
@@ -319,7 +241,8 @@ impl State {
         self.ingest.tail = if self.buffer.len() <= IN_ROW {
             Tail::Here(self.buffer.to_vec())
         } else {
-            let number = if let Tail::There(number) = self.saved.tail { number + 1 } else { 0 };
+            // Nobody else has this number, whatever he takes himself for.
+            let number = rand::random_range(1..=i64::MAX);
             let key = self.inner.bucket.tail(&self.ingest.id, number);
             self.inner.bucket.put(&key, self.buffer.clone().freeze()).await?;
             Tail::There(number)
@@ -327,11 +250,9 @@ impl State {
         Ok(())
     }
 
-    async fn drop_old_tail(&self) {
-        if let Tail::There(number) = self.saved.tail
-            && self.ingest.tail != self.saved.tail
-        {
-            drop(self.inner.bucket.delete(&self.inner.bucket.tail(&self.ingest.id, number)).await);
+    async fn drop_tail(&self, of: &Ingest) {
+        if let Tail::There(number) = of.tail {
+            drop(self.inner.bucket.delete(&self.inner.bucket.tail(&of.id, number)).await);
         }
     }
 
@@ -363,6 +284,8 @@ impl State {
         } else {
             self.complete().await?;
             inner.bucket.copy(&inner.bucket.data(&self.ingest.id), &key, size).await?;
+            // Who took the upload over meanwhile may have put other bytes there.
+            self.live().await?;
         }
         let found = inner.bucket.size(&key).await?;
         if found != Some(size) {
@@ -379,63 +302,17 @@ impl State {
         }
     }
 
-    /// Puts the parts together. May be repeated, also by another gateway.
-    async fn complete(&mut self) -> Result<()> {
-        if self.whole {
-            return Ok(());
-        }
-        if !self.buffer.is_empty() {
-            let rest = self.buffer.clone().freeze();
-            self.send(rest).await?;
-        }
-        let counted = self.ingest.parts.len() + self.in_flight.len() - usize::from(!self.buffer.is_empty());
-        self.all_arrive().await?;
-        let Some(upload) = self.ingest.upload.clone() else { return Ok(()) };
-        let data = self.inner.bucket.data(&self.ingest.id);
-        let completed = self.inner.bucket.complete(&data, &upload, &self.ingest.parts).await;
-        // Until it is known to be complete the rest is the buffer's: it may be sent again.
-        self.ingest.parts.truncate(counted);
-        if let Err(error) = completed
-            && self.inner.bucket.size(&data).await? != Some(self.ingest.status.offset)
-        {
-            return Err(error.into());
-        }
-        self.whole = true;
-        Ok(())
-    }
-
-    /// By another algorithm than bytes were hashed with as they came.
-    async fn hash_again(&mut self, algorithm: Algorithm) -> Result<Digest> {
-        let mut digester = Digester::new(algorithm);
-        if self.ingest.upload.is_none() {
-            digester.update(&self.buffer);
-            return Ok(digester.finish());
-        }
-        self.complete().await?;
-        let mut pieces = self.inner.bucket.stream(&self.inner.bucket.data(&self.ingest.id), 0).await?;
-        let mut read = 0;
-        while let Some(piece) = pieces.next().await {
-            let piece = piece?;
-            read += piece.len() as u64;
-            digester.update(&piece);
-        }
-        let reference = self.reference().to_owned();
-        let expected = self.ingest.status.offset;
-        if read == expected {
-            Ok(digester.finish())
-        } else {
-            Err(Error::SizeMismatch { reference, expected, actual: read })
-        }
-    }
-
     /// The blob is there: the upload goes.
     async fn finish(&mut self) {
         self.spent = true;
         let removed = self.inner.ingests.remove(&self.ingest.id, Some(&self.open.token)).await;
         self.inner.close(self.reference(), &self.open);
-        if let Err(error) = removed {
+        match removed {
+            Ok(true) => {}
+            // Somebody else has it, and what it has in the bucket.
+            Ok(false) => return,
             // Its row is left for who drops idle uploads.
-            tracing::debug!(%error, "the row of a finished upload stays for a while");
+            Err(error) => return tracing::debug!(%error, "the row of a finished upload stays for a while"),
         }
         let (inner, mut ingest) = (self.inner.clone(), self.ingest.clone());
         ingest.tail = self.saved.tail.clone();
@@ -446,9 +323,18 @@ impl State {
 }
 
 impl SharedWriter {
-    pub(crate) fn new(state: State) -> Self {
-        let (last, reference) = (state.ingest.status.clone(), state.reference().to_owned());
-        Self { state: Some(state), reference, last }
+    /// Goes on with an upload, or begins it anew. Whatever becomes of this, its ref is free when the writer is dropped.
+    pub(crate) async fn open(
+        inner: Arc<Inner>,
+        open: Arc<Open>,
+        ingest: Ingest,
+        expected: Option<Digest>,
+        restart: bool,
+    ) -> Result<Self> {
+        let (last, reference) = (ingest.status.clone(), ingest.status.reference.clone());
+        let mut writer = Self { state: Some(State::new(inner, open, ingest, expected)), reference, last };
+        writer.state()?.resume(restart).await?;
+        Ok(writer)
     }
 
     fn state(&mut self) -> Result<&mut State> {
@@ -485,25 +371,17 @@ impl Writer for SharedWriter {
     }
 
     async fn release(&mut self) -> Result<bool> {
-        self.state()?;
+        let let_go = self.state()?.let_go().await;
         self.last = self.status();
-        let Some(mut state) = self.state.take() else { return Ok(true) };
-        state.let_go().await?;
-        Ok(true)
+        self.state = None;
+        let_go.map(|()| true)
     }
 }
 
 impl Drop for SharedWriter {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
-            let inner = state.inner();
-            inner.settle(state);
+            state.inner.clone().settle(state);
         }
-    }
-}
-
-impl State {
-    fn inner(&self) -> Arc<Inner> {
-        self.inner.clone()
     }
 }

@@ -10,3 +10,4 @@ mod index_contract;
 mod protocol;
 mod rig;
 mod schema;
+mod uploads;
