@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use orlop_content::{Error as ContentError, IngestOptions, Writer};
 use orlop_oci::Digest;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Code, Failure};
 use crate::route::{digest as parse_digest, query, repository};
@@ -26,40 +27,90 @@ pub(crate) const BODY_PAUSE: Duration = Duration::from_secs(60);
 /// Smaller frames are joined, so that the store is not called for every packet.
 const JOIN_BYTES: usize = 256 << 10;
 
-/// Uploads in progress whose writers are open.
+/// Uploads whose writers are open, or wanted. One request at a time has its turn with each; others wait for theirs.
 #[derive(Default)]
 pub(crate) struct Uploads {
-    open: Mutex<HashMap<String, Arc<Upload>>>,
+    open: Mutex<HashMap<String, Upload>>,
 }
 
 struct Upload {
-    /// `None` when it is committed or cancelled.
-    writer: tokio::sync::Mutex<Option<Box<dyn Writer>>>,
-    used: Mutex<Instant>,
+    /// `None` when it is to be opened by whoever has his turn next. Cloned under the lock of all, so that who counts the
+    /// clones there knows whether anybody has it or waits for it.
+    writer: Arc<tokio::sync::Mutex<Option<Box<dyn Writer>>>>,
+    used: Instant,
+}
+
+impl Upload {
+    fn is_wanted(&self, but_for: usize) -> bool {
+        Arc::strong_count(&self.writer) > 1 + but_for
+    }
 }
 
 impl Uploads {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Upload>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, reference: &str) -> Option<Arc<Upload>> {
-        let upload = self.lock().get(reference).cloned()?;
-        *upload.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        Some(upload)
+    /// Waits for the turn with an upload, which may be open.
+    async fn turn(&self, reference: String) -> Turn<'_> {
+        let writer = {
+            let mut open = self.lock();
+            let new = || Upload { writer: Arc::default(), used: Instant::now() };
+            let upload = open.entry(reference.clone()).or_insert_with(new);
+            upload.used = Instant::now();
+            upload.writer.clone()
+        };
+        Turn { uploads: self, reference, writer: writer.lock_owned().await, stays_open: false }
     }
 
-    fn insert(&self, reference: &str, writer: Box<dyn Writer>) -> Arc<Upload> {
+    /// Closes the one that was not used for the longest, if there are too many.
+    fn make_room(&self) {
         let mut open = self.lock();
-        if open.len() >= OPEN_UPLOADS {
-            let idle = open.iter().filter(|(_, upload)| Arc::strong_count(upload) == 1);
-            let longest = idle.min_by_key(|(_, u)| *u.used.lock().unwrap_or_else(PoisonError::into_inner));
-            if let Some(reference) = longest.map(|(reference, _)| reference.clone()) {
-                open.remove(&reference);
-            }
+        if open.len() <= OPEN_UPLOADS {
+            return;
         }
-        let upload = Upload { writer: tokio::sync::Mutex::new(Some(writer)), used: Mutex::new(Instant::now()) };
-        open.entry(reference.to_owned()).or_insert(Arc::new(upload)).clone()
+        let idle = open.iter().filter(|(_, upload)| !upload.is_wanted(0));
+        let longest = idle.min_by_key(|(_, upload)| upload.used).map(|(reference, _)| reference.clone());
+        longest.and_then(|reference| open.remove(&reference));
+    }
+}
+
+/// A request's turn with an upload. Dropped before its [`Turn::end`], as a request is whose client is gone, it closes the
+/// upload: the next one opens it where it was.
+struct Turn<'a> {
+    uploads: &'a Uploads,
+    reference: String,
+    writer: OwnedMutexGuard<Option<Box<dyn Writer>>>,
+    stays_open: bool,
+}
+
+impl Turn<'_> {
+    fn writer(&mut self) -> Result<&mut dyn Writer, Failure> {
+        match self.writer.as_mut() {
+            Some(writer) => Ok(writer.as_mut()),
+            None => Err(Code::BlobUploadUnknown.into()),
+        }
+    }
+
+    /// Between requests an upload belongs to no process, where several share the store.
+    async fn end(mut self) -> Result<(), Failure> {
+        if let Some(writer) = self.writer.as_mut() {
+            self.stays_open = !writer.release().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.stays_open {
+            return;
+        }
+        *self.writer = None;
+        let mut open = self.uploads.lock();
+        if open.get(&self.reference).is_some_and(|upload| !upload.is_wanted(1)) {
+            open.remove(&self.reference);
+        }
     }
 }
 
@@ -103,8 +154,10 @@ impl Inner {
                 self.commit(name, &reference, &mut Some(writer), &digest).await
             }
             None => {
-                let upload = self.uploads.insert(&reference, writer);
-                self.let_go(&reference, &mut *upload.writer.lock().await).await?;
+                let mut turn = self.uploads.turn(reference).await;
+                *turn.writer = Some(writer);
+                self.uploads.make_room();
+                turn.end().await?;
                 Ok(accepted(StatusCode::ACCEPTED, name, &id, 0))
             }
         }
@@ -112,10 +165,9 @@ impl Inner {
 
     /// `GET /v2/<name>/blobs/uploads/<id>`
     pub(crate) async fn upload_status(&self, name: &str, id: &str) -> Result<Response<Body>, Failure> {
-        let upload = self.find_upload(name, id).await?;
-        let mut writer = upload.writer.lock().await;
-        let offset = writer.as_ref().ok_or(Code::BlobUploadUnknown)?.status().offset;
-        self.let_go(&reference(name, id), &mut writer).await?;
+        let mut turn = self.find_upload(name, id).await?;
+        let offset = turn.writer()?.status().offset;
+        turn.end().await?;
         Ok(accepted(StatusCode::NO_CONTENT, name, id, offset))
     }
 
@@ -126,19 +178,18 @@ impl Inner {
         id: &str,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
-        let upload = self.find_upload(name, id).await?;
-        let mut guard = upload.writer.lock().await;
-        let writer = guard.as_mut().ok_or(Code::BlobUploadUnknown)?;
+        let mut turn = self.find_upload(name, id).await?;
+        let writer = turn.writer()?;
         let offset = writer.status().offset;
         let appended = match check_range(request.headers(), offset) {
-            Ok(end) => append(writer.as_mut(), end, request).await,
+            Ok(end) => append(writer, end, request).await,
             Err(failure) => Err(at(failure, name, id, offset)),
         };
         let offset = writer.status().offset;
         // Also of a body that broke off: the rest of it may come to another process. That is said before the chunk is.
-        let let_go = self.let_go(&reference(name, id), &mut guard).await;
+        let ended = turn.end().await;
         appended?;
-        let_go?;
+        ended?;
         Ok(accepted(StatusCode::ACCEPTED, name, id, offset))
     }
 
@@ -149,20 +200,16 @@ impl Inner {
         id: &str,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
-        let upload = self.find_upload(name, id).await?;
-        let mut writer = upload.writer.lock().await;
-        let offset = writer.as_ref().ok_or(Code::BlobUploadUnknown)?.status().offset;
-        let reference = reference(name, id);
-        let answer = match self.last_chunk(name, id, offset, request, &mut writer).await {
-            Ok(digest) => self.commit(name, &reference, &mut writer, &digest).await,
+        let mut turn = self.find_upload(name, id).await?;
+        let answer = match self.last_chunk(name, id, request, turn.writer()?).await {
+            Ok(digest) => self.commit(name, &turn.reference, &mut turn.writer, &digest).await,
             Err(failure) => Err(failure),
         };
-        if writer.is_none() {
-            self.uploads.lock().remove(&reference);
-        } else {
-            self.let_go(&reference, &mut writer).await?;
-        }
-        answer
+        // Why it was not finished is said before what became of what came with it.
+        let ended = turn.end().await;
+        let created = answer?;
+        ended?;
+        Ok(created)
     }
 
     /// Appends what comes with the closing request; returns the digest that it names.
@@ -170,35 +217,23 @@ impl Inner {
         &self,
         name: &str,
         id: &str,
-        offset: u64,
         request: Request<Body>,
-        writer: &mut Option<Box<dyn Writer>>,
+        writer: &mut dyn Writer,
     ) -> Result<Digest, Failure> {
+        let offset = writer.status().offset;
         let digest =
             query(request.uri(), "digest").ok_or_else(|| Code::DigestInvalid.because("the digest is missing"))?;
         let digest = parse_digest(&digest)?;
         let end = check_range(request.headers(), offset).map_err(|failure| at(failure, name, id, offset))?;
-        append(writer.as_mut().ok_or(Code::BlobUploadUnknown)?.as_mut(), end, request).await?;
+        append(writer, end, request).await?;
         Ok(digest)
-    }
-
-    /// Between requests an upload belongs to no process, where several share the store.
-    async fn let_go(&self, reference: &str, writer: &mut Option<Box<dyn Writer>>) -> Result<(), Failure> {
-        let Some(open) = writer.as_mut() else { return Ok(()) };
-        if open.release().await? {
-            *writer = None;
-            self.uploads.lock().remove(reference);
-        }
-        Ok(())
     }
 
     /// `DELETE /v2/<name>/blobs/uploads/<id>`
     pub(crate) async fn cancel_upload(&self, name: &str, id: &str) -> Result<Response<Body>, Failure> {
-        let upload = self.find_upload(name, id).await?;
-        let reference = reference(name, id);
-        self.uploads.lock().remove(&reference);
-        upload.writer.lock().await.take().ok_or(Code::BlobUploadUnknown)?;
-        self.content.abort(&reference).await?;
+        let mut turn = self.find_upload(name, id).await?;
+        *turn.writer = None;
+        self.content.abort(&turn.reference).await?;
         Ok(empty(StatusCode::NO_CONTENT))
     }
 
@@ -219,21 +254,20 @@ impl Inner {
         Ok(dropped)
     }
 
-    /// The upload, opened if it is not. Requests that find one which is let go while they wait for their turn open it anew.
-    async fn find_upload(&self, name: &str, id: &str) -> Result<Arc<Upload>, Failure> {
+    /// The turn with an upload, which is opened if it is not.
+    async fn find_upload(&self, name: &str, id: &str) -> Result<Turn<'_>, Failure> {
         if !is_id(id) {
             return Err(Code::BlobUploadUnknown.into());
         }
-        let reference = reference(name, id);
-        if let Some(upload) = self.uploads.get(&reference) {
-            let is_open = upload.writer.lock().await.is_some();
-            if is_open {
-                return Ok(upload);
-            }
+        let mut turn = self.uploads.turn(reference(name, id)).await;
+        if turn.writer.is_none() {
+            // Opening one that is not there would make it.
+            self.content.status(&turn.reference).await?;
+            let options = IngestOptions { reference: turn.reference.clone(), ..Default::default() };
+            *turn.writer = Some(self.content.writer(options).await?);
+            self.uploads.make_room();
         }
-        self.content.status(&reference).await?;
-        let writer = self.content.writer(IngestOptions { reference: reference.clone(), ..Default::default() }).await?;
-        Ok(self.uploads.insert(&reference, writer))
+        Ok(turn)
     }
 
     /// Verifies and links. The writer is gone afterwards.
