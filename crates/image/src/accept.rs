@@ -8,7 +8,7 @@
 //! - No record is written without asking the gate. A manifest without a tag that nobody has vouched for yet (the manifests of a
 //!   signed index come before it, and nobody signs them) gets none: it is no image of the node, and its caller keeps it for a while.
 //! - A manifest that an index of the same repository has needs no record of its own: the index keeps it. One that is about
-//!   another manifest keeps its own.
+//!   another manifest, has a tag, or is pinned keeps its own.
 //! - The bytes of the manifest are in the store, and whoever calls holds them and all that the manifest has until this returns.
 
 use std::collections::BTreeSet;
@@ -16,10 +16,11 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use orlop_content::{self as content, read_verified};
 use orlop_metadata::{Image, ImageChange, Labels, Scope};
-use orlop_oci::{Descriptor, Document, ImageId, MAX_MANIFEST_BYTES, RepositoryName};
+use orlop_oci::{Descriptor, Digest, Document, ImageId, MAX_MANIFEST_BYTES, RepositoryName};
 
 use crate::gate::Cause;
 use crate::pull::{Naming, document_labels, record_labels};
+use crate::reconcile::is_pinned;
 use crate::{Error, Images, Result, labels};
 
 /// A manifest that was pushed.
@@ -104,7 +105,8 @@ impl Images {
         Ok(Some(namings))
     }
 
-    /// The deletions of records that an index makes superfluous: those of its manifests in the same repository.
+    /// The deletions of records that an index makes superfluous: those of its manifests in the same repository, but for what a tag,
+    /// a pin or a pull by digest needs.
     async fn absorbed(
         &self,
         scope: &Scope,
@@ -112,17 +114,22 @@ impl Images {
         document: Option<&Document>,
     ) -> Result<Vec<ImageChange>> {
         let Some(index) = document.and_then(Document::index) else { return Ok(Vec::new()) };
-        let name = |child: &Descriptor| pushed.repository.with_digest(&child.digest).to_string();
-        let names: BTreeSet<String> = index.manifests.iter().map(name).collect();
+        let mut children: BTreeSet<Digest> = index.manifests.iter().map(|child| child.digest.clone()).collect();
+        children.remove(&pushed.target.digest);
         let namespace = scope.namespace.clone();
-        let records = self.blocking(move |store| Ok(store.images_named(&namespace, &names)?)).await?;
-        let is_superfluous = |record: &Image| {
-            record.labels.get(labels::PUSHED).is_some_and(|as_what| as_what == labels::PUSHED_MANIFEST)
+        let records = self.blocking(move |store| Ok(store.images_of(&namespace, &children)?)).await?;
+        let tag = format!("{}:", pushed.repository);
+        let tagged: BTreeSet<&Digest> =
+            records.iter().filter(|record| record.name.starts_with(&tag)).map(|record| &record.target.digest).collect();
+        let is_superfluous = |record: &&Image| {
+            record.name == pushed.repository.with_digest(&record.target.digest).to_string()
+                && record.labels.get(labels::PUSHED).is_some_and(|as_what| as_what == labels::PUSHED_MANIFEST)
                 && !record.labels.contains_key(labels::REQUESTED)
-                && record.target.digest != pushed.target.digest
+                && !is_pinned(&record.labels)
+                && !tagged.contains(&record.target.digest)
         };
-        let delete = |record: Image| ImageChange::Delete { name: record.name };
-        Ok(records.into_iter().filter(is_superfluous).map(delete).collect())
+        let delete = |record: &Image| ImageChange::Delete { name: record.name.clone() };
+        Ok(records.iter().filter(is_superfluous).map(delete).collect())
     }
 }
 

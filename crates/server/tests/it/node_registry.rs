@@ -296,6 +296,32 @@ async fn an_index_keeps_its_manifests_and_takes_them_along() {
     assert_eq!(rig.get("/v2/app/manifests/1").await.status, 404);
 }
 
+/// Regression: a manifest's own record went, with its tag's digest reference or a pin, when an index came that has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_takes_no_record_from_its_manifests_that_is_needed_otherwise() {
+    let rig = Rig::new().await;
+    let (tagged, pinned) = (image(20), foreign(21));
+    assert_eq!(rig.push("app", Some("amd64"), &tagged).await.status, 201);
+    assert_eq!(rig.push("app", None, &pinned).await.status, 201);
+    let [of_tagged, of_pinned] = [&tagged, &pinned].map(|child| format!("{HOST}/app@{}", child.root.digest));
+    rig.images().pin(&rig.scope, &of_pinned, true).await.unwrap();
+    let content = Content::index(&[tagged.clone(), pinned.clone()]);
+    assert_eq!(rig.push("app", Some("1"), &content).await.status, 201);
+    let names = rig.records();
+    for name in [&of_tagged, &of_pinned] {
+        assert!(names.contains(name), "{name} {names:#?}");
+    }
+    assert_eq!(rig.images().reconcile("k8s.io").await.unwrap(), Default::default(), "nothing was to be mended");
+    // The index goes, what has a tag of its own stays.
+    assert_eq!(rig.delete(&format!("/v2/app/manifests/{}", content.root.digest)).await.status, 202);
+    rig.end_leases();
+    rig.collect().await;
+    for child in [&tagged, &pinned] {
+        let path = format!("/v2/app/manifests/{}", child.root.digest);
+        assert_eq!(rig.get(&path).await.body, child.bytes(&child.root.digest));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_is_a_removal_that_can_be_undone() {
     let rig = Rig::new().await;
