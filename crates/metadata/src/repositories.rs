@@ -20,7 +20,7 @@ use orlop_oci::Digest;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::db::{from_nanos, to_nanos};
-use crate::edges::CONTENT;
+use crate::edges::{self, CONTENT};
 use crate::history::digest_column;
 use crate::{Result, Store};
 
@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS repository_blob (
   expires    INTEGER NOT NULL,
   PRIMARY KEY (namespace, repository, digest)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS repository_blob_digest ON repository_blob (namespace, digest);
 CREATE TABLE IF NOT EXISTS repository_manifest (
   namespace  TEXT NOT NULL,
   repository TEXT NOT NULL,
@@ -78,6 +79,37 @@ impl Repositories {
                  ON CONFLICT DO UPDATE SET expires = max(expires, excluded.expires)",
             )?
             .execute(params![self.namespace, repository, digest.as_str(), to_nanos(until)])?;
+            Ok(())
+        })
+    }
+
+    /// Lets go of what a push to a repository has brought and a record keeps now: the leases whose names begin with `leases`
+    /// hold these blobs no more, but for those that another repository has for a while, and those that `is_counted_on` says
+    /// somebody counts on. That is asked when no lease can change any more.
+    pub fn settle<'a>(
+        &self,
+        repository: &str,
+        digests: impl IntoIterator<Item = &'a Digest>,
+        leases: &str,
+        is_counted_on: impl Fn(&Digest) -> bool,
+    ) -> Result<()> {
+        let now = self.store.now();
+        self.store.lent_together("settle push", |tx| {
+            for digest in digests.into_iter().filter(|digest| !is_counted_on(digest)) {
+                let gone = tx
+                    .prepare_cached(
+                        "DELETE FROM lease_resource WHERE namespace = ?1 AND kind = ?2 AND name = ?3
+                         AND substr(lease, 1, length(?4)) = ?4
+                         AND NOT EXISTS (SELECT 1 FROM repository_blob AS other WHERE other.namespace = ?1
+                             AND other.digest = ?3 AND other.repository <> ?5 AND other.expires > ?6)
+                         AND NOT EXISTS (SELECT 1 FROM repository_manifest AS other WHERE other.namespace = ?1
+                             AND other.digest = ?3 AND other.repository <> ?5 AND other.expires > ?6)",
+                    )?
+                    .execute(params![self.namespace, CONTENT, digest.as_str(), leases, repository, now])?;
+                if gone > 0 {
+                    edges::suspect(tx, &self.namespace, CONTENT, digest.as_str())?;
+                }
+            }
             Ok(())
         })
     }

@@ -1,5 +1,6 @@
 //! What a registry knows beside bytes: which repository has what, and what its tags mean.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
@@ -108,15 +109,30 @@ pub enum ManifestKey {
     Digest(Digest),
 }
 
+/// What a request counts on, until this is dropped: see [`BlobIndex::hold`].
+#[derive(Default)]
+#[must_use = "what is held may be let go of as soon as this is dropped"]
+pub struct Held {
+    _counted: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Held {
+    /// Drops this with it.
+    pub fn with(counted: impl Any + Send + Sync) -> Self {
+        Self { _counted: Some(Box::new(counted)) }
+    }
+}
+
 /// Which repository has which blob.
 #[async_trait]
 pub trait BlobIndex: Send + Sync {
     /// Keeps these blobs from being collected, those of them that are in the content store, long enough for a link or a
-    /// manifest to follow. The registry asks for it before it looks whether they are there, so that what it saw stays true.
-    /// An index over a store that nobody collects has nothing to do.
-    async fn hold(&self, digests: &[Digest]) -> IndexResult<()> {
+    /// manifest to follow. The registry asks for it before it looks whether they are there, so that what it saw stays true;
+    /// and it drops what it gets when the link or the manifest is there, or does not come. What another request does meanwhile
+    /// lets go of none of them. An index over a store that nobody collects has nothing to do.
+    async fn hold(&self, digests: &[Digest]) -> IndexResult<Held> {
         let _ = digests;
-        Ok(())
+        Ok(Held::default())
     }
 
     /// Says that a repository has a blob whose bytes are in the content store. Where they are not, or not any more, an index
@@ -136,6 +152,12 @@ pub trait ManifestIndex: Send + Sync {
     /// Adds a manifest and, in the same step, points tags at it. An index that several processes share looks in that step
     /// once more whether its bytes and those of its children are there: a collector may have come since they were seen.
     async fn put_manifest(&self, repository: &str, record: ManifestRecord, tags: &[String]) -> IndexResult<()>;
+
+    /// Hears that a manifest was put whose children and self were held so far. An index that keeps them by the manifest from now
+    /// on may let go of them; it cannot fail.
+    async fn settle(&self, repository: &str, record: ManifestRecord, held: Held) {
+        let _ = (repository, record, held);
+    }
 
     /// Finds a manifest.
     async fn manifest(&self, repository: &str, key: &ManifestKey) -> IndexResult<ManifestRecord>;

@@ -43,7 +43,7 @@ pub use health::Health;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 pub use index::{
-    BlobIndex, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, RegistryIndex, TagIndex,
+    BlobIndex, Held, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, RegistryIndex, TagIndex,
 };
 use jiff::Timestamp;
 pub use memory::MemoryIndex;

@@ -62,11 +62,13 @@ impl Inner {
             return Err(Code::DigestInvalid.because(format!("expected {expected}, the bytes hash to {actual}")));
         }
         let record = ManifestRecord::of(&document);
-        self.index.hold(&record.children).await?;
+        let pushed = [&record.children[..], std::slice::from_ref(&record.digest)].concat();
+        let held = self.index.hold(&pushed).await?;
         self.check_children(name, &document).await?;
         self.keep(name, &document).await?;
         let subject = record.subject.clone();
-        self.index.put_manifest(name, record, &tags).await?;
+        self.index.put_manifest(name, record.clone(), &tags).await?;
+        self.index.settle(name, record, held).await;
         let mut response = empty(StatusCode::CREATED);
         let headers = response.headers_mut();
         headers.insert(header::LOCATION, text(format!("/v2/{name}/manifests/{actual}")));
@@ -135,13 +137,13 @@ impl Inner {
         };
         let mut writer = match self.content.writer(options).await {
             Ok(writer) => writer,
-            Err(ContentError::AlreadyExists(_)) => return self.still_there(digest).await,
+            Err(ContentError::AlreadyExists(_)) => return self.still_there(digest).await.map(drop),
             Err(error) => return Err(error.into()),
         };
         writer.write(document.raw().clone()).await?;
         match writer.commit(document.raw().len() as u64, Some(digest)).await {
             Ok(_) => Ok(()),
-            Err(ContentError::AlreadyExists(_)) => self.still_there(digest).await,
+            Err(ContentError::AlreadyExists(_)) => self.still_there(digest).await.map(drop),
             Err(error) => Err(error.into()),
         }
     }

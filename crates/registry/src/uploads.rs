@@ -15,7 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::error::{Code, Failure};
 use crate::route::{digest as parse_digest, query, repository};
-use crate::{Inner, empty, text};
+use crate::{Held, Inner, empty, text};
 
 /// Uploads whose writers stay open between requests, each with two file descriptors. More are closed, the longest idle
 /// first, and opened again when their next request comes, at the price of hashing what is there once more.
@@ -294,10 +294,10 @@ impl Inner {
     }
 
     /// Holds a blob that the content store had, and looks whether it still has it: a collection may have been between.
-    pub(crate) async fn still_there(&self, digest: &Digest) -> Result<(), Failure> {
-        self.index.hold(std::slice::from_ref(digest)).await?;
+    pub(crate) async fn still_there(&self, digest: &Digest) -> Result<Held, Failure> {
+        let held = self.index.hold(std::slice::from_ref(digest)).await?;
         match self.content.info(digest).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(held),
             Err(ContentError::NotFound { .. }) => Err(Code::Collected.because(digest)),
             Err(error) => Err(error.into()),
         }
@@ -305,7 +305,7 @@ impl Inner {
 
     /// Links a blob that is in the content store.
     async fn created(&self, name: &str, digest: &Digest) -> Result<Response<Body>, Failure> {
-        self.still_there(digest).await?;
+        let _held = self.still_there(digest).await?;
         self.index.link_blob(name, digest).await?;
         let mut response = empty(StatusCode::CREATED);
         response.headers_mut().insert(header::LOCATION, text(format!("/v2/{name}/blobs/{digest}")));

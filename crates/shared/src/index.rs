@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use async_trait::async_trait;
 use deadpool_postgres::Transaction;
 use orlop_oci::Digest;
-use orlop_registry::{BlobIndex, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, TagIndex};
+use orlop_registry::{BlobIndex, Held, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, TagIndex};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
@@ -258,7 +258,7 @@ fn record(row: &Row) -> Result<ManifestRecord> {
 
 #[async_trait]
 impl BlobIndex for SharedIndex {
-    async fn hold(&self, digests: &[Digest]) -> IndexResult<()> {
+    async fn hold(&self, digests: &[Digest]) -> IndexResult<Held> {
         let mut digests: Vec<&str> = digests.iter().map(Digest::as_str).collect();
         digests.sort_unstable();
         // Only those that are held for less than half of a lease: a push names each of its blobs several times. Locked in one
@@ -268,7 +268,7 @@ impl BlobIndex for SharedIndex {
                    AND held_until < now() + make_interval(secs => $2::float8 / 2) ORDER BY digest FOR NO KEY UPDATE) AS short \
                    WHERE b.digest = short.digest AND b.generation = short.generation";
         again!(self.database.execute(sql, &[&digests, &self.lease]))?;
-        Ok(())
+        Ok(Held::default())
     }
 
     async fn link_blob(&self, repository: &str, digest: &Digest) -> IndexResult<()> {

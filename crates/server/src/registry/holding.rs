@@ -1,8 +1,14 @@
 //! What keeps the blobs of a push until a manifest has them: a lease for each hour in which something was pushed.
 //!
 //! Everything that is uploaded, mounted, or about to be named by a manifest is in the lease of the hour, which ends a day later.
-//! So a restart, a crash or a power cut takes nothing from a push, and what no manifest came for goes by itself.
+//! So a restart, a crash or a power cut takes nothing from a push, and what no manifest came for goes by itself. Once a record keeps
+//! what a manifest has, the leases let go of it: who removes an image that was just pushed gets its space back.
+//!
+//! # Invariants
+//! - The leases let go of nothing that a request in progress has asked to be held: such are counted ([`Counted`]) before they
+//!   are in a lease, and looked at in the transaction that lets go.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +26,9 @@ const HELD: SignedDuration = SignedDuration::from_hours(27);
 
 const HOUR: i64 = 3600;
 
+/// What the names of the leases begin with.
+const LEASES: &str = "orlop-registry-";
+
 /// Whose lease it is.
 const REGISTRY: &str = "io.orlop.registry";
 
@@ -31,25 +40,61 @@ pub(super) struct Holding {
     host: String,
     /// The hour whose lease is known to be there.
     current: Mutex<Option<i64>>,
+    counts: Arc<Counts>,
+}
+
+/// How many requests count on each blob.
+type Counts = Mutex<HashMap<Digest, usize>>;
+
+/// Blobs that a request counts on, until this is dropped.
+pub(super) struct Counted {
+    counts: Arc<Counts>,
+    digests: BTreeSet<Digest>,
+}
+
+impl Counted {
+    fn new(counts: &Arc<Counts>, digests: &[Digest]) -> Self {
+        let digests: BTreeSet<Digest> = digests.iter().cloned().collect();
+        let mut all = lock(counts);
+        digests.iter().for_each(|digest| *all.entry(digest.clone()).or_default() += 1);
+        Self { counts: counts.clone(), digests }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut all = lock(&self.counts);
+        for digest in &self.digests {
+            if let Some(count) = all.get_mut(digest) {
+                *count -= 1;
+                if *count == 0 {
+                    all.remove(digest);
+                }
+            }
+        }
+    }
 }
 
 impl Holding {
     pub(super) fn new(store: &Store, registry: &NodeRegistry) -> metadata::Result<Self> {
         let NodeRegistry { host, namespace } = registry.clone();
         let repositories = store.repositories(&namespace)?;
-        Ok(Self { store: store.clone(), repositories, namespace, host, current: Mutex::default() })
+        let (current, counts) = (Mutex::default(), Arc::default());
+        Ok(Self { store: store.clone(), repositories, namespace, host, current, counts })
     }
 
     pub(super) fn repositories(&self) -> &Repositories {
         &self.repositories
     }
 
-    /// Keeps blobs for a day, whether or not they are there yet.
-    pub(super) fn hold(&self, digests: &[Digest]) -> metadata::Result<()> {
+    /// Keeps blobs for a day, whether or not they are there yet; and from what other requests settle until what it returns is
+    /// dropped.
+    pub(super) fn hold(&self, digests: &[Digest]) -> metadata::Result<Counted> {
+        let counted = Counted::new(&self.counts, digests);
         let resource = |digest: &Digest| Resource { kind: ResourceKind::Content, name: digest.to_string() };
         let resources: Vec<Resource> = digests.iter().map(resource).collect();
         if resources.is_empty() {
-            return Ok(());
+            return Ok(counted);
         }
         let add = |lease: &str| self.store.add_resources(&self.namespace, lease, &resources);
         match add(&self.lease()?) {
@@ -58,7 +103,19 @@ impl Holding {
                 add(&self.lease()?)
             }
             done => done,
+        }?;
+        Ok(counted)
+    }
+
+    /// Lets go of a manifest that a record keeps now, and of what it has; not of what other requests than the caller's, which has
+    /// held it all and still does, count on.
+    pub(super) fn settle(&self, repository: &str, manifest: &Digest, children: &[Digest]) -> metadata::Result<()> {
+        let noted = self.repositories.manifest(repository, manifest)?;
+        if noted.is_none_or(|row| row.until.is_some()) {
+            return Ok(());
         }
+        let others_count = |digest: &Digest| lock(&self.counts).get(digest).is_some_and(|count| *count > 1);
+        self.repositories.settle(repository, children.iter().chain([manifest]), LEASES, others_count)
     }
 
     /// A scope in which everything that is written is kept for a day.
@@ -68,19 +125,15 @@ impl Holding {
 
     /// Forgets that the lease is there: somebody has ended it.
     pub(super) fn forget(&self) {
-        *self.known() = None;
-    }
-
-    fn known(&self) -> MutexGuard<'_, Option<i64>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.current) = None;
     }
 
     /// The lease of this hour. The first push of an hour makes it, and sweeps out what earlier ones left.
     fn lease(&self) -> metadata::Result<String> {
         let hour = Timestamp::now().as_second().div_euclid(HOUR);
         let begin = Timestamp::from_second(hour * HOUR).unwrap_or(Timestamp::UNIX_EPOCH);
-        let id = format!("orlop-registry-{}", begin.strftime("%Y%m%dT%HZ"));
-        if *self.known() == Some(hour) {
+        let id = format!("{LEASES}{}", begin.strftime("%Y%m%dT%HZ"));
+        if *lock(&self.current) == Some(hour) {
             return Ok(id);
         }
         let end = begin.saturating_add(HELD).unwrap_or(Timestamp::MAX);
@@ -93,9 +146,13 @@ impl Holding {
             Err(metadata::Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
-        *self.known() = Some(hour);
+        *lock(&self.current) = Some(hour);
         Ok(id)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether somebody has ended the lease that was used.

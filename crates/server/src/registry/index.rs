@@ -10,7 +10,7 @@ use orlop_image::{self as image, Accepted, ErrorKind, Images, PushedManifest, Re
 use orlop_metadata::{self as metadata, ManifestRow, Repositories, Scope};
 use orlop_oci::{Descriptor, Digest, Document, MAX_MANIFEST_BYTES, RepositoryName};
 use orlop_registry::{
-    BlobIndex, Caller, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, TagIndex,
+    BlobIndex, Caller, Held, IndexError, IndexResult, ManifestIndex, ManifestKey, ManifestRecord, TagIndex,
 };
 
 use super::NodeRegistry;
@@ -191,9 +191,9 @@ impl NodeIndex {
 
 #[async_trait]
 impl BlobIndex for NodeIndex {
-    async fn hold(&self, digests: &[Digest]) -> IndexResult<()> {
+    async fn hold(&self, digests: &[Digest]) -> IndexResult<Held> {
         let digests = digests.to_vec();
-        blocking(&self.holding, move |holding| holding.hold(&digests)).await.map_err(failed)
+        blocking(&self.holding, move |holding| holding.hold(&digests)).await.map(Held::with).map_err(failed)
     }
 
     async fn link_blob(&self, repository: &str, digest: &Digest) -> IndexResult<()> {
@@ -235,6 +235,20 @@ impl ManifestIndex for NodeIndex {
             Accepted::Unnamed => Some(Timestamp::now().saturating_add(LINKED).unwrap_or(Timestamp::MAX)),
         };
         self.note(repository, &record, until).await
+    }
+
+    async fn settle(&self, repository: &str, record: ManifestRecord, held: Held) {
+        let full = self.full(repository);
+        // On its own thread it goes on when the client does not: what the caller counts on is dropped there.
+        let settling = blocking(&self.holding, move |holding| {
+            let settled = holding.settle(&full, &record.digest, &record.children);
+            drop(held);
+            settled
+        });
+        if let Err(error) = settling.await {
+            // Nothing is lost: leases end by themselves.
+            tracing::warn!(%error, repository, "what was pushed is held for a day: its removal gives no space back before");
+        }
     }
 
     async fn manifest(&self, repository: &str, key: &ManifestKey) -> IndexResult<ManifestRecord> {

@@ -18,6 +18,7 @@ mod gc;
 mod mapped_users;
 mod mounts;
 mod node_registry;
+mod node_registry_holding;
 mod node_registry_index;
 mod objects;
 mod surroundings;

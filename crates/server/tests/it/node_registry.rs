@@ -18,19 +18,19 @@ use tempfile::TempDir;
 
 use crate::common::Node;
 
-const HOST: &str = "localhost:32000";
+pub(crate) const HOST: &str = "localhost:32000";
 
 /// A node that is a registry.
-struct Rig {
-    node: Node,
+pub(crate) struct Rig {
+    pub(crate) node: Node,
     registry: Registry,
-    scope: Scope,
+    pub(crate) scope: Scope,
 }
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     headers: http::HeaderMap,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
@@ -43,7 +43,7 @@ impl Answer {
     }
 
     /// Status, code of the specification, and what it says of it.
-    fn error(&self) -> (u16, String, String) {
+    pub(crate) fn error(&self) -> (u16, String, String) {
         let error = &self.json()["errors"][0];
         let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
         (self.status, text("code"), text("detail"))
@@ -51,11 +51,11 @@ impl Answer {
 }
 
 impl Rig {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(Settings::default()).await
     }
 
-    async fn with(settings: Settings) -> Self {
+    pub(crate) async fn with(settings: Settings) -> Self {
         Self::at(tempfile::tempdir().unwrap(), settings).await
     }
 
@@ -90,7 +90,7 @@ impl Rig {
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[], "").await
     }
 
@@ -98,19 +98,19 @@ impl Rig {
         self.ask("DELETE", path, &[], "").await
     }
 
-    async fn push_blob(&self, repository: &str, bytes: &[u8]) {
+    pub(crate) async fn push_blob(&self, repository: &str, bytes: &[u8]) {
         let path = format!("/v2/{repository}/blobs/uploads/?digest={}", Digest::of(bytes));
         let answer = self.ask("POST", &path, &[], bytes.to_vec()).await;
         assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
     }
 
-    async fn put(&self, repository: &str, key: &str, media_type: &str, document: &[u8]) -> Answer {
+    pub(crate) async fn put(&self, repository: &str, key: &str, media_type: &str, document: &[u8]) -> Answer {
         let path = format!("/v2/{repository}/manifests/{key}");
         self.ask("PUT", &path, &[("content-type", media_type)], document.to_vec()).await
     }
 
     /// Everything of an image, its root last; that under a tag, or by its digest.
-    async fn push(&self, repository: &str, tag: Option<&str>, content: &Content) -> Answer {
+    pub(crate) async fn push(&self, repository: &str, tag: Option<&str>, content: &Content) -> Answer {
         for (descriptor, bytes) in content.push_order() {
             if descriptor.digest == content.root.digest {
                 continue;
@@ -126,40 +126,40 @@ impl Rig {
         self.put(repository, tag.unwrap_or(root.digest.as_str()), &root.media_type, content.bytes(&root.digest)).await
     }
 
-    fn records(&self) -> Vec<String> {
+    pub(crate) fn records(&self) -> Vec<String> {
         self.node.store.images("k8s.io", &[]).unwrap().into_iter().map(|image| image.name).collect()
     }
 
-    async fn collect(&self) {
+    pub(crate) async fn collect(&self) {
         let request = GcRequest { full: true, trash: true, ..GcRequest::default() };
         self.images().gc(&self.scope, request).await.unwrap();
     }
 
     /// Ends the leases of all pushes, as their time does.
-    fn end_leases(&self) {
+    pub(crate) fn end_leases(&self) {
         for lease in self.node.store.leases("k8s.io", &[]).unwrap() {
             self.node.store.delete_lease("k8s.io", &lease.id).unwrap();
         }
     }
 
-    async fn remove(&self, name: &str) {
+    pub(crate) async fn remove(&self, name: &str) {
         let request = RemoveRequest { names: vec![name.to_owned()], ..RemoveRequest::default() };
         self.images().remove(&self.scope, &request).await.unwrap();
     }
 
-    fn blob_files(&self) -> usize {
+    pub(crate) fn blob_files(&self) -> usize {
         std::fs::read_dir(self.node.directory.path().join("root/content/blobs/sha256")).unwrap().count()
     }
 
     /// Brings an image in as `orlop import` does.
-    async fn import(&self, name: &str, content: &Content) {
+    pub(crate) async fn import(&self, name: &str, content: &Content) {
         let archive = oci_archive(&[(name, content)]);
         let request = ImportRequest { no_unpack: true, ..ImportRequest::default() };
         self.images().import(&self.scope, &mut archive.as_slice(), &request, &|_| {}).await.unwrap();
     }
 }
 
-fn image(seed: u64) -> Content {
+pub(crate) fn image(seed: u64) -> Content {
     Content::image(
         &Image::host().layer(Layer::new([Entry::file("who", format!("{seed}"))])).layer(Layer::noise("n", seed, 5000)),
     )
@@ -208,49 +208,6 @@ async fn a_tag_moves_and_what_it_meant_stays_in_the_repository() {
         assert_eq!(rig.get(&format!("/v2/app/blobs/{layer}")).await.status, 200);
     }
     assert_eq!(rig.get("/v2/app/manifests/1").await.body, new.bytes(&new.root.digest));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_collection_in_the_middle_of_a_push_takes_nothing() {
-    let rig = Rig::new().await;
-    let content = image(3);
-    for (descriptor, bytes) in content.push_order() {
-        rig.collect().await;
-        match is_document(&descriptor.media_type) {
-            true => assert_eq!(rig.put("app", "1", &descriptor.media_type, bytes).await.status, 201),
-            false => rig.push_blob("app", bytes).await,
-        }
-    }
-    rig.collect().await;
-    // From now on the records hold it.
-    rig.end_leases();
-    rig.collect().await;
-    for (descriptor, bytes) in content.push_order().into_iter().filter(|(d, _)| !is_document(&d.media_type)) {
-        assert_eq!(rig.get(&format!("/v2/app/blobs/{}", descriptor.digest)).await.body, bytes);
-    }
-    assert_eq!(rig.get("/v2/app/manifests/1").await.status, 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn somebody_ends_the_leases_and_pushes_go_on() {
-    let rig = Rig::new().await;
-    rig.push_blob("app", b"first").await;
-    rig.end_leases();
-    assert_eq!(rig.push("app", Some("1"), &image(4)).await.status, 201);
-    rig.collect().await;
-    assert_eq!(rig.get("/v2/app/manifests/1").await.status, 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_no_manifest_came_for_goes_with_its_lease() {
-    let rig = Rig::new().await;
-    rig.push_blob("app", b"never named").await;
-    let path = format!("/v2/app/blobs/{}", Digest::of(b"never named"));
-    assert_eq!(rig.get(&path).await.status, 200);
-    rig.end_leases();
-    rig.collect().await;
-    assert_eq!(rig.get(&path).await.status, 404);
-    assert_eq!(rig.blob_files(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
