@@ -26,6 +26,7 @@ mod output;
 mod paint;
 mod policy;
 mod progress;
+mod registry;
 mod settings;
 mod top;
 

@@ -1,6 +1,6 @@
 //! Who asks: known to an index while it answers a request, for its history and its log.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 tokio::task_local! {
     static CURRENT: Caller;
@@ -16,11 +16,6 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Somebody of whom nothing is known but from where the request came.
-    pub(crate) fn at(address: Option<SocketAddr>) -> Self {
-        Self { address: address.map(|address| address.ip().to_canonical()), user: None }
-    }
-
     /// Who made the request that this task answers; none outside of a request.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()

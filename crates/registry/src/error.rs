@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::IndexError;
 
-/// After how many seconds a client may try again when the database or the bucket is away.
+/// After how many seconds a client may try again when the database or the bucket is away, or too many log in.
 const RETRY_AFTER: u64 = 2;
 
 /// A code of the specification.
@@ -19,6 +19,8 @@ pub(crate) enum Code {
     BlobUploadUnknown,
     Collected,
     Denied,
+    Unauthorized,
+    ReadOnly,
     InUse,
     RangeInvalid,
     DigestInvalid,
@@ -34,6 +36,7 @@ pub(crate) enum Code {
     Unsupported,
     NotFound,
     TooManyRequests,
+    Busy,
     TimedOut,
     NoSpace,
     Unavailable,
@@ -50,6 +53,8 @@ impl Code {
                 ("BLOB_UPLOAD_UNKNOWN", StatusCode::NOT_FOUND, "it was removed from the store just now; send it again")
             }
             Self::Denied => ("DENIED", StatusCode::FORBIDDEN, "this is not allowed"),
+            Self::Unauthorized => ("UNAUTHORIZED", StatusCode::UNAUTHORIZED, "authentication is required"),
+            Self::ReadOnly => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED, "this registry takes no changes"),
             Self::InUse => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED, "the repository needs it"),
             Self::RangeInvalid => (
                 "BLOB_UPLOAD_INVALID",
@@ -79,6 +84,7 @@ impl Code {
             Self::TooManyRequests => {
                 ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS, "this is being written now; try again")
             }
+            Self::Busy => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS, "too much is asked at once"),
             Self::TimedOut => ("UNKNOWN", StatusCode::REQUEST_TIMEOUT, "the body did not go on arriving"),
             Self::NoSpace => ("UNKNOWN", StatusCode::INSUFFICIENT_STORAGE, "the registry has no space left"),
             Self::Unavailable => (
@@ -135,7 +141,7 @@ impl Failure {
         let (code, status, message) = self.code.parts();
         let document = Document { errors: [Entry { code, message, detail: self.detail.as_deref() }] };
         let mut response = crate::json(status, "application/json", serde_json::to_vec(&document).unwrap_or_default());
-        if self.code == Code::Unavailable {
+        if matches!(self.code, Code::Unavailable | Code::Busy) {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER.into());
         }
         for (name, value) in self.headers {

@@ -18,6 +18,7 @@
 //! [`Registry`] is cheap to clone. An upload's requests are taken one at a time, in the order they come; everything else
 //! runs at once. An upload survives a lost connection and, if the content store does, a restart.
 
+mod access;
 mod blobs;
 mod caller;
 mod conditions;
@@ -32,11 +33,16 @@ mod route;
 mod server;
 #[cfg(feature = "suite")]
 pub mod suite;
+mod tls;
 mod uploads;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
+pub use access::{
+    Access, Action, Audit, Decision, Permissions, RepositoryPattern, RepositoryRule, TokenKey, Tokens, Users,
+    UsersError, Verdict, Who, WhoError,
+};
 use axum::body::Body;
 pub use caller::Caller;
 pub use health::Health;
@@ -49,7 +55,9 @@ use jiff::Timestamp;
 pub use memory::MemoryIndex;
 use orlop_content::Store;
 pub use server::{ServeOptions, Server};
+pub use tls::{Certificate, CertificateError};
 
+use crate::access::{Session, tokens};
 use crate::error::{Code, Failure};
 use crate::route::{Route, Target};
 use crate::uploads::Uploads;
@@ -64,12 +72,28 @@ struct Inner {
     content: Arc<dyn Store>,
     index: Arc<dyn RegistryIndex>,
     uploads: Uploads,
+    access: RwLock<Arc<Access>>,
+}
+
+/// From where a request comes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Origin {
+    /// None: from this process.
+    pub(crate) address: Option<SocketAddr>,
+    /// By TLS.
+    pub(crate) secure: bool,
 }
 
 impl Registry {
-    /// A registry that keeps bytes in `content` and everything else in `index`.
+    /// A registry that keeps bytes in `content` and everything else in `index`, and lets everybody do everything.
     pub fn new(content: Arc<dyn Store>, index: Arc<dyn RegistryIndex>) -> Self {
-        Self { inner: Arc::new(Inner { content, index, uploads: Uploads::default() }) }
+        let access = RwLock::new(Arc::new(Access::open()));
+        Self { inner: Arc::new(Inner { content, index, uploads: Uploads::default(), access }) }
+    }
+
+    /// Replaces the rules about who may do what, for requests that begin from now on.
+    pub fn set_access(&self, access: Access) {
+        *self.inner.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
     /// Drops uploads that were last written to before `limit`, and returns how many. A [`Server`] does it by itself, for
@@ -80,13 +104,13 @@ impl Registry {
 
     /// Answers one request. Errors are answers too.
     pub async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        self.handle_from(request, None).await
+        self.handle_from(request, Origin::default()).await
     }
 
     /// The same for a request that came from somewhere.
-    pub(crate) async fn handle_from(&self, request: Request<Body>, from: Option<SocketAddr>) -> Response<Body> {
+    pub(crate) async fn handle_from(&self, request: Request<Body>, from: Origin) -> Response<Body> {
         let method = request.method().clone();
-        let mut response = match Caller::at(from).scope(self.inner.route(request)).await {
+        let mut response = match self.inner.answer(request, from).await {
             Ok(response) => response,
             Err(failure) => failure.into_response(),
         };
@@ -101,14 +125,35 @@ impl Registry {
 }
 
 impl Inner {
-    async fn route(&self, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    /// Finds out who asks, and answers.
+    async fn answer(&self, request: Request<Body>, from: Origin) -> Result<Response<Body>, Failure> {
+        let access = self.access.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let address = from.address.map(|address| address.ip().to_canonical());
+        let (parts, body) = request.into_parts();
+        let session = access.identify(&parts, address, from.secure).await?;
+        let request = Request::from_parts(parts, body);
+        if request.uri().path() == "/token" {
+            return tokens::answer(session, request).await;
+        }
+        let caller = Caller { address, user: session.user().map(str::to_owned) };
+        caller.scope(self.route(request, &session)).await
+    }
+
+    async fn route(&self, request: Request<Body>, session: &Session) -> Result<Response<Body>, Failure> {
         let read = request.method() == Method::GET || request.method() == Method::HEAD;
-        match Target::parse(request.uri())? {
+        let target = Target::parse(request.uri())?;
+        match &target {
+            Target::Root | Target::Catalog => session.require_login()?,
+            Target::Repository(name, route) => {
+                session.require(route.action(request.method()), name, route.reference().as_deref())?;
+            }
+        }
+        match target {
             Target::Root if read => Ok(json(StatusCode::OK, "application/json", b"{}".to_vec())),
-            Target::Catalog if read => self.catalog(request.uri()).await,
+            Target::Catalog if read => self.catalog(request.uri(), session).await,
             Target::Root | Target::Catalog => Err(Code::Unsupported.into()),
             Target::Repository(name, route) if read => self.read(&name, route, request.into_parts().0).await,
-            Target::Repository(name, route) => self.write(&name, route, request).await,
+            Target::Repository(name, route) => self.write(&name, route, request, session).await,
         }
     }
 
@@ -123,10 +168,16 @@ impl Inner {
         }
     }
 
-    async fn write(&self, name: &str, route: Route, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    async fn write(
+        &self,
+        name: &str,
+        route: Route,
+        request: Request<Body>,
+        session: &Session,
+    ) -> Result<Response<Body>, Failure> {
         match (route, request.method().as_str()) {
             (Route::Blob(digest), "DELETE") => self.delete_blob(name, &digest).await,
-            (Route::Uploads, "POST") => self.start_upload(name, request).await,
+            (Route::Uploads, "POST") => self.start_upload(name, request, session).await,
             (Route::Upload(id), "PATCH") => self.continue_upload(name, &id, request).await,
             (Route::Upload(id), "PUT") => self.finish_upload(name, &id, request).await,
             (Route::Upload(id), "DELETE") => self.cancel_upload(name, &id).await,

@@ -5,12 +5,16 @@ use http::{HeaderValue, Response, StatusCode, Uri, header};
 use orlop_oci::{Descriptor, Digest, Index, media_type};
 use serde::Serialize;
 
+use crate::access::Session;
 use crate::error::{Code, Failure};
 use crate::route::{query, query_encode};
 use crate::{Inner, ManifestRecord, json, text};
 
 /// The longest page, whatever the client asks for.
 const MAX_PAGE: usize = 10_000;
+
+/// Repositories that are looked at at once for a page of the catalogue: of most of them its reader may not hear.
+const BATCH: usize = 1000;
 
 #[derive(Serialize)]
 struct Tags<'a> {
@@ -70,9 +74,22 @@ impl Inner {
     }
 
     /// `GET /v2/_catalog`
-    pub(crate) async fn catalog(&self, uri: &Uri) -> Result<Response<Body>, Failure> {
+    ///
+    /// Only those that the caller may read.
+    pub(crate) async fn catalog(&self, uri: &Uri, session: &Session) -> Result<Response<Body>, Failure> {
         let page = Page::of(uri)?;
-        let mut repositories = self.index.repositories(page.last.as_deref(), page.limit + 1).await?;
+        let (mut repositories, mut after) = (Vec::new(), page.last.clone());
+        let batch = BATCH.max(page.limit + 1);
+        while page.limit > 0 && repositories.len() <= page.limit {
+            let more = self.index.repositories(after.as_deref(), batch).await?;
+            let is_last = more.len() < batch;
+            after = more.last().cloned().or(after);
+            repositories.extend(more.into_iter().filter(|name| session.may_list(name)));
+            if is_last {
+                break;
+            }
+        }
+        repositories.truncate(page.limit + 1);
         let next = page.next("/v2/_catalog", &mut repositories);
         Ok(page_of(&Catalog { repositories }, next))
     }

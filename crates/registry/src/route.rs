@@ -1,10 +1,11 @@
 //! What a request's path names (distribution-spec, "Endpoints").
 
-use http::Uri;
+use http::{Method, Uri};
 use orlop_oci::{Digest, DigestError, RepositoryName};
 use url::form_urlencoded;
 
 use crate::ManifestKey;
+use crate::access::Action;
 use crate::error::{Code, Failure};
 
 /// Everything that has a path.
@@ -48,6 +49,29 @@ impl Target {
 }
 
 impl Route {
+    /// What somebody must be allowed to do for it.
+    pub(crate) fn action(&self, method: &Method) -> Action {
+        let read = method == Method::GET || method == Method::HEAD;
+        match self {
+            // How far an upload has come is its sender's matter.
+            Self::Uploads | Self::Upload(_) => Action::Push,
+            _ if read => Action::Pull,
+            _ if method == Method::DELETE => Action::Delete,
+            _ => Action::Push,
+        }
+    }
+
+    /// The tag or digest that is asked for.
+    pub(crate) fn reference(&self) -> Option<String> {
+        match self {
+            Self::Blob(digest) | Self::Referrers(digest) | Self::Manifest(ManifestKey::Digest(digest)) => {
+                Some(digest.to_string())
+            }
+            Self::Manifest(ManifestKey::Tag(tag)) => Some(tag.clone()),
+            Self::Uploads | Self::Upload(_) | Self::Tags => None,
+        }
+    }
+
     /// Splits from the end, since a repository may be called `blobs/uploads`.
     fn parse(path: &str) -> Result<(&str, Self), Failure> {
         if let Some(name) = path.strip_suffix("/blobs/uploads/").or_else(|| path.strip_suffix("/blobs/uploads")) {

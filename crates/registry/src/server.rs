@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::health::answer;
-use crate::{Health, Registry};
+use crate::{Health, Origin, Registry};
 
 /// Connections at once; further ones wait in the listener's queue. With the blobs and uploads they have open they stay
 /// below the 1,024 file descriptors that a process usually may have.
@@ -97,10 +97,10 @@ struct Served {
 }
 
 impl Served {
-    async fn handle(&self, request: http::Request<Body>, from: SocketAddr) -> http::Response<Body> {
+    async fn handle(&self, request: http::Request<Body>, from: Origin) -> http::Response<Body> {
         match answer(self.health.as_deref(), request.method().clone(), request.uri().clone()).await {
             Some(response) => response,
-            None => self.registry.handle_from(request, Some(from)).await,
+            None => self.registry.handle_from(request, from).await,
         }
     }
 }
@@ -159,10 +159,10 @@ async fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return requests(served, (stream, peer), watcher).await;
+        return requests(served, stream, Origin { address: Some(peer), secure: false }, watcher).await;
     };
     match tokio::time::timeout(HEADER_TIME, tls.accept(stream)).await {
-        Ok(Ok(stream)) => requests(served, (stream, peer), watcher).await,
+        Ok(Ok(stream)) => requests(served, stream, Origin { address: Some(peer), secure: true }, watcher).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
@@ -170,12 +170,13 @@ async fn connection(
 
 async fn requests(
     served: Served,
-    (stream, peer): (impl AsyncRead + AsyncWrite + Unpin + Send + 'static, SocketAddr),
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    origin: Origin,
     watcher: Watcher,
 ) {
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let served = served.clone();
-        async move { Ok::<_, std::convert::Infallible>(served.handle(request.map(Body::new), peer).await) }
+        async move { Ok::<_, std::convert::Infallible>(served.handle(request.map(Body::new), origin).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIME);

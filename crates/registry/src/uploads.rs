@@ -13,6 +13,7 @@ use orlop_content::{Error as ContentError, IngestOptions, Writer};
 use orlop_oci::Digest;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::access::Session;
 use crate::error::{Code, Failure};
 use crate::route::{digest as parse_digest, query, repository};
 use crate::{Held, Inner, empty, text};
@@ -127,11 +128,17 @@ fn is_id(id: &str) -> bool {
 
 impl Inner {
     /// `POST /v2/<name>/blobs/uploads/`
-    pub(crate) async fn start_upload(&self, name: &str, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    pub(crate) async fn start_upload(
+        &self,
+        name: &str,
+        request: Request<Body>,
+        session: &Session,
+    ) -> Result<Response<Body>, Failure> {
         if let Some(mount) = query(request.uri(), "mount") {
             let digest = parse_digest(&mount)?;
             if let Some(from) = query(request.uri(), "from")
                 && repository(&from).is_some()
+                && session.may_mount(&from, &digest)
                 && self.index.has_blob(&from, &digest).await?
                 && let Ok(mounted) = self.created(name, &digest).await
             {

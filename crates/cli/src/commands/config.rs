@@ -10,7 +10,7 @@ use crate::args::{Format, Global};
 use crate::config::{self, Config};
 use crate::error::{Class, CliError, Result};
 use crate::settings::Settings;
-use crate::{credentials, output, policy};
+use crate::{credentials, output, policy, registry};
 
 /// What to do with it.
 #[derive(Debug, clap::Subcommand)]
@@ -60,6 +60,7 @@ fn check(file: Option<PathBuf>, format: Format) -> Result<()> {
     let config = config::read(&file)?;
     policy::gate(&config.verify)?;
     credentials::providers(&config.credentials)?;
+    registry::check(&config.registry)?;
     check_hosts(&config.hosts_dir)?;
     match format {
         Format::Name => output::line(file.display().to_string()),

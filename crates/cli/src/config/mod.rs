@@ -22,7 +22,7 @@ pub(crate) use peers::Peers;
 #[cfg(test)]
 pub(crate) use read::keys;
 pub(crate) use read::{DEFAULT_FILE, mode, read};
-pub(crate) use registry::{Registry, name_of as registry_name};
+pub(crate) use registry::{Authentication, Registry, name_of as registry_name};
 use serde::{Deserialize, Serialize};
 pub(crate) use traces::{Protocol, SamplerKind, Traces};
 

@@ -241,6 +241,21 @@ mod tests {
             refused("[registry]\naddress = '5000'").message.starts_with("f:2: registry.address: expected HOST:PORT")
         );
         assert!(refused("[registry]\n\nname = 'a/b'").message.starts_with("f:3: registry.name: expected a host"));
+        let access = |text: &str| refused(&format!("[registry]\n{text}")).message;
+        assert!(access("tls_certificate = '/c'").starts_with("f:2: registry.tls_certificate: its key is missing"));
+        assert!(access("authentication = 'token'").starts_with("f:2: registry.authentication: tokens are issued"));
+        assert!(access("authentication = 'none'").starts_with("f:2: unknown variant"));
+        assert!(
+            access("permissions = [{ repositories = ['*'], users = [], actions = ['pull'] }]").contains("a rule needs")
+        );
+        assert!(
+            access("permissions = [{ repositories = ['*'], users = ['a:b'], actions = ['pull'] }]")
+                .contains("no user's name")
+        );
+        assert!(
+            access("permissions = [{ repositories = ['*'], users = ['a'], actions = ['write'] }]")
+                .contains("unknown variant")
+        );
         assert!(refused("[log]\nlevel = 'a=b=c'").message.starts_with("f:2: log.level"));
         assert!(refused("serve = 3").message.starts_with("f:1: invalid type"));
         assert!(refused("zzz = 3").hint.unwrap().starts_with("`orlop config default`"));

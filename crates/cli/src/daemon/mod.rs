@@ -158,9 +158,9 @@ async fn run_traced(
         };
         beside.spawn(orlop_registry::metrics::serve(listener, render));
     }
-    let registry = match bound {
-        Some(bound) => Some(bound.serve(&images).await?),
-        None => None,
+    let (registry, live) = match bound {
+        Some(bound) => bound.serve(&images).await.map(|(server, live)| (Some(server), Some(live)))?,
+        None => (None, None),
     };
     beside.spawn(systemd::watchdog(store.clone()));
     beside.spawn(crate::memory::give_back());
@@ -169,7 +169,7 @@ async fn run_traced(
     let Reloading { global, overrides, hangups, log } = reloading;
     let (global, config) = (global.clone(), settings.config.clone());
     let reload =
-        reload::Reload { global, overrides, config, server: server.clone(), options, log, trace, registry: own };
+        reload::Reload { global, overrides, config, server: server.clone(), options, log, trace, registry: live };
     let reload = beside.spawn(reload.run(hangups));
     let served = serve(&server, registry, listeners, watched, signals, &sockets, &reload).await;
     brought_by.set_nearby(None);

@@ -14,11 +14,13 @@ use orlop_server::{CriSettings, ServeOptions, Server};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
+use super::registry::Live;
 use super::{Overrides, systemd};
 use crate::args::Global;
 use crate::config::Config;
 use crate::error::{Class, CliError, Result};
 use crate::output::LogLevel;
+use crate::registry::Rules;
 use crate::settings::Settings;
 use crate::{credentials, policy};
 
@@ -27,7 +29,11 @@ const FIXED: &[&str] = &[
     "containerd",
     "log.format",
     "peers",
-    "registry",
+    "registry.address",
+    "registry.audit",
+    "registry.name",
+    "registry.namespace",
+    "registry.token_key",
     "root",
     "serve.group",
     "serve.metrics",
@@ -48,8 +54,8 @@ pub(super) struct Reload {
     pub(super) options: watch::Sender<ServeOptions>,
     pub(super) log: LogLevel,
     pub(super) trace: Option<TraceHeaders>,
-    /// What the registry is called, if there is one.
-    pub(super) registry: Option<String>,
+    /// The registry, if there is one.
+    pub(super) registry: Option<Live>,
 }
 
 /// A configuration that was read and is right.
@@ -57,6 +63,8 @@ struct Next {
     config: Config,
     gate: Gate,
     providers: Providers,
+    /// Of the registry, if there is one.
+    rules: Option<Rules>,
     /// Keys that have another value than the one in force.
     changed: BTreeSet<String>,
     /// Those of them that stay as they were.
@@ -81,11 +89,17 @@ impl Reload {
 
     async fn reload(&mut self) -> Result<()> {
         let (global, overrides, old) = (self.global.clone(), self.overrides.clone(), self.config.clone());
+        let live = self.registry.clone();
         let stopped = |e| CliError::new(Class::Failed, format!("read the configuration: {e}"));
-        let next = tokio::task::spawn_blocking(move || read(&global, &overrides, &old)).await.map_err(stopped)??;
+        let next = tokio::task::spawn_blocking(move || read(&global, &overrides, &old, live.as_ref()))
+            .await
+            .map_err(stopped)??;
         self.log.set(&next.config.log);
         let mut images = orlop_image::Settings { gate: next.gate, ..next.config.images() };
-        images.own_registries = self.registry.iter().cloned().collect();
+        images.own_registries = self.registry.iter().map(|registry| registry.host().to_owned()).collect();
+        if let (Some(registry), Some(rules)) = (&self.registry, next.rules) {
+            registry.apply(rules);
+        }
         self.server.reconfigure(images, cri(&next.config, next.providers, self.trace.as_ref()));
         self.options.send_replace(next.config.serve());
         self.config = next.config;
@@ -110,13 +124,14 @@ fn words<'a>(keys: impl IntoIterator<Item = &'a String>) -> String {
     keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
-fn read(global: &Global, overrides: &Overrides, old: &Config) -> Result<Next> {
+fn read(global: &Global, overrides: &Overrides, old: &Config, live: Option<&Live>) -> Result<Next> {
     let mut settings = Settings::load(global)?;
     overrides.apply(&mut settings.config);
     let gate = policy::gate(&settings.config.verify)?;
     let providers = credentials::providers(&settings.config.credentials)?;
     let (config, changed, kept) = merge(old, &settings.config)?;
-    Ok(Next { config, gate, providers, changed, kept })
+    let rules = live.map(|live| live.read(&config.registry)).transpose()?;
+    Ok(Next { config, gate, providers, rules, changed, kept })
 }
 
 /// The new configuration with what cannot change as it was, all keys that differ, and those that are kept.

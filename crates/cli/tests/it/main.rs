@@ -27,6 +27,7 @@ mod manners;
 mod mounting;
 mod networks;
 mod node_registry;
+mod node_registry_access;
 mod packaging;
 mod peers;
 mod pressure;
