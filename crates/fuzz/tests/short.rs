@@ -133,5 +133,6 @@ each!(
     bolt,
     headers,
     calls,
-    credentials
+    credentials,
+    registry
 );

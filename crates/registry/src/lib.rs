@@ -43,7 +43,7 @@ pub use access::{
     Access, Action, Audit, Decision, Permissions, RepositoryPattern, RepositoryRule, TokenKey, Tokens, Users,
     UsersError, Verdict, Who, WhoError,
 };
-use axum::body::Body;
+pub use axum::body::{Body, to_bytes as body_bytes};
 pub use caller::Caller;
 pub use health::Health;
 use http::request::Parts;

@@ -50,6 +50,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "orlop-graph",
             "orlop-api",
             "orlop-server",
+            "orlop-registry",
             "orlop-testkit",
         ],
     ),

@@ -12,6 +12,7 @@ pub mod graphs;
 pub mod headers;
 pub mod hosts_toml;
 pub mod references;
+pub mod registry;
 pub mod tar_apply;
 
 /// Something that is given any bytes.
@@ -32,7 +33,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     references::TARGET,
     documents::TARGET,
     graphs::TARGET,
@@ -46,4 +47,5 @@ pub const TARGETS: [Target; 13] = [
     headers::TARGET,
     calls::TARGET,
     credentials::TARGET,
+    registry::TARGET,
 ];
