@@ -35,6 +35,7 @@ mod pruning;
 mod rebuild;
 mod reflinks;
 mod registry;
+mod registry_logins;
 mod reload;
 mod removal;
 mod repair;

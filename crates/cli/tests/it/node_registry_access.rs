@@ -32,14 +32,14 @@ fn configure(store: &Orlop, more: &str) -> PathBuf {
     config
 }
 
-fn serve(store: &Orlop, more: &str) -> (Served, String) {
+pub(crate) fn serve(store: &Orlop, more: &str) -> (Served, String) {
     let config = configure(store, more);
     let mut served = store.serve(&["--config", config.to_str().unwrap()]);
     let host = host_of(&mut served);
     (served, host)
 }
 
-fn image() -> Content {
+pub(crate) fn image() -> Content {
     Content::image(&Image::host().layer(Layer::noise("data", 9, 100_000)))
 }
 
