@@ -106,11 +106,11 @@ fn access(section: &Registry, key: impl FnOnce() -> Result<TokenKey>) -> Result<
         Authentication::Token => Some(Tokens::new(key()?, section.token_realm.clone())),
     };
     let permissions = section.permissions();
-    if let (Some(users), Some(path)) = (&users, &section.users) {
-        for name in permissions.users().filter(|name| !users.contains(name)) {
-            let message = format!("registry.permissions: there is no user {name:?} in {}", path.display());
-            return Err(CliError::new(Class::Usage, message));
-        }
+    if let (Some(users), Some(path)) = (&users, &section.users)
+        && let Some(name) = permissions.users().find(|name| !users.contains(name))
+    {
+        let message = format!("registry.permissions: there is no user {name:?} in {}", path.display());
+        return Err(CliError::new(Class::Usage, message));
     }
     Ok(Access { users: users.map(Arc::new), permissions, tokens, read_only: section.read_only, audit: None })
 }

@@ -5,6 +5,7 @@
 //! - It listens when the database and the bucket have answered once; from then on it serves whatever becomes of them, with 503
 //!   where they are needed.
 //! - It ends after its requests and after what uploads had is written down.
+//! - Who may do what is decided by the same code as for a node's registry, from `[registry]` of the configuration.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,16 +15,17 @@ use std::time::Duration;
 
 use orlop_registry::{Registry, ServeOptions};
 use orlop_shared::{BucketOptions, CacheOptions, Collector, DatabaseOptions, Options, Shared};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 
 use super::prune::read::size;
 use super::watch::duration;
 use crate::args::Global;
-use crate::daemon::signals::Signals;
+use crate::config::{Authentication, Config};
+use crate::daemon::signals::{Signals, hangups};
 use crate::error::{Class, CliError, Result, causes};
 use crate::output;
+use crate::registry::{Guard, Rules};
 use crate::settings::Settings;
 
 /// How long a start waits for a database and a bucket that are not there yet.
@@ -39,12 +41,14 @@ const SWEEP_EVERY: u32 = 144;
 Any number of gateways serve one database and one bucket; each keeps nothing but its cache. Credentials of the
 bucket are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like, or from the machine's role.
 GET /healthz tells that the gateway answers, GET /readyz that the database and the bucket do too.
+Who may do what stands in [registry] of the configuration (users, authentication, token_key, permissions, read_only,
+audit), and must where other machines reach the address; SIGHUP reads it and the certificate anew.
 SIGTERM and SIGINT let requests finish for ten seconds; a second one ends at once.
 
 Examples:
-  orlop registry --database postgres://orlop@db/orlop --bucket s3://images --listen 0.0.0.0:5000
-  orlop registry --database postgres://orlop@db/orlop --bucket 's3://images/prod?endpoint=https://s3.example' \\
-    --listen 0.0.0.0:443 --tls-cert tls.crt --tls-key tls.key --cache /var/cache/orlop
+  orlop registry --database postgres://orlop@db/orlop --bucket s3://images --listen 127.0.0.1:5000
+  orlop registry --config gateway.toml --database postgres://orlop@db/orlop --listen 0.0.0.0:443 \\
+    --bucket 's3://images/prod?endpoint=https://s3.example' --tls-cert tls.crt --tls-key tls.key --cache /var/cache/orlop
   orlop registry --database postgres://orlop@db/orlop --bucket s3://images --collect")]
 pub(crate) struct Args {
     /// PostgreSQL, as libpq writes it: postgres://USER:PASSWORD@HOST[,HOST…]/DATABASE[?sslmode=require]
@@ -77,7 +81,7 @@ pub(crate) struct Args {
     /// Certificate authorities of the bucket, in PEM, beside the system's
     #[arg(long, value_name = "FILE")]
     bucket_ca: Option<PathBuf>,
-    /// Certificate chain in PEM: speak TLS
+    /// Certificate chain in PEM: speak TLS [default: registry.tls_certificate in the configuration]
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Its key in PEM
@@ -114,9 +118,10 @@ pub(crate) struct Args {
 
 /// Runs `registry`.
 pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
-    let mut signals = Signals::listen()?;
-    let settings = Settings::load(global)?;
-    output::set_up_daemon_logging(global, &settings.config.log, None);
+    let (mut signals, hangups) = (Signals::listen()?, hangups()?);
+    let config = configuration(global, args)?;
+    output::set_up_daemon_logging(global, &config.log, None);
+    let guard = args.listen.map(|address| Guard::new(&config.registry, address)).transpose()?;
     let opened = tokio::select! {
         opened = open(args) => opened?,
         signal = signals.next() => {
@@ -124,9 +129,61 @@ pub(crate) async fn run(global: &Global, args: &Args) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    match args.listen {
-        Some(address) => serve(args, opened, address, signals).await,
+    match args.listen.zip(guard) {
+        Some((address, (guard, rules))) => {
+            let reload = Reload { global: global.clone(), args, guard, hangups };
+            if config.registry.authentication == Authentication::Token && config.registry.token_key.is_none() {
+                tracing::warn!(
+                    "the tokens of this gateway count nowhere else: where there are others, set registry.token_key"
+                );
+            }
+            serve(args, opened, address, (reload, rules), signals).await
+        }
         None => collect_once(&opened.collector()).await,
+    }
+}
+
+/// The configuration with what options say instead. What only a node's registry has does not count.
+fn configuration(global: &Global, args: &Args) -> Result<Config> {
+    let mut config = Settings::load(global)?.config;
+    let registry = &mut config.registry;
+    (registry.address, registry.name) = (None, None);
+    if args.tls_cert.is_some() {
+        registry.tls_certificate.clone_from(&args.tls_cert);
+        registry.tls_key.clone_from(&args.tls_key);
+    }
+    config.check_registry()?;
+    Ok(config)
+}
+
+/// Reads anew who may do what.
+struct Reload<'a> {
+    global: Global,
+    args: &'a Args,
+    guard: Guard,
+    hangups: Signal,
+}
+
+impl Reload<'_> {
+    /// At every SIGHUP, until dropped.
+    async fn run(&mut self, registry: &Registry) {
+        while self.hangups.recv().await.is_some() {
+            match self.read() {
+                Ok(rules) => {
+                    self.guard.apply(rules, registry);
+                    tracing::info!("who may do what was read anew");
+                }
+                Err(CliError { message, hint, .. }) => {
+                    let hint = hint.unwrap_or_default();
+                    tracing::error!(message, hint, "the new configuration is refused; the old one stays in force");
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn read(&self) -> Result<Rules> {
+        self.guard.read(&configuration(&self.global, self.args)?.registry)
     }
 }
 
@@ -190,16 +247,25 @@ fn explain(error: &orlop_shared::Error) -> CliError {
     CliError::new(class, causes(error))
 }
 
-async fn serve(args: &Args, shared: Shared, address: SocketAddr, mut signals: Signals) -> Result<ExitCode> {
-    let tls = tls(args)?;
+async fn serve(
+    args: &Args,
+    shared: Shared,
+    address: SocketAddr,
+    (mut reload, rules): (Reload<'_>, Rules),
+    mut signals: Signals,
+) -> Result<ExitCode> {
+    let registry = Registry::new(Arc::new(shared.store()), Arc::new(shared.index()));
+    reload.guard.apply(rules, &registry);
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(|e| CliError::io(&format!("listen on {address}"), None, e))?;
-    let registry = Registry::new(Arc::new(shared.store()), Arc::new(shared.index()));
-    let options = ServeOptions { tls, health: Some(Arc::new(shared.clone())) };
-    let server = registry.serve(listener, options).map_err(|e| CliError::io("listen", None, e))?;
+    let options = ServeOptions { tls: reload.guard.tls()?, health: Some(Arc::new(shared.clone())) };
+    let server = registry.clone().serve(listener, options).map_err(|e| CliError::io("listen", None, e))?;
     tracing::info!(address = %server.address(), "serving");
     let collecting = tokio::spawn(collect(shared.collector(), args.collect_every));
-    let signal = signals.next().await;
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        () = reload.run(&registry) => "SIGHUP",
+    };
     tracing::info!(signal, "finishing what runs");
     let finish = async {
         server.shutdown().await;
@@ -211,23 +277,6 @@ async fn serve(args: &Args, shared: Shared, address: SocketAddr, mut signals: Si
     }
     collecting.abort();
     Ok(ExitCode::SUCCESS)
-}
-
-fn tls(args: &Args) -> Result<Option<Arc<rustls::ServerConfig>>> {
-    let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
-    let bad = |path: &Path, why: &dyn std::fmt::Display| {
-        CliError::new(Class::Usage, format!("{}: {why}", path.display())).hint("both files are PEM")
-    };
-    let certificates = CertificateDer::pem_slice_iter(&read(chain)?).collect::<std::result::Result<Vec<_>, _>>();
-    let certificates = certificates.map_err(|e| bad(chain, &e))?;
-    let key_der = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| bad(key, &e))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key_der))
-        .map_err(|e| bad(chain, &e))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Some(Arc::new(config)))
 }
 
 /// Collects every so often; each gateway tries at another moment, and one at a time does it.

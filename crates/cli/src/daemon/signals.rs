@@ -13,7 +13,7 @@ pub(crate) struct Signals {
 }
 
 /// SIGHUP, from now on. Must be called as early as [`Signals::listen`].
-pub(super) fn hangups() -> Result<Signal> {
+pub(crate) fn hangups() -> Result<Signal> {
     signal(SignalKind::hangup()).map_err(|e| CliError::io("listen for signals", None, e))
 }
 

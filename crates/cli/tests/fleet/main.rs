@@ -5,6 +5,7 @@ mod common;
 #[path = "../common/conformance.rs"]
 mod conformance;
 
+mod access;
 mod client;
 mod gateways;
 mod storm;

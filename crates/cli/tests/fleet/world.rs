@@ -75,7 +75,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    fn start(mut command: Command, log: &Path) -> Self {
+    pub(crate) fn start(mut command: Command, log: &Path) -> Self {
         let mut daemon = Daemon::start(&mut command, log).unwrap();
         let host = daemon.wait_for(|daemon| {
             let log = daemon.log();
