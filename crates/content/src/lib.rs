@@ -162,6 +162,12 @@ pub trait Writer: Send {
         Ok(false)
     }
 
+    /// Reads what was written, while more is, where the backend can. Reading where nothing was written yet gives nothing; what was
+    /// written can be read after the commit too, and after an abort.
+    fn written(&self) -> Option<Arc<dyn BlobReader>> {
+        None
+    }
+
     /// The ability to take a file's bytes over, where the backend has it.
     fn taking(&mut self) -> Option<&mut dyn Taking> {
         None

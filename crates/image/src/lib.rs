@@ -78,7 +78,7 @@ pub use gate::{
 pub use import::ImportRequest;
 pub use labels::{GC_CONTENT, GC_EXPIRE, GC_ROOT, GC_SNAPSHOT, SNAPSHOT_REF};
 pub use near::{
-    Asking, BlobSource, Given, Ledger, NearStream, Neighbour, Neighbourhood, Neighbours, Opening, Source, Wanted,
+    Asking, BlobSource, Given, Ledger, NearStream, Neighbour, Neighbourhood, Neighbours, Opening, Relay, Source, Wanted,
 };
 pub use place::{ImportAs, NameRule, Place};
 pub use pull::PullRequest;

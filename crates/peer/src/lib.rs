@@ -5,6 +5,7 @@
 //! net        libp2p's Kademlia, as Spegel speaks it: who has which digest
 //! http       a blob from one node to another, as Spegel has it
 //! shelf      what this node has and gives
+//! relay      what is still coming to it, and is given on meanwhile
 //! pull       one blob: net, schedule and http together
 //! pace       a limit on bytes per second, for giving and for taking
 //! ```
@@ -14,7 +15,7 @@
 //! - Digests only. What a tag means is neither asked of peers nor told to them.
 //! - Nothing that comes is used before it was hashed, by whoever asked; whoever gave wrong bytes is excluded.
 //! - One blob comes from one peer at a time: parts of several could only be told apart by the whole.
-//! - Only verified blobs are given, and none that is withheld.
+//! - What is given has been verified, or the last byte of it is kept back until it was (`relay`). Nothing is given that is withheld.
 //! - Everything that strangers can make grow is bounded by a named constant.
 //! - libp2p is known to `net` alone.
 //!
@@ -26,6 +27,7 @@ mod http;
 mod net;
 mod pace;
 mod pull;
+mod relay;
 pub mod schedule;
 mod shelf;
 
@@ -36,7 +38,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use orlop_image::{Images, Neighbourhood, Neighbours, Opening, Pattern, Wanted};
+use orlop_content::BlobReader;
+use orlop_image::{Given, Images, Neighbourhood, Neighbours, Opening, Pattern, Relay, Wanted};
 use orlop_oci::Digest;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -46,6 +49,7 @@ pub use crate::http::{Tls, TlsError};
 pub use crate::net::{Bootstrap, BootstrapError};
 use crate::net::{Net, NetSettings};
 use crate::pull::Puller;
+use crate::relay::Relays;
 use crate::schedule::Rules;
 use crate::shelf::Shelf;
 
@@ -78,6 +82,8 @@ pub struct Settings {
     pub uploads: usize,
     /// Connections of peers at once.
     pub connections: usize,
+    /// Whether blobs are given on while they come, and taken from who has not all of them.
+    pub relay: bool,
     /// After so long a peer that takes nothing more of a blob is cut off.
     pub patience: Duration,
     /// What the decisions go by.
@@ -101,6 +107,7 @@ impl Default for Settings {
             download_rate: 0,
             uploads: 64,
             connections: 512,
+            relay: true,
             patience: Duration::from_secs(30),
             rules: Rules::default(),
         }
@@ -183,6 +190,7 @@ pub struct Peers {
     net: Net,
     server: Server,
     puller: Puller,
+    relays: Relays,
     serves: SocketAddr,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -198,7 +206,7 @@ impl Peers {
         let refused = |address, error: io::Error| StartError::Listen { address, reason: error.to_string() };
         let listener = TcpListener::bind(settings.serve).await.map_err(|error| refused(settings.serve, error))?;
         let serves = listener.local_addr().map_err(|error| refused(settings.serve, error))?;
-        let asker = Asker::new(serves.port(), ends.as_ref())?;
+        let asker = Asker::new(serves, ends.as_ref())?;
         let net = Net::start(NetSettings {
             key,
             listen: settings.listen,
@@ -209,13 +217,23 @@ impl Peers {
         })?;
         let shelf = Shelf::new(images.store().clone(), settings.withheld);
         let Settings { upload_rate: rate, uploads, connections, patience, .. } = settings;
-        let serving = ServerSettings { shelf: shelf.clone(), tls: ends, rate, uploads, connections, patience };
+        let relays = Relays::new(net.clone(), shelf.clone(), settings.relay);
+        let (held, fan_out) = ((shelf.clone(), relays.clone()), settings.rules.fan_out);
+        let serving = ServerSettings {
+            shelf: shelf.clone(),
+            relays: relays.clone(),
+            tls: ends,
+            fan_out,
+            rate,
+            uploads,
+            connections,
+            patience,
+        };
         let server = Server::new(serving, net.clone());
-        let puller =
-            Puller::new(net.clone(), asker, shelf.clone(), settings.near, settings.rules, settings.download_rate);
+        let puller = Puller::new(net.clone(), asker, held, settings.near, settings.rules, settings.download_rate);
         let tasks = vec![tokio::spawn(server.clone().run(listener)), tokio::spawn(shelf.follow(net.clone()))];
         tracing::info!(id = %net.id(), %serves, listen = %settings.listen, "taking part among peers");
-        Ok(Arc::new(Self { net, server, puller, serves, tasks }))
+        Ok(Arc::new(Self { net, server, puller, relays, serves, tasks }))
     }
 
     /// Where blobs are given.
@@ -236,6 +254,14 @@ impl Neighbours for Peers {
         self.puller.open(wanted).await
     }
 
+    fn relay(&self, wanted: Wanted<'_>, bytes: Arc<dyn BlobReader>) -> Option<Arc<dyn Relay>> {
+        self.relays.begin(wanted, bytes)
+    }
+
+    async fn ahead(&self, wanted: Wanted<'_>) -> Given {
+        self.puller.ahead(wanted).await
+    }
+
     fn disproved(&self, digest: &Digest, givers: &[String], alone: bool) {
         self.puller.disproved(digest, givers, alone);
     }
@@ -250,6 +276,8 @@ impl Neighbours for Peers {
             received: self.puller.received(),
             disproved: self.puller.lies(),
             served: self.server.served(),
+            relayed: self.server.relayed(),
+            moved: self.relays.moved(),
             neighbours: self.puller.neighbours(&state),
             addresses: state.addresses,
         }

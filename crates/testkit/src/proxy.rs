@@ -9,6 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What happens to a connection. Bytes are those from the server to the client, headers included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +57,10 @@ struct Shared {
     faults: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
+    /// Bytes a second to all clients together; 0: no limit.
+    rate: AtomicU64,
+    /// When the bytes that have passed under the limit are paid for.
+    paid: Mutex<Option<Instant>>,
 }
 
 /// A running proxy; it and its connections end when it is dropped.
@@ -105,6 +110,11 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
+    /// No more than so many bytes a second go to all clients together; 0: no limit.
+    pub fn limit(&self, rate: u64) {
+        self.shared.rate.store(rate, Ordering::SeqCst);
+    }
+
     /// Closes every connection that is open now.
     pub fn cut_all(&self) {
         self.shared.cut_all();
@@ -141,6 +151,20 @@ impl Shared {
             // It may be closed already.
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Waits until so many bytes may go to clients.
+    fn pace(&self, bytes: usize) {
+        let rate = self.rate.load(Ordering::SeqCst);
+        if rate == 0 {
+            return;
+        }
+        let until = {
+            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            let from = paid.unwrap_or_else(Instant::now).max(Instant::now());
+            *paid.insert(from + Duration::from_secs_f64(bytes as f64 / rate as f64))
+        };
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
     }
 
     fn stall(&self) {
@@ -213,6 +237,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, count: &AtomicU
             bytes[(at - passed) as usize] ^= 0xff;
             shared.faults.fetch_add(1, Ordering::SeqCst);
             pending = Fault::None;
+        }
+        if std::ptr::eq(count, &raw const shared.down) {
+            shared.pace(bytes.len());
         }
         if to.write_all(bytes).is_err() {
             break;

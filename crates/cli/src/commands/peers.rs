@@ -55,6 +55,8 @@ struct Document {
     received: u64,
     from_registries: u64,
     disproved: u64,
+    /// Transfers that moved from a registry to a peer that was ahead.
+    moved: u64,
     requests: Requests,
     peers: Vec<Peer>,
 }
@@ -64,6 +66,8 @@ struct Requests {
     given: u64,
     missing: u64,
     busy: u64,
+    /// Of those that were given: while the blob still came.
+    relayed: u64,
 }
 
 /// Runs `peers`.
@@ -82,7 +86,8 @@ pub(crate) async fn run(context: &Context, _args: &Args) -> Result<()> {
             received: found.received,
             from_registries: found.from_registries,
             disproved: found.disproved,
-            requests: Requests { given: found.given, missing: found.missing, busy: found.busy },
+            moved: found.moved,
+            requests: Requests { given: found.given, missing: found.missing, busy: found.busy, relayed: found.relayed },
             peers,
         };
         return output::document(context.global.output, &document);
@@ -110,10 +115,11 @@ pub(crate) async fn run(context: &Context, _args: &Args) -> Result<()> {
         size(found.from_registries)
     ))?;
     output::line(format!(
-        "announced  {} digests; asked for {} times: {} given, {} not here, {} told to come back; {} blobs of peers were wrong",
+        "announced  {} digests; asked for {} times: {} given, {} of them as they came, {} not here, {} told to come back; {} blobs of peers were wrong",
         found.announced,
         found.given + found.missing + found.busy,
         found.given,
+        found.relayed,
         found.missing,
         found.busy,
         found.disproved

@@ -31,6 +31,8 @@ pub(crate) struct Peers {
     pub(crate) slow_bytes_per_second: u64,
     pub(crate) upload_bytes_per_second: u64,
     pub(crate) download_bytes_per_second: u64,
+    pub(crate) relay: bool,
+    pub(crate) fan_out: usize,
     pub(crate) max_uploads: usize,
     pub(crate) max_connections: usize,
 }
@@ -54,6 +56,8 @@ impl Default for Peers {
             slow_bytes_per_second: settings.rules.slow,
             upload_bytes_per_second: settings.upload_rate,
             download_bytes_per_second: settings.download_rate,
+            relay: settings.relay,
+            fan_out: settings.rules.fan_out,
             max_uploads: settings.uploads,
             max_connections: settings.connections,
         }
@@ -69,6 +73,7 @@ impl Peers {
         self.parts().map(drop)?;
         for (key, found, least, most) in [
             ("peers.fallback_milliseconds", self.fallback_milliseconds, 10, 60_000),
+            ("peers.fan_out", self.fan_out as u64, 1, 4096),
             ("peers.max_uploads", self.max_uploads as u64, 1, 4096),
             ("peers.max_connections", self.max_connections as u64, 1, 65_536),
             ("peers.listen", self.listen.port().into(), 1, 65_535),
@@ -126,6 +131,7 @@ impl Peers {
         let rules = Rules {
             budget: Duration::from_millis(self.fallback_milliseconds),
             slow: self.slow_bytes_per_second,
+            fan_out: self.fan_out,
             ..Rules::default()
         };
         Ok(Some(Settings {
@@ -140,6 +146,7 @@ impl Peers {
             near,
             upload_rate: self.upload_bytes_per_second,
             download_rate: self.download_bytes_per_second,
+            relay: self.relay,
             uploads: self.max_uploads,
             connections: self.max_connections,
             rules,

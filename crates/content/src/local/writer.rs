@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 
 use super::files::{self, IoContext as _};
 use super::ingest::IngestDir;
-use super::{Paths, ingest, links};
+use super::{LocalReader, Paths, ingest, links};
 use crate::memory::verify;
-use crate::{Error, IngestOptions, Result, Shared, Status, Taking, Writer};
+use crate::{BlobReader, Error, IngestOptions, Result, Shared, Status, Taking, Writer};
 
 /// A writer whose calls run on the blocking pool, one after the other.
 ///
@@ -107,6 +107,10 @@ impl Writer for LocalWriter {
 
     fn digest(&self) -> Digest {
         self.with(|ingest| ingest.digester.clone().finish())
+    }
+
+    fn written(&self) -> Option<Arc<dyn BlobReader>> {
+        self.with(Ingest::reader)
     }
 
     fn taking(&mut self) -> Option<&mut dyn Taking> {
@@ -223,6 +227,16 @@ impl Ingest {
         self.status.offset += bytes.len() as u64;
         self.status.updated_at = Timestamp::now();
         Ok(())
+    }
+
+    /// Reads `data`, whatever its name becomes. Bytes that are taken over are in another file.
+    fn reader(&self) -> Option<Arc<dyn BlobReader>> {
+        if self.taken.is_some() {
+            return None;
+        }
+        let (file, path) = (Arc::new(self.data.try_clone().ok()?), self.directory.path().join("data"));
+        let size = if self.status.total == 0 { u64::MAX } else { self.status.total };
+        Some(Arc::new(LocalReader { file, size, path }))
     }
 
     fn truncate(&mut self, size: u64) -> Result<()> {

@@ -37,6 +37,26 @@ async fn put(store: &LocalStore, reference: &str, bytes: &'static [u8]) -> Diges
 }
 
 #[tokio::test]
+async fn what_is_written_is_read_while_more_is_and_whatever_becomes_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(&root);
+    for (reference, is_kept) in [("kept", true), ("dropped", false)] {
+        let mut writer = store.writer(IngestOptions { total: 6, ..named(reference) }).await.unwrap();
+        let reader = writer.written().unwrap();
+        assert_eq!((reader.size(), reader.read_at(0, 10).await.unwrap().len()), (6, 0));
+        writer.write(Bytes::from_static(b"abc")).await.unwrap();
+        assert_eq!(reader.read_at(1, 10).await.unwrap(), "bc");
+        writer.write(Bytes::from_static(b"def")).await.unwrap();
+        if is_kept {
+            writer.commit(6, None).await.unwrap();
+        } else {
+            store.abort(reference).await.unwrap();
+        }
+        assert_eq!(reader.read_at(2, 10).await.unwrap(), "cdef", "{reference}");
+    }
+}
+
+#[tokio::test]
 async fn the_layout_is_as_documented() {
     let root = tempfile::tempdir().unwrap();
     let store = open(&root);

@@ -8,6 +8,12 @@
 //! - Nothing from a neighbour is used before it was hashed, by whoever writes it into the store ([`crate::pull`]) or here.
 //! - Wrong bytes cost one more try: neighbours learn who gave them, and that blob comes from the registry then.
 //! - Whoever was asked stands in the [`Ledger`], with what was answered and how fast it was.
+//!
+//! # What is given on while it comes
+//! A blob that is being fetched is told of to the neighbours ([`Neighbours::relay`]), who may take what of it is written already and the
+//! rest as it comes. They are told whoever gives it, how far it is, and at last whether its bytes are right: that before the last byte can
+//! be had ([`Relay`]). While the registry gives a blob, neighbours look for one of theirs that is ahead, and the rest comes from him
+//! ([`Neighbours::ahead`]).
 
 mod ledger;
 mod mixed;
@@ -20,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
+use orlop_content::BlobReader;
 use orlop_oci::{Digest, Digester, MAX_MANIFEST_BYTES, RepositoryName};
 
 pub use ledger::{Asking, BlobSource, Ledger, Source};
@@ -52,8 +59,25 @@ pub type NearStream = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
 pub struct Given {
     /// Who, as [`Neighbours::disproved`] is told.
     pub host: String,
+    /// Where the stream begins.
+    pub from: u64,
+    /// How much of the blob he had when he was asked, if he had not all of it.
+    pub had: Option<u64>,
     /// What, not verified.
     pub stream: NearStream,
+}
+
+/// A blob on its way to this node, of which neighbours are given what is here.
+pub trait Relay: Send + Sync {
+    /// Whoever gives it from now on; `None`: somebody is looked for.
+    fn fed(&self, by: Option<Source>, host: &str);
+
+    /// So many bytes of it can be read.
+    fn has(&self, bytes: u64);
+
+    /// No more comes. `is_right` says that all bytes are here and hash to the digest; else whoever takes it is broken off before its
+    /// last byte. Only the first call counts.
+    fn ended(&self, is_right: bool);
 }
 
 /// What asking nearby came to.
@@ -71,6 +95,18 @@ pub trait Neighbours: Send + Sync {
     /// Finds somebody who gives. It takes a second at most, or somewhat longer while those who have it are busy; then the
     /// registry is asked. Dropping the stream ends the transfer.
     async fn open(&self, wanted: Wanted<'_>) -> Opening;
+
+    /// A blob is fetched from now on: what of it is in `bytes`, from 0 to [`Relay::has`], neighbours may be given. `None` if they are not,
+    /// for whatever reason.
+    fn relay(&self, _wanted: Wanted<'_>, _bytes: Arc<dyn BlobReader>) -> Option<Arc<dyn Relay>> {
+        None
+    }
+
+    /// Somebody who has more of a blob than this node, which others than neighbours are giving it: the relay tells how much. Waits
+    /// until there is somebody.
+    async fn ahead(&self, _wanted: Wanted<'_>) -> Given {
+        std::future::pending().await
+    }
 
     /// What came of a blob was wrong. `givers` are those that gave any of it, `alone` says that nothing else was among it.
     fn disproved(&self, digest: &Digest, givers: &[String], alone: bool);
@@ -96,6 +132,10 @@ pub struct Neighbourhood {
     pub received: u64,
     /// Blobs whose bytes were wrong.
     pub disproved: u64,
+    /// Requests of others that were given a blob while it came here.
+    pub relayed: u64,
+    /// Transfers that moved from a registry to a neighbour that was ahead.
+    pub moved: u64,
     /// Requests of others: given, not here, refused since too many were running.
     pub served: [u64; 3],
     /// The others.
@@ -136,13 +176,47 @@ pub(crate) struct Part {
     given: Mutex<HashMap<Digest, Givers>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Givers {
     hosts: Vec<String>,
     /// The registry gave some of it too, or it was begun before.
     others: bool,
     /// What they gave was wrong: nobody else is asked than the registry.
     disproved: bool,
+    /// Who is told how far it is.
+    relay: Option<Arc<dyn Relay>>,
+}
+
+impl std::fmt::Debug for Givers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Givers").field("hosts", &self.hosts).field("others", &self.others).finish_non_exhaustive()
+    }
+}
+
+/// A blob that neighbours are told of, for as long as this lives. If nobody said that it is right, it is not.
+pub(crate) struct Relaying {
+    relay: Arc<dyn Relay>,
+    part: Arc<Part>,
+    digest: Digest,
+}
+
+impl Relaying {
+    /// So many bytes are written.
+    pub(crate) fn has(&self, bytes: u64) {
+        self.relay.has(bytes);
+    }
+
+    /// All of it is written, and right.
+    pub(crate) fn is_right(&self) {
+        self.relay.ended(true);
+    }
+}
+
+impl Drop for Relaying {
+    fn drop(&mut self) {
+        self.relay.ended(false);
+        self.part.with(&self.digest, |givers| givers.relay = None);
+    }
 }
 
 impl Part {
@@ -159,6 +233,14 @@ impl Part {
     fn with<T>(&self, digest: &Digest, f: impl FnOnce(&mut Givers) -> T) -> T {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         f(given.entry(digest.clone()).or_default())
+    }
+
+    /// Tells neighbours of a blob that is fetched from now on, of which the first bytes are here.
+    pub(crate) fn relay(self: &Arc<Self>, wanted: Wanted<'_>, bytes: Arc<dyn BlobReader>) -> Option<Relaying> {
+        let relay = self.neighbours.as_ref()?.relay(wanted, bytes)?;
+        relay.has(wanted.offset);
+        self.with(wanted.digest, |givers| givers.relay = Some(Arc::clone(&relay)));
+        Some(Relaying { relay, part: Arc::clone(self), digest: wanted.digest.clone() })
     }
 
     /// What came of a digest is wrong. True if neighbours gave any of it, so that it may come anew from the registry.
@@ -181,7 +263,7 @@ pub(crate) async fn small(part: &Part, ledger: &Ledger, wanted: Wanted<'_>) -> O
     let mut entry = ledger.begin(repository, digest, size.unwrap_or_default());
     let opening = neighbours.open(wanted).await;
     entry.add(opening.asked);
-    let Given { host, mut stream } = opening.given?;
+    let Given { host, mut stream, .. } = opening.given?;
     let asking = entry.ask(Source::Neighbour, &host);
     let limit = size.unwrap_or(MAX_MANIFEST_BYTES).min(MAX_MANIFEST_BYTES);
     let mut bytes = BytesMut::new();

@@ -18,6 +18,7 @@ use tracing::field::Empty;
 use super::Session;
 use super::origin::too_long;
 use super::pipe::{PIECE, PipeWriter};
+use crate::near::Relaying;
 use crate::span::within;
 use crate::walk::{Documents, kind_word};
 use crate::{BlobEvent, Error, Event, Limit, Result, Stage};
@@ -141,10 +142,15 @@ impl Session<'_> {
         let kind = kind_word(descriptor);
         if offset < descriptor.size || offset == 0 {
             self.tell(descriptor, kind, Stage::Fetching, offset);
+            let relay = writer.written().and_then(|bytes| self.origin.relay(descriptor, offset, bytes));
             let stream = self.origin.blob(descriptor, offset).await?;
             let tee = if offset == 0 { tee() } else { None };
-            let mut copy = Copy { session: self, descriptor, kind, offset, tee, waits: Waits::default() };
+            let mut copy = Copy { session: self, descriptor, kind, offset, tee, relay, waits: Waits::default() };
             copy.run(stream, writer).await?;
+            // Whoever takes it from here waits for this, and not for the disk.
+            if let Some(relay) = copy.relay.take().filter(|_| writer.digest() == descriptor.digest) {
+                relay.is_right();
+            }
             if let Some(tee) = copy.tee.take() {
                 tee.finish().await;
             }
@@ -385,6 +391,8 @@ struct Copy<'a, 'b> {
     kind: &'static str,
     offset: u64,
     tee: Option<PipeWriter>,
+    /// Who is told how far it is.
+    relay: Option<Relaying>,
     waits: Waits,
 }
 
@@ -412,6 +420,9 @@ impl Copy<'_, '_> {
                 self.tee = None;
             }
             self.offset = end;
+            if let Some(relay) = &self.relay {
+                relay.has(end);
+            }
             self.session.tell_all(self.descriptor, self.kind, Stage::Fetching, end, self.waits.limit());
             count += 1;
             if count.is_multiple_of(64) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use orlop_content as content;
+use orlop_content::{self as content, BlobReader};
 use orlop_oci::{Descriptor, MediaKind, RepositoryName};
 use orlop_remote::{BlobStream, Client};
 
@@ -20,6 +20,11 @@ pub(crate) trait Origin: Send + Sync {
 
     /// A blob's bytes from `offset` on.
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream>;
+
+    /// Tells others that may be given a blob while it comes that its bytes are in `bytes`, those before `offset` already.
+    fn relay(&self, _descriptor: &Descriptor, _offset: u64, _bytes: Arc<dyn BlobReader>) -> Option<near::Relaying> {
+        None
+    }
 
     /// Whether a blob can be had; asked only where it costs nothing.
     fn may_have(&self, descriptor: &Descriptor) -> bool;
@@ -91,6 +96,12 @@ impl Origin for Registry<'_> {
         let Self { client, repository, pulled, near, ledger } = self;
         let ways = near::Ways { part: near, ledger, client, repository, pulled };
         Ok(near::blob(ways, descriptor, offset).await?)
+    }
+
+    fn relay(&self, descriptor: &Descriptor, offset: u64, bytes: Arc<dyn BlobReader>) -> Option<near::Relaying> {
+        let (digest, size) = (&descriptor.digest, Some(descriptor.size));
+        let wanted = near::Wanted { repository: &self.repository, digest, size, offset, is_document: false };
+        self.near.relay(wanted, bytes)
     }
 
     fn may_have(&self, _descriptor: &Descriptor) -> bool {

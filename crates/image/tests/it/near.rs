@@ -1,11 +1,14 @@
 //! Blobs from nearby: whoever gives them, and whatever they give.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use orlop_image::{Given, Neighbourhood, Neighbours, Opening, Source, Wanted};
+use futures::FutureExt;
+use orlop_content::BlobReader;
+use orlop_image::{Given, Neighbourhood, Neighbours, Opening, Relay, Source, Wanted};
 use orlop_oci::{Descriptor, Digest};
 
 use crate::common::{Made, Node, Shelf, layers};
@@ -30,12 +33,47 @@ struct Told {
     manner: Manner,
     asked: Mutex<Vec<(Digest, u64)>>,
     disproved: Mutex<Vec<(Digest, Vec<String>, bool)>>,
+    /// What was told of blobs while they came.
+    relayed: Arc<Mutex<Vec<(Digest, String)>>>,
+}
+
+/// Writes down what is told of a blob.
+struct Heard {
+    digest: Digest,
+    bytes: Arc<dyn BlobReader>,
+    log: Arc<Mutex<Vec<(Digest, String)>>>,
+    ended: AtomicBool,
+}
+
+impl Heard {
+    fn note(&self, what: impl Into<String>) {
+        self.log.lock().unwrap().push((self.digest.clone(), what.into()));
+    }
+}
+
+impl Relay for Heard {
+    fn fed(&self, by: Option<Source>, host: &str) {
+        self.note(format!("{} {host}", by.map_or("nobody", Source::as_str)).trim_end());
+    }
+
+    fn has(&self, bytes: u64) {
+        let length = bytes.try_into().unwrap();
+        let read = self.bytes.read_at(0, length).now_or_never().unwrap().unwrap();
+        assert_eq!(read.len(), length, "what is told of is there");
+        self.note(format!("has {bytes}"));
+    }
+
+    fn ended(&self, is_right: bool) {
+        if !self.ended.swap(true, Ordering::SeqCst) {
+            self.note(if is_right { "right" } else { "wrong" });
+        }
+    }
 }
 
 impl Told {
     fn new(made: &Made, manner: Manner) -> Arc<Self> {
         let blobs = made.blobs.iter().map(|(digest, (_, bytes))| (digest.clone(), bytes.clone())).collect();
-        Arc::new(Self { blobs, manner, asked: Mutex::default(), disproved: Mutex::default() })
+        Arc::new(Self { blobs, manner, asked: Mutex::default(), disproved: Mutex::default(), relayed: Arc::default() })
     }
 
     fn disproved(&self) -> Vec<(Digest, Vec<String>, bool)> {
@@ -57,8 +95,15 @@ impl Neighbours for Told {
             Manner::Half => vec![Ok(rest.slice(..rest.len() / 2)), Err("broke off".into())],
             Manner::Surplus => vec![Ok(rest), Ok(Bytes::from_static(b"more"))],
         };
-        let given = Given { host: "a".into(), stream: Box::pin(futures::stream::iter(pieces)) };
+        let given =
+            Given { host: "a".into(), from: wanted.offset, had: None, stream: Box::pin(futures::stream::iter(pieces)) };
         Opening { asked: Vec::new(), given: Some(given) }
+    }
+
+    fn relay(&self, wanted: Wanted<'_>, bytes: Arc<dyn BlobReader>) -> Option<Arc<dyn Relay>> {
+        assert_eq!(wanted.size, Some(bytes.size()));
+        let (digest, log) = (wanted.digest.clone(), Arc::clone(&self.relayed));
+        Some(Arc::new(Heard { digest, bytes, log, ended: AtomicBool::new(false) }))
     }
 
     fn disproved(&self, digest: &Digest, givers: &[String], alone: bool) {
@@ -131,6 +176,34 @@ async fn what_is_wrong_is_fetched_anew_from_the_registry_and_told() {
         if manner == Manner::Falsely {
             // The config too, which is hashed before anybody sees it.
             assert_eq!(told.disproved().len(), 4);
+        }
+    }
+}
+
+/// Others are told whoever gives a blob, how far it is, and at last whether it is right, which it is not before it was hashed.
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_are_told_how_a_blob_comes() {
+    for (manner, expected) in [
+        (Manner::Truly, &["nobody", "neighbour a", "right"][..]),
+        (Manner::Half, &["nobody", "neighbour a", "nobody", "registry", "right"]),
+        (Manner::Falsely, &["nobody", "neighbour a", "wrong", "nobody", "registry", "right"]),
+    ] {
+        let (_node, told, made, image) = pulled(manner).await;
+        for layer in layers_of(&made, &image) {
+            let size = made.blobs[&layer].1.len();
+            let log = told.relayed.lock().unwrap();
+            let of_layer = log.iter().filter(|(digest, _)| *digest == layer).map(|(_, what)| what.as_str());
+            let (has, mut rest): (Vec<&str>, Vec<&str>) = of_layer.partition(|what| what.starts_with("has "));
+            assert_eq!(
+                (has.first(), has.last()),
+                (Some(&"has 0"), Some(&format!("has {size}").as_str())),
+                "{manner:?}"
+            );
+            // One neighbour after the other may break off.
+            while manner == Manner::Half && rest[1..].starts_with(&["neighbour a", "nobody", "neighbour a"]) {
+                rest.drain(1..3);
+            }
+            assert_eq!(rest, expected, "{manner:?}");
         }
     }
 }

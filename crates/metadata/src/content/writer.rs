@@ -1,10 +1,12 @@
 //! A writer in one namespace.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use orlop_content as content;
-use orlop_content::{IngestOptions, Status, Writer};
+use orlop_content::{BlobReader, IngestOptions, Status, Writer};
 use orlop_oci::Digest;
 
 use super::ScopedContent;
@@ -346,6 +348,14 @@ impl Writer for ScopedWriter {
         match self.store_bytes(size, expected).await? {
             Stored::Shown(digest) => Ok(digest),
             Stored::Here { digest, size, brought } => self.publish(&digest, size, brought).await,
+        }
+    }
+
+    fn written(&self) -> Option<Arc<dyn BlobReader>> {
+        match &self.source {
+            Source::Raw(writer) => writer.written(),
+            // It is whole, and whoever wants it finds it under its name.
+            Source::Adopted(_) => None,
         }
     }
 

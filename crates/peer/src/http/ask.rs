@@ -10,7 +10,7 @@ use orlop_oci::{Digest, MAX_MANIFEST_BYTES, RepositoryName};
 use url::Url;
 
 use super::tls::Ends;
-use super::{LOAD, MIRRORED};
+use super::{COMING, GIVE, HAS, LOAD, MAX_TRY, MIRRORED, TRY};
 use crate::StartError;
 use crate::schedule::End;
 
@@ -23,6 +23,10 @@ const MAX_ADDRESSES: usize = 2;
 /// No peer is left alone for longer because it says so.
 const MOST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Bytes of a refusal that are read, and how long they are waited for.
+const MAX_REFUSAL: u64 = 4096;
+const REFUSAL_TIME: Duration = Duration::from_millis(50);
+
 /// What a peer is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
@@ -31,6 +35,8 @@ pub(crate) struct Question {
     pub(crate) size: Option<u64>,
     pub(crate) offset: u64,
     pub(crate) is_document: bool,
+    /// This node gives it on, and takes it from who has not all of it.
+    pub(crate) gives_on: bool,
 }
 
 /// A peer gives.
@@ -40,6 +46,8 @@ pub(crate) struct Answer {
     pub(crate) length: u64,
     /// How busy it says it is.
     pub(crate) load: Option<f64>,
+    /// How much of the blob it has, if that is not all of it.
+    pub(crate) had: Option<u64>,
 }
 
 /// A peer does not give.
@@ -49,11 +57,13 @@ pub(crate) struct Refusal {
     pub(crate) said: String,
     /// How long it wants to be left alone.
     pub(crate) pause: Option<Duration>,
+    /// Where else the blob may be had, as it says.
+    pub(crate) elsewhere: Vec<IpAddr>,
 }
 
 impl Refusal {
     fn new(end: End, said: impl Into<String>) -> Self {
-        Self { end, said: said.into(), pause: None }
+        Self { end, said: said.into(), pause: None, elsewhere: Vec::new() }
     }
 }
 
@@ -67,7 +77,9 @@ pub(crate) struct Asker {
 
 impl Asker {
     /// Asks at this port, at which every node serves.
-    pub(crate) fn new(port: u16, tls: Option<&Ends>) -> Result<Self, StartError> {
+    ///
+    /// It asks from the address at which it serves, if that is one, so that others who are told of it find it.
+    pub(crate) fn new(serves: SocketAddr, tls: Option<&Ends>) -> Result<Self, StartError> {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("orlop/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -75,6 +87,7 @@ impl Asker {
             .pool_idle_timeout(POOL_IDLE)
             .tcp_nodelay(true)
             .http1_only()
+            .local_address((!serves.ip().is_unspecified()).then(|| serves.ip()))
             .no_proxy();
         if let Some(ends) = tls {
             builder = builder.tls_backend_preconfigured(ends.client.clone());
@@ -90,7 +103,7 @@ impl Asker {
         let client = builder.build();
         let client = client
             .map_err(|e| StartError::Io { what: "set up the client".into(), source: std::io::Error::other(e) })?;
-        Ok(Self { client, scheme: if tls.is_some() { "https" } else { "http" }, port })
+        Ok(Self { client, scheme: if tls.is_some() { "https" } else { "http" }, port: serves.port() })
     }
 
     /// The client, for what is not a blob.
@@ -120,15 +133,28 @@ impl Asker {
         if question.offset > 0 {
             request = request.header(RANGE, format!("bytes={}-", question.offset));
         }
+        if question.gives_on {
+            request = request.header(COMING, GIVE);
+        }
         let response = request.send().await.map_err(|error| {
             let why = if error.is_connect() || error.is_timeout() { "cannot be reached" } else { "does not answer" };
             Refusal::new(End::Unreachable, format!("{why}: {}", innermost(&error)))
         })?;
-        read_head(response.status(), response.headers(), question).map(|(length, load)| Answer {
-            response,
-            length,
-            load,
-        })
+        match read_head(response.status(), response.headers(), question) {
+            Ok(Head { length, load, had }) => Ok(Answer { response, length, load, had }),
+            Err(refusal) => {
+                let elsewhere = elsewhere(response.headers(), address);
+                finish(response).await;
+                Err(Refusal { elsewhere, ..refusal })
+            }
+        }
+    }
+}
+
+/// Reads what else a refusal says, so that the next question goes over the same connection: who waits asks often.
+async fn finish(response: reqwest::Response) {
+    if response.content_length().is_some_and(|length| length <= MAX_REFUSAL) {
+        drop(tokio::time::timeout(REFUSAL_TIME, response.bytes()).await);
     }
 }
 
@@ -140,13 +166,36 @@ fn url(scheme: &str, at: SocketAddr, question: &Question) -> Option<Url> {
     Some(url)
 }
 
-/// What the head of an answer says: how many bytes will come, and how busy the peer is.
-fn read_head(status: StatusCode, headers: &HeaderMap, question: &Question) -> Result<(u64, Option<f64>), Refusal> {
+/// Other peers that an answer names, who are to be where the one is that answered: on loopback, or not.
+fn elsewhere(headers: &HeaderMap, address: IpAddr) -> Vec<IpAddr> {
+    let text = headers.get(TRY).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_good = |ip: &IpAddr| {
+        !ip.is_unspecified() && !ip.is_multicast() && *ip != address && ip.is_loopback() == address.is_loopback()
+    };
+    text.split(',').filter_map(|ip| ip.trim().parse().ok()).filter(is_good).take(MAX_TRY).collect()
+}
+
+/// What the head of an answer says: how many bytes will come, how busy the peer is, and how many it has if that is not all.
+#[derive(Debug, PartialEq)]
+struct Head {
+    length: u64,
+    load: Option<f64>,
+    had: Option<u64>,
+}
+
+fn read_head(status: StatusCode, headers: &HeaderMap, question: &Question) -> Result<Head, Refusal> {
     let text = |name: http::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let load = headers.get(LOAD).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<f64>().ok());
     match status {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
-        StatusCode::NOT_FOUND => return Err(Refusal::new(End::Missing, "does not have it")),
+        StatusCode::NOT_FOUND => {
+            return Err(match headers.get(COMING).map(http::HeaderValue::as_bytes) {
+                Some(b"waits") => Refusal::new(End::Equal, "waits for it too"),
+                Some(b"follows") => Refusal::new(End::Equal, "has no more of it"),
+                Some(b"behind") => Refusal::new(End::Missing, "has less of it"),
+                _ => Refusal::new(End::Missing, "does not have it"),
+            });
+        }
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
             let seconds = text(RETRY_AFTER).and_then(|text| text.parse().ok());
             let pause = seconds.map(|seconds| Duration::from_secs(seconds).min(MOST_PAUSE));
@@ -176,7 +225,10 @@ fn read_head(status: StatusCode, headers: &HeaderMap, question: &Question) -> Re
         return Err(Refusal::new(End::Broken, format!("gives a document of {total} bytes")));
     }
     match total.checked_sub(start) {
-        Some(length) => Ok((length, load)),
+        Some(length) => {
+            let had = text(http::HeaderName::from_static(HAS)).and_then(|had| had.parse().ok());
+            Ok(Head { length, load, had: had.filter(|had| *had < total) })
+        }
         None => Err(Refusal::new(End::Broken, "gives less than nothing")),
     }
 }
@@ -214,10 +266,10 @@ mod tests {
 
     fn question(offset: u64, size: Option<u64>) -> Question {
         let repository = RepositoryName::parse("docker.io/library/alpine").unwrap();
-        Question { repository, digest: Digest::of(b"x"), size, offset, is_document: false }
+        Question { repository, digest: Digest::of(b"x"), size, offset, is_document: false, gives_on: false }
     }
 
-    fn head(status: u16, headers: &[(&'static str, &str)], question: &Question) -> Result<(u64, Option<f64>), Refusal> {
+    fn head(status: u16, headers: &[(&'static str, &str)], question: &Question) -> Result<Head, Refusal> {
         let headers = headers
             .iter()
             .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
@@ -227,9 +279,18 @@ mod tests {
     #[test]
     fn heads_that_fit_and_heads_that_do_not() {
         let (all, rest) = (question(0, Some(10)), question(4, Some(10)));
-        assert_eq!(head(200, &[("content-length", "10"), ("x-orlop-load", "0.5")], &all), Ok((10, Some(0.5))));
-        assert_eq!(head(206, &[("content-range", "bytes 4-9/10")], &rest), Ok((6, None)));
-        assert_eq!(head(200, &[("content-length", "7")], &question(0, None)), Ok((7, None)));
+        assert_eq!(
+            head(200, &[("content-length", "10"), ("x-orlop-load", "0.5")], &all),
+            Ok(Head { length: 10, load: Some(0.5), had: None })
+        );
+        assert_eq!(
+            head(206, &[("content-range", "bytes 4-9/10")], &rest),
+            Ok(Head { length: 6, load: None, had: None })
+        );
+        assert_eq!(
+            head(200, &[("content-length", "7")], &question(0, None)),
+            Ok(Head { length: 7, load: None, had: None })
+        );
         let end = |status, headers: &[_], question| head(status, headers, question).unwrap_err().end;
         assert_eq!(end(404, &[], &all), End::Missing);
         assert_eq!(end(500, &[], &all), End::Unreachable);
@@ -246,6 +307,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_a_blob_that_is_coming() {
+        let all = question(0, Some(10));
+        let partial = head(200, &[("content-length", "10"), ("x-orlop-has", "4")], &all).unwrap();
+        assert_eq!((partial.length, partial.had), (10, Some(4)));
+        assert_eq!(head(200, &[("content-length", "10"), ("x-orlop-has", "10")], &all).unwrap().had, None);
+        let end = |said| head(404, &[("x-orlop-coming", said)], &all).unwrap_err().end;
+        assert_eq!(
+            [end("waits"), end("follows"), end("behind"), end("x")],
+            [End::Equal, End::Equal, End::Missing, End::Missing]
+        );
+        let named = |text: &str, asked: &str| {
+            let headers =
+                HeaderMap::from_iter([(http::HeaderName::from_static(TRY), HeaderValue::from_str(text).unwrap())]);
+            elsewhere(&headers, asked.parse().unwrap()).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(named("10.0.0.1, x,127.0.0.1,0.0.0.0,10.0.0.9,fd00::1", "10.0.0.9"), ["10.0.0.1", "fd00::1"]);
+        assert_eq!(named("10.0.0.1,127.0.0.2", "127.0.0.1"), ["127.0.0.2"]);
+        assert_eq!(named(&["10.0.0.1"; 100].join(","), "10.0.0.9").len(), MAX_TRY);
+    }
+
+    #[test]
     fn urls_are_spegel_s() {
         let url = url("http", "10.0.0.1:5000".parse().unwrap(), &question(0, None)).unwrap();
         let digest = Digest::of(b"x");
@@ -258,7 +340,7 @@ mod tests {
             let question = question(offset, Some(total));
             let _ = content_range(&range);
             let text = format!("bytes {a}-{b}/{total}");
-            if let Ok((length, _)) = head(status, &[("content-range", text.as_str())], &question) {
+            if let Ok(Head { length, .. }) = head(status, &[("content-range", text.as_str())], &question) {
                 prop_assert!(length <= total);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! - Digests only: a tag is answered with 404, for what a tag means only a registry may say.
-//! - Only what [`Shelf`] gives, which is verified and not withheld. What is not here is answered with 404 and not asked for elsewhere.
+//! - Only what [`Shelf`] gives, which is verified and not withheld, and what comes to this node, as [`Relays`] has it. What is not here is answered with 404 and not asked for elsewhere.
 //! - Bounded: connections in all and of each address, blobs at once, bytes a second, time for a request's head, and time
 //!   in which nobody takes a blob's next piece.
 
@@ -24,7 +24,6 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use orlop_content::BlobReader;
 use orlop_oci::{Digest, RepositoryName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -33,10 +32,12 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::pulse::{Beating, Pulse};
+use super::source::{Bytestream, Taker, Takers};
 use super::tls::Ends;
-use super::{DIGEST, LOAD, NAMESPACE};
+use super::{COMING, DIGEST, GIVE, HAS, LOAD, MAX_TRY, NAMESPACE, TRY};
 use crate::net::{Net, id_document};
 use crate::pace::Pace;
+use crate::relay::{Relays, Stand};
 use crate::shelf::Shelf;
 
 /// How much is read from the store at once.
@@ -53,7 +54,10 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// How blobs are given.
 pub(crate) struct ServerSettings {
     pub(crate) shelf: Shelf,
+    pub(crate) relays: Relays,
     pub(crate) tls: Option<Ends>,
+    /// Nodes that are given one blob at once and can give it on.
+    pub(crate) fan_out: usize,
     /// Bytes a second; 0: no limit.
     pub(crate) rate: u64,
     /// Blobs at once.
@@ -72,6 +76,8 @@ pub(crate) struct Server {
 
 struct Inner {
     shelf: Shelf,
+    relays: Relays,
+    takers: Takers,
     net: Net,
     tls: Option<TlsAcceptor>,
     pace: Pace,
@@ -82,6 +88,7 @@ struct Inner {
     of_address: Mutex<HashMap<IpAddr, usize>>,
     sent: AtomicU64,
     given: AtomicU64,
+    relayed: AtomicU64,
     missing: AtomicU64,
     busy: AtomicU64,
 }
@@ -105,6 +112,8 @@ impl Server {
     pub(crate) fn new(settings: ServerSettings, net: Net) -> Self {
         let inner = Inner {
             shelf: settings.shelf,
+            relays: settings.relays,
+            takers: Takers::new(settings.fan_out),
             net,
             tls: settings.tls.map(|ends| TlsAcceptor::from(ends.server)),
             pace: Pace::new(settings.rate),
@@ -115,6 +124,7 @@ impl Server {
             of_address: Mutex::default(),
             sent: AtomicU64::new(0),
             given: AtomicU64::new(0),
+            relayed: AtomicU64::new(0),
             missing: AtomicU64::new(0),
             busy: AtomicU64::new(0),
         };
@@ -131,6 +141,11 @@ impl Server {
         [&self.inner.given, &self.inner.missing, &self.inner.busy].map(|count| count.load(Ordering::Relaxed))
     }
 
+    /// Requests that were answered with a blob that was still coming.
+    pub(crate) fn relayed(&self) -> u64 {
+        self.inner.relayed.load(Ordering::Relaxed)
+    }
+
     /// Takes connections for ever.
     pub(crate) async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
@@ -143,7 +158,7 @@ impl Server {
                     let inner = Arc::clone(&self.inner);
                     connections.spawn(async move {
                         let _held = (permit, place);
-                        inner.connection(socket).await;
+                        inner.connection(socket, from.ip()).await;
                     });
                 }
                 Err(error) => {
@@ -166,22 +181,22 @@ impl Inner {
         Some(Place(Arc::clone(self), from.ip()))
     }
 
-    async fn connection(self: Arc<Self>, socket: TcpStream) {
+    async fn connection(self: Arc<Self>, socket: TcpStream, from: IpAddr) {
         let _ = socket.set_nodelay(true);
-        let Some(tls) = self.tls.clone() else { return self.requests(socket).await };
+        let Some(tls) = self.tls.clone() else { return self.requests(socket, from).await };
         match tokio::time::timeout(HEADER_TIME, tls.accept(socket)).await {
-            Ok(Ok(stream)) => self.requests(stream).await,
+            Ok(Ok(stream)) => self.requests(stream, from).await,
             Ok(Err(error)) => tracing::debug!(%error, "a peer showed no certificate of the fleet"),
             Err(_) => tracing::debug!("a peer took too long to shake hands"),
         }
     }
 
-    async fn requests(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+    async fn requests(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send, from: IpAddr) {
         let (pulse, patience) = (Pulse::default(), self.patience);
         let beats = pulse.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let (inner, pulse) = (Arc::clone(&self), beats.clone());
-            async move { Ok::<_, Infallible>(inner.answer(&request, &pulse).await) }
+            async move { Ok::<_, Infallible>(inner.answer(&request, &Asker { from, pulse }).await) }
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME).max_buf_size(64 << 10);
@@ -195,7 +210,7 @@ impl Inner {
         }
     }
 
-    async fn answer(self: &Arc<Self>, request: &Request<Incoming>, pulse: &Pulse) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, request: &Request<Incoming>, asker: &Asker) -> Response<Body> {
         let method = request.method();
         if method != Method::GET && method != Method::HEAD {
             return refusal(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "peers only give");
@@ -208,7 +223,7 @@ impl Inner {
             }
             Asked::Tag => refusal(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "peers give digests only"),
             Asked::Nothing => refusal(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "there is nothing of that name"),
-            Asked::Blob { digest, is_document } => self.give(request, &digest, is_document, pulse).await,
+            Asked::Blob { digest, is_document } => self.give(request, &digest, is_document, asker).await,
         }
     }
 
@@ -217,14 +232,20 @@ impl Inner {
         request: &Request<Incoming>,
         digest: &Digest,
         is_document: bool,
-        pulse: &Pulse,
+        asker: &Asker,
     ) -> Response<Body> {
-        let Some(reader) = self.shelf.open(digest).await else { return self.lacks(is_document) };
+        let gives_on = !is_document && request.headers().get(COMING).is_some_and(|value| value == GIVE);
+        let from = first_byte(request.headers());
+        let source = match Bytestream::find((&self.shelf, &self.relays), digest, from, gives_on).await {
+            Ok(source) => source,
+            Err(Stand::Behind) if !gives_on => return self.lacks(is_document),
+            Err(stand) => return self.stands(digest, stand),
+        };
         let media_type = match self.media_type(digest, is_document).await {
             Some(media_type) => media_type,
             None => return self.lacks(is_document),
         };
-        let size = reader.size();
+        let size = source.size();
         let (status, range) = match asked_range(request.headers(), size) {
             Some(Some(range)) if !is_document => (StatusCode::PARTIAL_CONTENT, range),
             None if !is_document => {
@@ -234,16 +255,23 @@ impl Inner {
             }
             _ => (StatusCode::OK, 0..size),
         };
+        let had = source.has();
         let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
         if request.method() == Method::GET {
+            // Who does not give it on takes no place from those who do.
+            let taker = match gives_on.then(|| self.takers.take(digest, asker.from)).transpose() {
+                Ok(taker) => taker,
+                Err(others) => return self.is_full(&others),
+            };
             let Ok(permit) = Arc::clone(&self.uploads).try_acquire_owned() else { return self.is_busy() };
             self.given.fetch_add(1, Ordering::Relaxed);
+            self.relayed.fetch_add(u64::from(had.is_some()), Ordering::Relaxed);
             let giving = Giving {
                 inner: Arc::clone(self),
-                reader,
+                source,
                 range: range.clone(),
-                beating: pulse.begin(),
-                _permit: permit,
+                beating: asker.pulse.begin(),
+                _held: (permit, taker),
             };
             *response.body_mut() = giving.into_body();
         }
@@ -253,6 +281,9 @@ impl Inner {
         set(&mut response, DIGEST, digest.as_str());
         set(&mut response, NAMESPACE, &namespace(request.uri().query().unwrap_or_default()));
         set(&mut response, LOAD, &format!("{:.2}", self.load()));
+        if let Some(had) = had {
+            set(&mut response, HAS, &had.to_string());
+        }
         if !is_document {
             set(&mut response, header::ACCEPT_RANGES, "bytes");
         }
@@ -260,6 +291,29 @@ impl Inner {
             set(&mut response, header::CONTENT_RANGE, &format!("bytes {}-{}/{size}", range.start, range.end - 1));
         }
         response
+    }
+
+    /// That a blob which is coming cannot be had by who asks.
+    fn stands(&self, digest: &Digest, stand: Stand) -> Response<Body> {
+        let mut refused = self.lacks(false);
+        let coming = self.relays.get(digest);
+        let (word, elsewhere) = match stand {
+            Stand::Gives | Stand::Behind => (coming.map(|_| "behind"), None),
+            Stand::Waits => (Some("waits"), None),
+            Stand::Follows => (Some("follows"), coming.and_then(|coming| coming.feeder())),
+        };
+        word.into_iter().for_each(|word| set(&mut refused, COMING, word));
+        elsewhere.into_iter().for_each(|address| set(&mut refused, TRY, &address.to_string()));
+        refused
+    }
+
+    /// That as many take a blob as may.
+    fn is_full(&self, others: &[IpAddr]) -> Response<Body> {
+        let mut refused = self.is_busy();
+        refused.headers_mut().remove(header::RETRY_AFTER);
+        let others: Vec<String> = others.iter().take(MAX_TRY).map(ToString::to_string).collect();
+        set(&mut refused, TRY, &others.join(","));
+        refused
     }
 
     /// The media type; `None` if a document is asked for and this is none.
@@ -287,13 +341,19 @@ impl Inner {
     }
 }
 
+/// Who asks, over one connection.
+struct Asker {
+    from: IpAddr,
+    pulse: Pulse,
+}
+
 /// A blob that is being given.
 struct Giving {
     inner: Arc<Inner>,
-    reader: Arc<dyn BlobReader>,
+    source: Bytestream,
     range: Range<u64>,
     beating: Beating,
-    _permit: OwnedSemaphorePermit,
+    _held: (OwnedSemaphorePermit, Option<Taker>),
 }
 
 impl Giving {
@@ -304,12 +364,7 @@ impl Giving {
                 return Ok(None);
             }
             let length = PIECE.min(giving.range.end - giving.range.start);
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            let piece = giving.reader.read_at(giving.range.start, length).await.map_err(io::Error::other)?;
-            if piece.is_empty() {
-                // The connection breaks, which is how the peer learns of it.
-                return Err(io::Error::other("the blob is shorter than it was"));
-            }
+            let piece = giving.source.read(giving.range.start, length).await?;
             let bytes = piece.len() as u64;
             giving.inner.pace.take(bytes).await;
             giving.range.start += bytes;
@@ -390,6 +445,11 @@ fn asked_range(headers: &HeaderMap, size: u64) -> Option<Option<Range<u64>>> {
         _ => return Some(None),
     };
     (range.start < range.end).then_some(Some(range))
+}
+
+/// Where what is asked for begins, whatever the size.
+fn first_byte(headers: &HeaderMap) -> u64 {
+    asked_range(headers, u64::MAX).flatten().map_or(0, |range| range.start)
 }
 
 fn set(response: &mut Response<Body>, name: impl http::header::IntoHeaderName, value: &str) {

@@ -6,6 +6,8 @@
 //! - TCP, noise, yamux, identify; Kademlia as `/spegel/kad/1.0.0`, every node a server.
 //! - The key of a digest is the SHA-256 multihash of its text, `sha256:<hex>`.
 //! - Providers are announced anew every 15 minutes and believed for 19.
+//! - Orlop's own: a blob that is still coming to a node is announced under a key that begins with `orlop/coming/`, then the digest's key.
+//!   Spegel's nodes keep such records like any other.
 //! - A provider record has addresses, of which only the IP counts: blobs are asked for at the port at which every node of
 //!   the fleet serves them.
 //!
@@ -56,6 +58,36 @@ fn key(digest: &Digest) -> RecordKey {
     RecordKey::from(bytes)
 }
 
+/// What the key of a blob that is coming begins with.
+const COMING: &[u8] = b"orlop/coming/";
+
+/// The key under which those are found to whom a digest is coming.
+fn coming_key(digest: &Digest) -> RecordKey {
+    let bytes: Vec<u8> = COMING.iter().copied().chain(key(digest).to_vec()).collect();
+    RecordKey::from(bytes)
+}
+
+/// Where a peer stands among those to whom a blob is coming: of those that know of each other the lowest one asks the registry. Nobody can
+/// choose to be it for all blobs.
+fn rank_of(key: &[u8], peer: &PeerId) -> u64 {
+    let hash = Sha256::new().chain_update(key).chain_update(peer.to_bytes()).finalize();
+    hash.iter().take(8).fold(0, |rank, byte| (rank << 8) | u64::from(*byte))
+}
+
+/// The same for a digest.
+pub(crate) fn rank(digest: &Digest, peer: &PeerId) -> u64 {
+    rank_of(&coming_key(digest).to_vec(), peer)
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sought {
+    /// Who has all of a digest.
+    Whole,
+    /// To whom it is coming.
+    Coming,
+}
+
 /// A peer that has announced something, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Provider {
@@ -66,6 +98,12 @@ pub(crate) struct Provider {
 enum Command {
     /// Who has this? They are sent as they are found; the channel closes when all were asked.
     Find(RecordKey, mpsc::Sender<Provider>),
+    /// The same by a new search, though one may be going on: what was announced before now is found.
+    FindAnew(RecordKey, mpsc::Sender<Provider>),
+    /// This is coming here; it is said when others can have heard it.
+    Comes(RecordKey, watch::Sender<bool>),
+    /// It is not coming any more.
+    Goes(RecordKey),
     /// What is here from now on, and what is not any more.
     Change { have: Vec<RecordKey>, lost: Vec<RecordKey> },
 }
@@ -119,11 +157,27 @@ impl Net {
         self.state.borrow().clone()
     }
 
-    /// Who has a digest, as they are found. Nobody if too much waits already.
-    pub(crate) fn find(&self, digest: &Digest) -> mpsc::Receiver<Provider> {
+    /// Who has a digest, or is about to, as they are found. Nobody if too much waits already.
+    pub(crate) fn find(&self, digest: &Digest, sought: Sought) -> mpsc::Receiver<Provider> {
         let (sender, receiver) = mpsc::channel(64);
-        drop(self.commands.try_send(Command::Find(key(digest), sender)));
+        let command = match sought {
+            Sought::Whole => Command::Find(key(digest), sender),
+            Sought::Coming => Command::FindAnew(coming_key(digest), sender),
+        };
+        drop(self.commands.try_send(command));
         receiver
+    }
+
+    /// Announces that a digest is coming. True is told when others can have heard it; that the sender goes away means that they cannot.
+    pub(crate) fn comes(&self, digest: &Digest) -> watch::Receiver<bool> {
+        let (sender, receiver) = watch::channel(false);
+        drop(self.commands.try_send(Command::Comes(coming_key(digest), sender)));
+        receiver
+    }
+
+    /// A digest that was coming is not any more.
+    pub(crate) fn goes(&self, digest: &Digest) {
+        drop(self.commands.try_send(Command::Goes(coming_key(digest))));
     }
 
     /// Announces what is here from now on, and no more what is not.

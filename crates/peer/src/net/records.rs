@@ -13,12 +13,16 @@ use libp2p_identity::PeerId;
 use libp2p_kad::store::{Error, RecordStore, Result};
 use libp2p_kad::{ProviderRecord, Record, RecordKey};
 
+use super::{COMING, rank_of};
+
 /// Records of others in all: about 100 MB.
 const MAX_RECORDS: usize = 262_144;
 /// Records of one peer.
 const MAX_OF_PEER: usize = 32_768;
 /// Providers of one key. Who comes later is not needed, and cannot push out who came before. An answer has 20 of them.
 const MAX_OF_KEY: usize = 256;
+/// Of those to whom a blob is coming, so many of the lowest ranks are told first, so that all who ask agree on who is the lowest.
+const TOLD_BY_RANK: usize = 10;
 /// Providers that libp2p puts into an answer.
 const TOLD: usize = 20;
 /// Addresses of one record.
@@ -136,7 +140,22 @@ impl RecordStore for Records {
             return Err(Error::MaxProvidedKeys);
         }
         let known = self.others.entry(record.key.clone()).or_default();
-        if known.len() < MAX_OF_KEY {
+        if is_coming(&record.key) {
+            // The lowest ranks are kept, in order.
+            let rank = |record: &ProviderRecord| rank_of(&record.key.to_vec(), &record.provider);
+            let own = rank(&record);
+            let place = known.partition_point(|other| rank(other) < own);
+            if place >= MAX_OF_KEY {
+                return Ok(());
+            }
+            let gone = if known.len() >= MAX_OF_KEY { known.pop() } else { None };
+            *self.count.entry(record.provider).or_default() += 1;
+            self.total += 1;
+            known.insert(place, record);
+            if let Some(gone) = gone {
+                self.forget(&gone.provider);
+            }
+        } else if known.len() < MAX_OF_KEY {
             *self.count.entry(record.provider).or_default() += 1;
             self.total += 1;
             known.push(record);
@@ -152,9 +171,10 @@ impl RecordStore for Records {
             record
         });
         let others = self.others(key);
-        let turn = self.turn.fetch_add(TOLD, Ordering::Relaxed) % others.len().max(1);
+        let (lowest, others) = others.split_at(if is_coming(key) { TOLD_BY_RANK.min(others.len()) } else { 0 });
+        let turn = self.turn.fetch_add(TOLD - lowest.len(), Ordering::Relaxed) % others.len().max(1);
         let (first, last) = others.split_at(turn);
-        own.into_iter().chain(last.iter().chain(first).cloned()).collect()
+        own.into_iter().chain(lowest.iter().chain(last).chain(first).cloned()).collect()
     }
 
     fn provided(&self) -> Self::ProvidedIter<'_> {
@@ -177,6 +197,10 @@ impl RecordStore for Records {
             self.forget(peer);
         }
     }
+}
+
+fn is_coming(key: &RecordKey) -> bool {
+    key.as_ref().starts_with(COMING)
 }
 
 #[cfg(test)]
@@ -219,6 +243,25 @@ mod tests {
         let first = || records.providers(&record(1, PeerId::random()).key)[0].provider;
         let told: std::collections::HashSet<PeerId> = (0..5).map(|_| first()).collect();
         assert_eq!(told.len(), 5);
+    }
+
+    /// Who announces later pushes out those of higher ranks only, and all who ask are told of the same lowest ones.
+    #[test]
+    fn of_those_to_whom_a_blob_is_coming_the_lowest_are_kept_and_told_first() {
+        let key = RecordKey::new(&[COMING, b"x"].concat());
+        let mut records = Records::new(PeerId::random(), Duration::from_secs(60));
+        let mut peers: Vec<PeerId> = (0..400).map(|_| PeerId::random()).collect();
+        peers
+            .iter()
+            .for_each(|peer| records.add_provider(ProviderRecord::new(key.clone(), *peer, Vec::new())).unwrap());
+        peers.sort_by_key(|peer| rank_of(&key.to_vec(), peer));
+        let of = |record: ProviderRecord| record.provider;
+        assert_eq!(records.others(&key).iter().cloned().map(of).collect::<Vec<_>>(), peers[..MAX_OF_KEY]);
+        assert_eq!((records.total, records.count.len()), (MAX_OF_KEY, MAX_OF_KEY));
+        let told = || records.providers(&key).into_iter().map(of).take(TOLD).collect::<Vec<_>>();
+        let (first, second) = (told(), told());
+        assert_eq!((&first[..TOLD_BY_RANK], &second[..TOLD_BY_RANK]), (&peers[..TOLD_BY_RANK], &peers[..TOLD_BY_RANK]));
+        assert!(first[TOLD_BY_RANK..].iter().all(|peer| !second[TOLD_BY_RANK..].contains(peer)));
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub(super) struct Task {
     have: HashSet<RecordKey>,
     to_announce: VecDeque<RecordKey>,
     announcing: HashSet<QueryId>,
+    /// Announcements of what is coming, and who wants to know when they are made.
+    coming: HashMap<QueryId, watch::Sender<bool>>,
     /// When everything was announced last, and to how many peers.
     announced: (Instant, usize),
     expired: Instant,
@@ -97,6 +99,7 @@ impl Task {
             have: HashSet::new(),
             to_announce: VecDeque::new(),
             announcing: HashSet::new(),
+            coming: HashMap::new(),
             announced: (Instant::now(), 0),
             expired: Instant::now(),
         })
@@ -129,6 +132,9 @@ impl Task {
     fn command(&mut self, command: Command) {
         match command {
             Command::Find(key, asker) => self.find(key, asker),
+            Command::FindAnew(key, asker) => self.search(key, asker),
+            Command::Comes(key, told) => self.comes(key, told),
+            Command::Goes(key) => self.kad().stop_providing(&key),
             Command::Change { have, lost } => {
                 let own = self.id();
                 for key in lost {
@@ -154,12 +160,29 @@ impl Task {
             found.into_iter().for_each(|peer| self.introduce(peer, std::slice::from_ref(&asker)));
             return;
         }
+        self.search(key, asker);
+    }
+
+    fn search(&mut self, key: RecordKey, asker: mpsc::Sender<Provider>) {
         if self.lookups.len() >= MAX_LOOKUPS {
             return;
         }
         let id = self.kad().get_providers(key.clone());
         self.by_key.insert(key.clone(), id);
         self.lookups.insert(id, Lookup { key, askers: vec![asker], found: HashSet::new() });
+    }
+
+    /// Announced at once, before all that waits: it is for those who look for it now.
+    fn comes(&mut self, key: RecordKey, told: watch::Sender<bool>) {
+        if self.connected.is_empty() || self.coming.len() >= MAX_LOOKUPS {
+            let own = self.id();
+            drop(self.kad().store_mut().add_provider(ProviderRecord::new(key, own, Vec::new())));
+            return;
+        }
+        match self.kad().start_providing(key) {
+            Ok(id) => drop(self.coming.insert(id, told)),
+            Err(error) => tracing::warn!(%error, "what is coming is not announced"),
+        }
     }
 
     fn found(&mut self, id: QueryId, providers: impl IntoIterator<Item = PeerId>) {
@@ -249,8 +272,13 @@ impl Task {
             self.found(id, providers.iter().copied());
         }
         if last {
-            if let Some(lookup) = self.lookups.remove(&id) {
+            if let Some(lookup) = self.lookups.remove(&id)
+                && self.by_key.get(&lookup.key) == Some(&id)
+            {
                 self.by_key.remove(&lookup.key);
+            }
+            if let Some(told) = self.coming.remove(&id) {
+                told.send_replace(true);
             }
             if self.announcing.remove(&id) {
                 self.announce();

@@ -14,6 +14,9 @@ const LOAD_LIFE: Duration = Duration::from_secs(10);
 /// So many suspicions exclude like one certainty.
 const SUSPICIONS: f64 = 2.0;
 
+/// How much of a suspicion it is that a peer gave a part of something wrong that was still coming to it.
+const RELAYED: f64 = 0.5;
+
 /// No exclusion is doubled more often.
 const MOST_LEVELS: u32 = 16;
 
@@ -31,6 +34,8 @@ pub enum End {
     Missing,
     /// It gives to others, and will later.
     Busy,
+    /// The blob is coming to it too, and it has no more of it.
+    Equal,
     /// Nothing answers, or something else than a peer does.
     Unreachable,
     /// It broke off.
@@ -175,7 +180,7 @@ impl<P: Ord + Clone> Board<P> {
                 }
             }
             End::Busy => known.load = (1.0, now),
-            End::Missing | End::Dropped => {}
+            End::Missing | End::Equal | End::Dropped => {}
             End::Unreachable | End::Broken => known.exclude(now, rules.exclude_failed, &rules),
             End::Slow => {
                 known.rate = Some(mixed(known.rate, rules.slow as f64 / 2.0));
@@ -184,18 +189,25 @@ impl<P: Ord + Clone> Board<P> {
         }
     }
 
-    /// The bytes of a blob were wrong. If one peer gave all of them it lied; of several, each is suspected. Answers with
-    /// those that are excluded now.
-    pub fn disproved(&mut self, now: Moment, givers: &[P], alone: bool) -> Vec<P> {
+    /// The bytes of a blob were wrong. If one peer gave all of them it lied; of several, each is suspected. Of those, `relayed` gave a part of
+    /// what was still coming to them, which they could not have verified: they are suspected less, and excluded for less long. Answers
+    /// with those that are excluded now.
+    pub fn disproved(&mut self, now: Moment, givers: &[P], alone: bool, relayed: &[P]) -> Vec<P> {
         let rules = self.rules.clone();
         let certain = alone && givers.len() == 1;
         let mut excluded = Vec::new();
         for giver in givers {
+            let has_relayed = !certain && relayed.contains(giver);
             let known = self.of(now, giver);
             known.lies += u64::from(certain);
-            known.suspicion += if certain { SUSPICIONS } else { 1.0 };
+            known.suspicion += match (certain, has_relayed) {
+                (true, _) => SUSPICIONS,
+                (false, true) => RELAYED,
+                (false, false) => 1.0,
+            };
             if known.suspicion >= SUSPICIONS {
-                known.exclude(now, rules.exclude_liar, &rules);
+                let length = if has_relayed { rules.exclude_slow } else { rules.exclude_liar };
+                known.exclude(now, length, &rules);
                 known.suspicion = 0.0;
                 excluded.push(giver.clone());
             }
@@ -316,10 +328,10 @@ mod tests {
     #[test]
     fn a_lie_excludes_at_once_and_the_next_one_for_longer() {
         let mut board = board();
-        assert_eq!(board.disproved(s(0), &[1], true), [1]);
+        assert_eq!(board.disproved(s(0), &[1], true, &[]), [1]);
         assert_eq!(board.rank(s(3599), 1, &[1, 2]), [2]);
         assert_eq!(board.rank(s(3601), 1, &[1]), [1]);
-        assert_eq!(board.disproved(s(3601), &[1], true), [1]);
+        assert_eq!(board.disproved(s(3601), &[1], true, &[]), [1]);
         assert!(board.is_excluded(s(3601 + 7000), &1));
         assert!(!board.is_excluded(s(3601 + 7300), &1));
         assert_eq!(board.conduct(s(3601), &1).unwrap().lies, 2);
@@ -328,19 +340,35 @@ mod tests {
     #[test]
     fn whoever_gave_a_part_of_what_was_wrong_is_suspected_first() {
         let mut board = board();
-        assert!(board.disproved(s(0), &[1, 2], false).is_empty());
+        assert!(board.disproved(s(0), &[1, 2], false, &[]).is_empty());
         assert!(!board.is_excluded(s(0), &1));
-        assert_eq!(board.disproved(s(0), &[1, 3], false), [1]);
+        assert_eq!(board.disproved(s(0), &[1, 3], false, &[]), [1]);
         assert!(board.is_excluded(s(0), &1) && !board.is_excluded(s(0), &2) && !board.is_excluded(s(0), &3));
         // One peer, and the registry: nobody knows which of them it was.
         let mut board = self::board();
-        assert!(board.disproved(s(0), &[1], false).is_empty());
+        assert!(board.disproved(s(0), &[1], false, &[]).is_empty());
+    }
+
+    /// It had them of a liar, whom it excludes itself.
+    #[test]
+    fn whoever_gave_on_what_was_wrong_is_suspected_less_and_excluded_for_less_long() {
+        let mut board = board();
+        for _ in 0..3 {
+            assert!(board.disproved(s(0), &[1, 2], false, &[1]).iter().all(|peer| *peer == 2));
+        }
+        assert!(board.is_excluded(s(60), &2) && !board.is_excluded(s(0), &1));
+        assert_eq!(board.disproved(s(0), &[1], false, &[1]), [1]);
+        assert!(board.is_excluded(s(59), &1) && !board.is_excluded(s(61), &1));
+        assert_eq!(board.conduct(s(0), &1).unwrap().lies, 0);
+        // Who gave all of it, to the last byte, had verified it.
+        assert_eq!(board.disproved(s(100), &[3], true, &[3]), [3]);
+        assert!(board.is_excluded(s(3600), &3));
     }
 
     #[test]
     fn memory_is_bounded_and_a_liar_is_not_forgotten_for_newcomers() {
         let mut board = Board::new(Rules { peers: 100, ..Rules::default() }, 1);
-        board.disproved(s(0), &[0u32], true);
+        board.disproved(s(0), &[0u32], true, &[]);
         for peer in 1..10_000 {
             board.asked(s(1), &peer);
             board.ended(s(1), &peer, End::Missing);
@@ -364,6 +392,7 @@ mod tests {
                 .prop_map(|(bytes, ms)| End::Given { bytes, waited: Duration::from_millis(ms) }),
             Just(End::Missing),
             Just(End::Busy),
+            Just(End::Equal),
             Just(End::Unreachable),
             Just(End::Broken),
             Just(End::Slow),
@@ -383,7 +412,7 @@ mod tests {
                 board.answered(now, &peer, Duration::from_millis(ms), Some(ms as f64 / 5000.0));
                 board.ended(now, &peer, end);
                 if lied {
-                    board.disproved(now, &[peer], true);
+                    board.disproved(now, &[peer], true, &[]);
                 }
                 let all: Vec<u8> = (0..6).collect();
                 let mut ranked = board.rank(now, 1 << 20, &all);

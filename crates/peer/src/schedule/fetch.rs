@@ -24,6 +24,8 @@ pub enum Why {
     Failed,
     /// All that have it are busy.
     Busy,
+    /// It is coming to others too, who wait for this node.
+    First,
     /// The time is up.
     Late,
 }
@@ -35,10 +37,14 @@ impl Why {
             Self::Nobody => "no peer has it",
             Self::Failed => "no peer gives it",
             Self::Busy => "the peers that have it are busy",
+            Self::First => "no peer has it, and others wait for this node to bring it",
             Self::Late => "no peer gave it in time",
         }
     }
 }
+
+/// Peers of which one fetch is told, at most.
+const MAX_SEEN: usize = 128;
 
 /// Looks for a peer that gives one blob.
 #[derive(Debug, Clone)]
@@ -53,6 +59,14 @@ pub struct Fetch<P> {
     seen: BTreeSet<P>,
     /// Busy until when.
     busy: BTreeMap<P, Moment>,
+    /// To whom it is coming too, and who had no more of it: when to ask again, and how often that was said.
+    equals: BTreeMap<P, (Moment, u32)>,
+    /// Of those to whom it is coming.
+    ranks: BTreeMap<P, u64>,
+    /// This node's own, if others wait for it as it does for them.
+    own: Option<u64>,
+    /// Somebody gives already: nobody is waited for.
+    moving: bool,
     /// Nobody else will be found.
     looked: bool,
     tries: usize,
@@ -71,6 +85,10 @@ impl<P: Ord + Clone> Fetch<P> {
             open: BTreeSet::new(),
             seen: avoid.iter().cloned().collect(),
             busy: BTreeMap::new(),
+            equals: BTreeMap::new(),
+            ranks: BTreeMap::new(),
+            own: None,
+            moving: false,
             looked: false,
             tries: 0,
             last: None,
@@ -78,13 +96,35 @@ impl<P: Ord + Clone> Fetch<P> {
         }
     }
 
+    /// Others are told that the blob is coming to this node, which has this rank among those of whom that is so.
+    #[must_use]
+    pub const fn ranked(mut self, own: u64) -> Self {
+        self.own = Some(own);
+        self
+    }
+
+    /// Somebody gives it already, and only who gives at once is of use.
+    #[must_use]
+    pub const fn moving(mut self) -> Self {
+        self.moving = true;
+        self
+    }
+
     /// These have it, as they announced.
     pub fn found(&mut self, peers: impl IntoIterator<Item = P>) {
         for peer in peers {
-            if self.seen.insert(peer.clone()) {
+            if self.seen.len() < MAX_SEEN && self.seen.insert(peer.clone()) {
                 self.waiting.push(peer);
             }
         }
+    }
+
+    /// It is coming to this one, which has this rank if that is known.
+    pub fn found_coming(&mut self, peer: P, rank: Option<u64>) {
+        if let Some(rank) = rank.filter(|_| self.ranks.len() < MAX_SEEN) {
+            self.ranks.insert(peer.clone(), rank);
+        }
+        self.found([peer]);
     }
 
     /// The search for peers is over.
@@ -95,8 +135,17 @@ impl<P: Ord + Clone> Fetch<P> {
     /// A peer that was asked does not give. A busy one may be asked again at `again`.
     pub fn failed(&mut self, now: Moment, peer: &P, end: End, again: Option<Moment>, board: &Board<P>) {
         self.open.remove(peer);
+        let times = self.equals.remove(peer).map_or(0, |(_, times)| times);
+        if self.moving || !matches!(end, End::Busy | End::Equal) {
+            return;
+        }
+        // That is no failure.
+        self.tries = self.tries.saturating_sub(1);
         if end == End::Busy {
             self.busy.insert(peer.clone(), again.unwrap_or(now + board.rules().busy_pause));
+        } else {
+            let pause = board.rules().equal_pause * (1 << times.min(2));
+            self.equals.insert(peer.clone(), (again.unwrap_or(now + pause), times + 1));
         }
     }
 
@@ -108,48 +157,74 @@ impl<P: Ord + Clone> Fetch<P> {
             return Step::Upstream(if self.busy.is_empty() { Why::Late } else { Why::Busy });
         }
         let hedged = self.last.map_or(now, |last| last + rules.hedge);
-        let may_ask = self.open.len() < rules.at_once && self.tries < rules.tries;
-        let due = self.open.is_empty() || now >= hedged;
+        let may_try = self.tries < rules.tries;
+        let may_ask = self.open.len() < rules.at_once && may_try;
+        // Of nodes that wait for each other each wants to know soon who of them goes.
+        let due = self.open.is_empty() || now >= hedged || !self.equals.is_empty();
         if may_ask
             && due
             && let Some(peer) = self.best(now, board)
         {
             return self.ask(now, peer, board);
         }
-        let again = self.busy.values().min().copied();
-        if self.open.is_empty() && again.is_some_and(|again| again <= now) {
-            let due: Vec<P> = self.busy.iter().filter(|(_, at)| **at <= now).map(|(peer, _)| peer.clone()).collect();
-            if let Some(peer) = board.rank(now, self.size, &due).into_iter().next() {
-                self.busy.remove(&peer);
-                // That it is asked again is no further try.
-                self.tries = self.tries.saturating_sub(1);
-                self.again = Some(now);
-                return self.ask(now, peer, board);
-            }
-            // Excluded meanwhile.
-            self.busy.retain(|peer, _| !due.contains(peer));
-            return self.next(now, board);
+        let again = self.again(&rules).filter(|_| self.open.is_empty());
+        if again.is_some_and(|again| again <= now) {
+            return match self.once_more(now, board) {
+                Some(peer) => self.ask(now, peer, board),
+                // Excluded meanwhile.
+                None => self.next(now, board),
+            };
         }
-        if self.open.is_empty() && self.busy.is_empty() && (self.looked || self.tries >= rules.tries) {
-            return Step::Upstream(if self.tries == 0 { Why::Nobody } else { Why::Failed });
+        let settled = self.began + rules.settle;
+        let is_settled = self.own.is_some() && now >= settled;
+        if self.open.is_empty() && self.busy.is_empty() && (self.looked || is_settled || !may_try) && self.is_first() {
+            return Step::Upstream(self.why());
         }
         let mut until = deadline;
         if may_ask && !self.open.is_empty() && !self.waiting.is_empty() {
             until = until.min(hedged.max(now));
         }
-        if let Some(again) = again.filter(|_| self.open.is_empty()) {
-            until = until.min(again);
+        if self.own.is_some() && settled > now {
+            until = until.min(settled);
         }
-        Step::Wait(until)
+        Step::Wait(again.map_or(until, |again| until.min(again)))
+    }
+
+    fn why(&self) -> Why {
+        match (self.tries, self.equals.is_empty()) {
+            (_, false) => Why::First,
+            (0, true) => Why::Nobody,
+            _ => Why::Failed,
+        }
+    }
+
+    /// How many this node waits for, who wait themselves.
+    fn before(&self) -> u32 {
+        let before = |peer: &&P| match (self.own, self.ranks.get(*peer)) {
+            (Some(own), Some(rank)) => *rank < own,
+            // Who is not known to be before it does not decide: such a one may wait for this node.
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        u32::try_from(self.equals.keys().filter(before).count()).unwrap_or(u32::MAX)
+    }
+
+    fn is_first(&self) -> bool {
+        self.before() == 0
     }
 
     /// While peers are busy it is late; one that is asked again has the time that any peer has.
     fn deadline(&self, rules: &Rules) -> Moment {
         let most = self.began + rules.busy_wait.max(rules.budget);
+        if self.moving {
+            // Nobody waits for its end.
+            return self.began + rules.ahead_most.max(rules.budget);
+        }
         if !self.busy.is_empty() {
             return most;
         }
-        (self.again.unwrap_or(self.began) + rules.budget).min(most)
+        let line = rules.hedge.saturating_mul(self.before().saturating_sub(1));
+        (self.again.unwrap_or(self.began) + rules.budget + line).min(most)
     }
 
     fn ask(&mut self, now: Moment, peer: P, board: &mut Board<P>) -> Step<P> {
@@ -166,6 +241,28 @@ impl<P: Ord + Clone> Fetch<P> {
         let best = (!ranked.is_empty()).then(|| ranked.remove(0));
         self.waiting = ranked;
         best
+    }
+
+    /// When somebody is to be asked again.
+    fn again(&self, rules: &Rules) -> Option<Moment> {
+        let equals = self.equals.values().map(|(at, _)| at);
+        let first = self.busy.values().chain(equals).min().copied()?;
+        Some(self.last.map_or(first, |last| first.max(last + rules.poll)))
+    }
+
+    /// The best of those that may be asked again. Those that are excluded now are not.
+    fn once_more(&mut self, now: Moment, board: &mut Board<P>) -> Option<P> {
+        let mut due: Vec<P> = self.busy.iter().filter(|(_, at)| **at <= now).map(|(peer, _)| peer.clone()).collect();
+        due.extend(self.equals.iter().filter(|(_, (at, _))| *at <= now).map(|(peer, _)| peer.clone()));
+        let Some(peer) = board.rank(now, self.size, &due).into_iter().next() else {
+            self.busy.retain(|peer, _| !due.contains(peer));
+            self.equals.retain(|peer, _| !due.contains(peer));
+            return None;
+        };
+        if self.busy.remove(&peer).is_some() {
+            self.again = Some(now);
+        }
+        Some(peer)
     }
 }
 
@@ -244,6 +341,75 @@ mod tests {
         assert!((10..=21).contains(&asked), "{asked}");
     }
 
+    fn equal(fetch: &mut Fetch<u8>, board: &mut Board<u8>, now: Moment, peer: u8) {
+        board.ended(now, &peer, End::Equal);
+        fetch.failed(now, &peer, End::Equal, None, board);
+    }
+
+    #[test]
+    fn of_those_who_wait_for_each_other_the_lowest_goes_to_the_registry_at_once_and_the_others_one_after_the_other() {
+        // Ranks of those who wait besides, this node's own, and when it goes.
+        for (others, own, goes) in [(vec![5, 6], 4, 0), (vec![3, 6], 4, 900), (vec![1, 2], 4, 1050), (vec![1, 2], 0, 0)]
+        {
+            let mut board = Board::new(Rules::default(), 1);
+            let mut fetch = Fetch::new(ms(0), 1 << 20, &[]).ranked(own);
+            others.iter().for_each(|rank| fetch.found_coming(*rank as u8, Some(*rank)));
+            fetch.looked();
+            let mut now = ms(0);
+            let why = loop {
+                match fetch.next(now, &mut board) {
+                    Step::Ask(peer) => equal(&mut fetch, &mut board, now, peer),
+                    Step::Wait(until) => now = until,
+                    Step::Upstream(why) => break why,
+                }
+            };
+            assert_eq!((now, why), (ms(goes), if goes == 0 { Why::First } else { Why::Late }), "{others:?}");
+        }
+    }
+
+    #[test]
+    fn who_follows_another_decides_nothing_and_is_asked_again() {
+        let mut board = Board::new(Rules::default(), 1);
+        let mut fetch = Fetch::new(ms(0), 1 << 20, &[]).ranked(9);
+        fetch.found_coming(1, Some(1));
+        // Told of by another peer: its rank is not known.
+        fetch.found_coming(2, None);
+        fetch.looked();
+        let mut asked = Vec::new();
+        let mut now = ms(0);
+        while now < ms(400) {
+            match fetch.next(now, &mut board) {
+                Step::Ask(peer) => {
+                    asked.push((peer, now));
+                    equal(&mut fetch, &mut board, now, peer);
+                }
+                Step::Wait(until) => now = until,
+                Step::Upstream(why) => panic!("{why:?} at {now:?}"),
+            }
+        }
+        let of = |peer| asked.iter().filter(|(other, _)| *other == peer).map(|(_, at)| *at).collect::<Vec<_>>();
+        assert_eq!((of(1).len(), of(2).len()), (3, 3), "each after 100, then 200 ms: {asked:?}");
+        // When the first is gone nobody is before it.
+        fetch.failed(now, &1, End::Missing, None, &board);
+        while let Step::Ask(peer) = fetch.next(now, &mut board) {
+            equal(&mut fetch, &mut board, now, peer);
+        }
+        assert_eq!(fetch.next(now, &mut board), Step::Upstream(Why::First));
+    }
+
+    #[test]
+    fn who_has_a_source_already_waits_for_nobody() {
+        let mut board = Board::new(Rules::default(), 1);
+        let mut fetch = Fetch::new(ms(0), 1 << 20, &[]).moving();
+        fetch.found([1, 2]);
+        fetch.looked();
+        for end in [End::Busy, End::Equal] {
+            let Step::Ask(peer) = fetch.next(ms(0), &mut board) else { panic!("asks") };
+            fetch.failed(ms(0), &peer, end, None, &board);
+        }
+        assert_eq!(fetch.next(ms(0), &mut board), Step::Upstream(Why::Failed));
+    }
+
     #[test]
     fn those_to_be_avoided_are_not_asked() {
         let mut fetch = Fetch::new(ms(0), 1, &[1]);
@@ -262,6 +428,7 @@ mod tests {
         let end = prop_oneof![
             Just(End::Missing),
             Just(End::Busy),
+            Just(End::Equal),
             Just(End::Unreachable),
             Just(End::Broken),
             Just(End::Given { bytes: 1, waited: ms(1) }),
@@ -273,11 +440,13 @@ mod tests {
         /// Whatever peers do: it ends in time, waits for few at once, asks nobody twice who is not busy, and goes to the
         /// registry only when no peer that it knows could still give in time.
         #[test]
-        fn every_fetch_ends_in_time(fates in fates(), looked_after in 0u64..2000, seed in any::<u64>()) {
+        fn every_fetch_ends_in_time(fates in fates(), looked_after in 0u64..2000, seed in any::<u64>(), own in prop::option::of(any::<u64>()), moving in any::<bool>()) {
             let mut board = Board::new(Rules::default(), seed);
             let rules = board.rules().clone();
-            let mut fetch = Fetch::new(ms(0), 1 << 20, &[]);
-            fetch.found(0..fates.len());
+            let fetch = Fetch::new(ms(0), 1 << 20, &[]);
+            let fetch = if let Some(own) = own { fetch.ranked(own) } else { fetch };
+            let mut fetch = if moving { fetch.moving() } else { fetch };
+            (0..fates.len()).for_each(|peer| fetch.found_coming(peer, Some(seed.rotate_left(peer as u32))));
             let (mut now, mut looked) = (ms(0), false);
             let mut open: BTreeMap<usize, Moment> = BTreeMap::new();
             let mut asked: BTreeMap<usize, u32> = BTreeMap::new();
@@ -303,7 +472,7 @@ mod tests {
                     Step::Ask(peer) => {
                         let times = asked.entry(peer).or_default();
                         *times += 1;
-                        prop_assert!(*times == 1 || fates[peer].end == End::Busy);
+                        prop_assert!(*times == 1 || !moving && matches!(fates[peer].end, End::Busy | End::Equal));
                         open.insert(peer, now + ms(fates[peer].after));
                         prop_assert!(open.len() <= rules.at_once);
                     }
@@ -323,10 +492,16 @@ mod tests {
                 }
             }
             prop_assert!(given, "it never ended");
-            let busy = fates.iter().any(|fate| fate.end == End::Busy);
-            let most = if busy { rules.busy_wait } else { rules.budget };
+            let soft = |fate: &&Fate| matches!(fate.end, End::Busy | End::Equal);
+            let soft = fates.iter().filter(soft).count();
+            let most = match (moving, soft) {
+                (true, _) => rules.ahead_most,
+                (false, 0) => rules.budget,
+                (false, _) => rules.busy_wait,
+            };
             prop_assert!(now <= most);
-            prop_assert!(asked.len() <= rules.tries);
+            let most = rules.tries + if moving { 0 } else { soft };
+            prop_assert!(asked.len() <= most);
         }
     }
 }

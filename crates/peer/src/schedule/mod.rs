@@ -10,10 +10,19 @@
 //! Bucket     a limit on bytes per second
 //! ```
 //!
+//! # Who asks the registry
+//! Nodes that begin at the same moment find nobody who has the blob, but each other: each has announced that it is coming to it. Each asks
+//! those that it found. Whoever has any of it, or asks the registry already, gives it on as it comes, to [`Rules::fan_out`] at once; they
+//! give it on in turn. Of those who have nothing the one of the lowest rank goes to the registry, and the others wait for him, no longer than
+//! for anybody. Those who saw different peers may all be the lowest that they know; then each finds, while the registry gives it,
+//! somebody who is ahead, and goes on with him.
+//!
+//!
 //! # Invariants
 //! - A fetch ends: with a peer that gives, or with [`Step::Upstream`] no later than [`Rules::budget`] after it began, or
-//!   [`Rules::busy_wait`] while peers that have the blob say that they are busy.
-//! - No peer is asked that is excluded, and none twice for one blob unless it said that it is busy.
+//!   [`Rules::busy_wait`] while peers that have the blob say that they are busy. Of nodes that wait for each other each next one waits
+//!   [`Rules::hedge`] longer, so that not all go to the registry when the first one does not.
+//! - No peer is asked that is excluded, and none twice for one blob unless it said that it is busy, or has no more of it yet.
 //! - Never more than [`Rules::at_once`] answers are waited for.
 //! - A peer whose bytes were wrong, and nobody else's among them, is excluded at once. Every exclusion ends, and each next
 //!   one is longer unless the peer was good in between.
@@ -73,6 +82,22 @@ pub struct Rules {
     pub forgive: Duration,
     /// Peers that are remembered.
     pub peers: usize,
+    /// Nodes that are given one blob at once and can give it on; more are told of those.
+    pub fan_out: usize,
+    /// So long after a fetch began it is decided who goes to the registry, though the search for peers is not over.
+    pub settle: Duration,
+    /// How long a peer is left alone that has no more of a blob than this node; twice and four times as long the next times.
+    pub equal_pause: Duration,
+    /// Peers that were asked before are asked again no faster.
+    pub poll: Duration,
+    /// A transfer from a peer to which the blob itself is coming is given up when it brings nothing for so long,
+    pub relay_stall: Duration,
+    /// or this part of [`Rules::slow`]: the registry may be slow to all of them.
+    pub relay_slow: f64,
+    /// So long after the registry began to give it is first looked for a peer that is ahead; twice as long each next time.
+    pub ahead_after: Duration,
+    /// And no longer.
+    pub ahead_most: Duration,
 }
 
 impl Default for Rules {
@@ -96,7 +121,23 @@ impl Default for Rules {
             exclude_most: Duration::from_secs(24 * 3600),
             forgive: Duration::from_secs(600),
             peers: 10_000,
+            fan_out: 2,
+            settle: Duration::from_millis(600),
+            equal_pause: Duration::from_millis(100),
+            poll: Duration::from_millis(25),
+            relay_stall: Duration::from_secs(5),
+            relay_slow: 0.25,
+            ahead_after: Duration::from_millis(250),
+            ahead_most: Duration::from_secs(2),
         }
+    }
+}
+
+impl Rules {
+    /// Those by which a transfer is judged from a peer to which the blob itself is coming.
+    #[must_use]
+    pub fn for_relays(&self) -> Self {
+        Self { stall: self.relay_stall, slow: (self.slow as f64 * self.relay_slow) as u64, ..self.clone() }
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod common;
 mod fleet;
+mod relay;
 mod serving;
 mod storm;

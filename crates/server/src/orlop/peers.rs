@@ -34,6 +34,8 @@ pub(super) fn report(images: &Images) -> pb::PeersResponse {
         given,
         missing,
         busy,
+        relayed: report.relayed,
+        moved: report.moved,
         peers: report.neighbours.into_iter().map(peer).collect(),
     }
 }
@@ -133,6 +135,18 @@ pub(crate) fn add_metrics(text: &mut String, report: &Neighbourhood) {
                 ("_total{result=\"missing\"}", missing),
                 ("_total{result=\"busy\"}", busy),
             ],
+        ),
+        (
+            "orlop_peers_relayed",
+            "counter",
+            "Requests of other nodes that were answered with a blob which was still coming",
+            vec![("_total", report.relayed)],
+        ),
+        (
+            "orlop_peers_moved",
+            "counter",
+            "Transfers that moved from a registry to a node that was ahead",
+            vec![("_total", report.moved)],
         ),
     ] {
         text.push_str(&format!("# HELP {name} {help}.\n# TYPE {name} {kind}\n"));
