@@ -68,6 +68,12 @@ impl Blobs {
         Ok(generation)
     }
 
+    /// Whether an upload still has its reservation. The object of one that is gone may be, too.
+    pub(crate) async fn is_reserved(&self, digest: &Digest, generation: i64) -> Result<bool> {
+        let sql = "SELECT FROM blobs WHERE digest = $1 AND generation = $2 AND state = 'reserved'";
+        Ok(self.database.query_opt(sql, &[&digest.as_str(), &generation]).await?.is_some())
+    }
+
     /// *Publish*.
     pub(crate) async fn publish(&self, digest: &Digest, generation: i64) -> Result<Published> {
         again!(self.try_publish(digest, generation))

@@ -289,16 +289,17 @@ impl State {
         }
         let found = inner.bucket.size(&key).await?;
         if found != Some(size) {
+            // What nobody holds any more the collector deletes.
+            if !inner.blobs.is_reserved(digest, generation).await? {
+                return Err(too_late());
+            }
             let why = format!("expected {size} bytes, the bucket has {found:?} just after it took them");
             return Err(crate::Error::Damaged { digest: digest.clone(), key: key.to_string(), why }.into());
         }
         match inner.blobs.publish(digest, generation).await? {
             Published::Live => Ok(true),
             Published::Other => Ok(false),
-            Published::Gone => Err(Error::Unavailable {
-                what: "the reservation of this blob",
-                source: "it took longer to upload than a lease lasts".into(),
-            }),
+            Published::Gone => Err(too_late()),
         }
     }
 
@@ -319,6 +320,14 @@ impl State {
         if ingest.upload.is_some() || matches!(ingest.tail, Tail::There(_)) {
             tokio::spawn(async move { inner.clean(&ingest).await });
         }
+    }
+}
+
+/// The collector took the reservation: the same upload may be committed again.
+fn too_late() -> Error {
+    Error::Unavailable {
+        what: "the reservation of this blob",
+        source: "it took longer to upload than a lease lasts".into(),
     }
 }
 

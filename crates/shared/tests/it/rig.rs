@@ -43,6 +43,13 @@ impl Place {
         Shared::open(self.options()).await.unwrap()
     }
 
+    /// With other limits.
+    pub(crate) async fn open_with(&self, change: impl FnOnce(&mut Options)) -> Shared {
+        let mut options = self.options();
+        change(&mut options);
+        Shared::open(options).await.unwrap()
+    }
+
     /// Runs a statement behind everybody's back.
     pub(crate) fn sql(&self, sql: &str) -> String {
         Postgres::shared().unwrap().run(&self.database, sql).unwrap_or_else(|| panic!("{sql}"))

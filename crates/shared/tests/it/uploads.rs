@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use orlop_content::{Error, IngestOptions, Ingester as _, Writer, read_verified};
@@ -67,6 +68,46 @@ async fn a_request_that_is_cut_takes_nothing_with_it() {
         if is_done {
             assert!(polls > 10, "it was cut at {polls} places only");
             return;
+        }
+    }
+}
+
+/// A collector that comes between, wherever, and takes what was reserved, its object too: the client is told to come again, and
+/// then it succeeds. Nothing is called damaged that only took too long.
+#[tokio::test]
+async fn an_upload_that_outlives_its_lease_may_be_committed_again() {
+    let Some(place) = Place::new() else { return };
+    let (shared, other) = (place.open().await, place.open_with(|options| options.delete_after = Duration::ZERO).await);
+    let (store, mut late) = (shared.store(), 0);
+    for polls in 1.. {
+        let bytes = noise(9 << 20, 1000 + polls as u64);
+        let digest = Digest::of(&bytes);
+        let mut writer = open(&store, &format!("late after {polls}")).await;
+        writer.write(bytes.clone()).await.unwrap();
+        let committed = {
+            let mut commit = pin!(writer.commit(0, Some(&digest)));
+            if cut(polls, commit.as_mut()).await.is_some() {
+                assert!(late > 0, "the collector came never between");
+                return;
+            }
+            // Not what its own transaction is at.
+            place.sql(
+                "UPDATE blobs SET held_until = now() - interval '1 second' \
+                 WHERE generation IN (SELECT generation FROM blobs FOR UPDATE SKIP LOCKED)",
+            );
+            other.collector().collect().await.unwrap();
+            commit.await
+        };
+        match committed {
+            // Before the collector came, or after.
+            Ok(_) => {}
+            Err(Error::Unavailable { what, .. }) => {
+                assert_eq!(what, "the reservation of this blob", "{polls}");
+                late += 1;
+                assert_eq!(writer.commit(0, Some(&digest)).await.unwrap(), digest, "{polls}");
+                assert_eq!(read_verified(&store, &digest, 1 << 30).await.unwrap(), bytes, "{polls}");
+            }
+            Err(error) => panic!("{polls}: {error}"),
         }
     }
 }
