@@ -35,6 +35,7 @@ pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod registry;
+#[cfg(feature = "s3")]
 pub mod s3;
 pub mod served;
 pub mod tar;

@@ -188,6 +188,7 @@ fn the_script_brings_the_tier_up_and_takes_it_down() {
         Command::new(script)
             .args(["--check", dir.path().to_str().unwrap()])
             .env("ORLOP", env!("CARGO_BIN_EXE_orlop"))
+            .env("S3", std::env::var("ORLOP_TEST_S3").unwrap_or_default())
             .env("PORT", free_ports().to_string()),
     )
     .ok();

@@ -51,20 +51,7 @@ impl World {
 
     /// Keys in the bucket below a prefix.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
-        let root = self.s3.directory(&self.bucket);
-        let (mut found, mut open) = (Vec::new(), vec![root.join(prefix)]);
-        while let Some(dir) = open.pop() {
-            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    open.push(path);
-                } else {
-                    found.push(path.strip_prefix(&root).unwrap().display().to_string());
-                }
-            }
-        }
-        found.sort();
-        found
+        self.s3.keys(&self.bucket, prefix)
     }
 }
 

@@ -83,7 +83,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("rusqlite", &["orlop-metadata"]),
     ("tokio-postgres", &["orlop-shared"]),
     ("deadpool-postgres", &["orlop-shared"]),
-    ("object_store", &["orlop-shared"]),
+    ("object_store", &["orlop-shared", "orlop-testkit"]),
     ("reqwest", &["orlop-remote", "orlop-peer"]),
     ("libp2p-core", &["orlop-peer"]),
     ("libp2p-identity", &["orlop-peer"]),

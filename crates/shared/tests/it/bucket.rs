@@ -6,7 +6,6 @@ use orlop_content::{
 };
 use orlop_oci::{Algorithm, Digest, Digester};
 use orlop_shared::{CacheOptions, Options, Shared};
-use orlop_testkit::s3::S3;
 
 use crate::rig::{Place, noise, put};
 
@@ -175,7 +174,7 @@ async fn the_cache_keeps_what_is_used_and_trusts_no_disk() {
     assert_eq!([first, second, third].map(|(digest, _)| file(digest).exists()), [true, false, true]);
     // What is in the cache asks nothing of the bucket.
     for key in place.keys("blobs") {
-        std::fs::remove_file(S3::shared().unwrap().directory(&place.bucket).join(key)).unwrap();
+        place.delete(&key);
     }
     assert_eq!(read_verified(&store, &first.0, 1 << 20).await.unwrap(), first.1);
     assert!(store.open(&second.0).await.is_err(), "neither here nor there");
@@ -199,11 +198,11 @@ async fn damage_in_the_bucket_is_told() {
     let store = place.open().await.store();
     let cached = Shared::open(cached(&place, directory.path(), 1 << 20)).await.unwrap().store();
     let digest = put(&store, &noise(10_000, 30)).await;
-    let object = S3::shared().unwrap().directory(&place.bucket).join(&place.keys("blobs")[0]);
-    std::fs::write(&object, noise(10_000, 31)).unwrap();
+    let object = place.keys("blobs").remove(0);
+    place.put(&object, &noise(10_000, 31));
     assert!(matches!(read_verified(&store, &digest, 1 << 20).await, Err(Error::Damaged { .. })));
     assert!(matches!(cached.open(&digest).await, Err(Error::DigestMismatch { .. })));
-    std::fs::write(&object, noise(9_000, 31)).unwrap();
+    place.put(&object, &noise(9_000, 31));
     assert!(read_verified(&store, &digest, 1 << 20).await.is_err());
     assert!(cached.open(&digest).await.is_err());
 }

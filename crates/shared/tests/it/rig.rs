@@ -55,33 +55,20 @@ impl Place {
         Postgres::shared().unwrap().run(&self.database, sql).unwrap_or_else(|| panic!("{sql}"))
     }
 
+    /// Puts an object into the bucket behind everybody's back.
+    pub(crate) fn put(&self, key: &str, bytes: &[u8]) {
+        S3::shared().unwrap().put(&self.bucket, key, bytes.to_vec());
+    }
+
+    /// Deletes one behind everybody's back.
+    pub(crate) fn delete(&self, key: &str) {
+        S3::shared().unwrap().delete(&self.bucket, key);
+    }
+
     /// The keys of all objects below a prefix.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
-        keys(&S3::shared().unwrap().directory(&self.bucket), prefix)
+        S3::shared().unwrap().keys(&self.bucket, prefix)
     }
-}
-
-/// The keys of all objects below a prefix of a bucket's directory.
-pub(crate) fn keys(root: &std::path::Path, prefix: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut open = vec![root.join(prefix)];
-    while let Some(dir) = open.pop() {
-        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-        for entry in entries.flatten() {
-            // What the server keeps for itself, multipart uploads above all, is no object.
-            if entry.file_name().to_string_lossy().starts_with(".sgw") {
-                continue;
-            }
-            let path = entry.path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                found.push(path.strip_prefix(root).unwrap().display().to_string());
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 pub(crate) fn noise(length: usize, seed: u64) -> Bytes {
