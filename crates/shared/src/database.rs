@@ -2,11 +2,15 @@
 //!
 //! Every statement is a `&'static str`, prepared once for each connection. What only lists or names immutable things may be
 //! asked of a read replica; all that a decision follows from is asked of the primary.
+//!
+//! # Invariants
+//! - A list has everything that was acknowledged to anybody before it was asked for: the replica is asked for it only if it has
+//!   replayed the log up to where the primary's ended just before.
 
 use std::time::Duration;
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Transaction};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Config, Row};
 
 use crate::tls::MakeTls;
@@ -17,7 +21,7 @@ use crate::{Error, Result};
 pub struct DatabaseOptions {
     /// `postgres://USER:PASSWORD@HOST[,HOST…]/DATABASE?sslmode=require&target_session_attrs=read-write`, as libpq has it.
     pub url: String,
-    /// A replica that may be asked for lists and immutable things.
+    /// A replica by streaming replication that may be asked for immutable things, and for lists when it has caught up.
     pub replica: Option<String>,
     /// Certificate authorities in PEM, instead of the system's.
     pub authorities: Option<Vec<u8>>,
@@ -81,12 +85,31 @@ impl Database {
         }
     }
 
-    /// Like [`Database::query`], of the replica if there is one that answers.
+    /// Like [`Database::query`], of the replica if there is one that answers. It may not know yet what is new, and may know still
+    /// what is gone.
     pub(crate) async fn query_replica(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>> {
         if let Some(replica) = &self.replica {
             match query(replica, sql, params).await {
                 Err(error) if error.is_temporary() => tracing::debug!(%error, "the replica does not answer"),
                 result => return result,
+            }
+        }
+        self.query(sql, params).await
+    }
+
+    /// Like [`Database::query`], of the replica if it has all that was committed until now. The primary is asked where its log
+    /// ends, which costs it next to nothing, whatever there is to list.
+    pub(crate) async fn query_current(&self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>> {
+        if let Some(replica) = &self.replica {
+            // Not where it was flushed to: `synchronous_commit` may be off.
+            let end = self.query("SELECT pg_current_wal_insert_lsn()", &[]).await?;
+            let end: PgLsn =
+                end.first().map(|row| row.try_get(0)).transpose()?.unwrap_or_else(|| PgLsn::from(u64::MAX));
+            match query_from(replica, end, sql, params).await {
+                Ok(Some(rows)) => return Ok(rows),
+                Ok(None) => tracing::debug!("the replica lags, or is none that streams"),
+                Err(error) if error.is_temporary() => tracing::debug!(%error, "the replica does not answer"),
+                Err(error) => return Err(error),
             }
         }
         self.query(sql, params).await
@@ -114,6 +137,18 @@ async fn query(pool: &Pool, sql: &'static str, params: Params<'_>) -> Result<Vec
     let client = pool.get().await?;
     let statement = client.prepare_cached(sql).await?;
     Ok(client.query(&statement, params).await?)
+}
+
+/// Of a replica that has replayed the log up to there; `None` from one that has not.
+async fn query_from(pool: &Pool, end: PgLsn, sql: &'static str, params: Params<'_>) -> Result<Option<Vec<Row>>> {
+    let client = pool.get().await?;
+    let reached = client.prepare_cached("SELECT coalesce(pg_last_wal_replay_lsn() >= $1, false)").await?;
+    if !client.query_one(&reached, &[&end]).await?.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    // What this sees was replayed when it begins, which is now.
+    let statement = client.prepare_cached(sql).await?;
+    Ok(Some(client.query(&statement, params).await?))
 }
 
 /// Statements within a transaction, as constant as those outside.

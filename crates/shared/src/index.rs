@@ -343,12 +343,12 @@ impl TagIndex for SharedIndex {
         let id = self.repository(repository).await?;
         let sql =
             "SELECT name FROM tags WHERE repository = $1 AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3";
-        names(self.database.query_replica(sql, &[&id, &after, &page(limit)]).await?)
+        names(self.database.query_current(sql, &[&id, &after, &page(limit)]).await?)
     }
 
     async fn repositories(&self, after: Option<&str>, limit: usize) -> IndexResult<Vec<String>> {
         let sql = "SELECT name FROM repositories WHERE ($1::text IS NULL OR name > $1) ORDER BY name LIMIT $2";
-        names(self.database.query_replica(sql, &[&after, &page(limit)]).await?)
+        names(self.database.query_current(sql, &[&after, &page(limit)]).await?)
     }
 }
 

@@ -176,6 +176,26 @@ impl Postgres {
         drop(self.server.take());
     }
 
+    /// A server that follows this one by streaming replication, and answers readers; with these settings more.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn standby(&self, settings: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("orlop-pg").tempdir_in("/tmp").expect("a temporary directory");
+        if rustix::process::geteuid().is_root() {
+            chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("root may give a directory away");
+        }
+        let mut copy = Command::new(self.programs.join("pg_basebackup"));
+        copy.args(["-U", "orlop", "-p", &self.port.to_string(), "-c", "fast", "--no-sync", "-R", "-h"]);
+        copy.arg(self.dir.path()).arg("-D").arg(dir.path().join("data"));
+        output(unprivileged(copy.current_dir(dir.path()))).ok();
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let (programs, port, databases) = (self.programs.clone(), self.port, AtomicU32::new(0));
+        let mut standby = Self { programs, server: None, settings, port, dir, databases };
+        standby.restart();
+        standby
+    }
+
     /// Runs a statement in a database with `psql`; `None` if that fails.
     pub fn run(&self, database: &str, sql: &str) -> Option<String> {
         let mut psql = Command::new(self.programs.join("psql"));

@@ -87,8 +87,53 @@ async fn a_replica_may_lag_or_be_away() {
         let latest = shared.index().manifest("app", &ManifestKey::Tag("latest".to_owned())).await.unwrap();
         assert_eq!(latest, new, "tags are the primary's");
     }
-    assert_eq!(lagging.index().tags("app", None, 10).await.unwrap(), ["latest"], "lists are the replica's");
-    assert_eq!(away.index().tags("app", None, 10).await.unwrap(), ["latest", "v2"]);
+    for shared in [&lagging, &away] {
+        assert_eq!(shared.index().tags("app", None, 10).await.unwrap(), ["latest", "v2"]);
+    }
+}
+
+/// What was acknowledged by one gateway is in the lists of every other, however far behind the replica is that they ask; and when
+/// it is not behind it is the one that is asked.
+#[tokio::test]
+async fn a_replica_that_streams_tells_no_less_than_was_acknowledged() {
+    let Some(place) = Place::new() else { return };
+    let Some(postgres) = Postgres::start() else { return };
+    let standby = postgres.standby(&["log_statement=all"]);
+    let mut options = place.options();
+    options.database.url = postgres.url("postgres");
+    options.database.replica = Some(standby.url("postgres"));
+    let gateways = [Shared::open(options.clone()).await.unwrap(), Shared::open(options).await.unwrap()];
+    let record = push(&gateways[0], 6).await;
+    let mut tags = vec!["latest".to_owned()];
+    let is_listed = async |tags: &[String]| {
+        for gateway in &gateways {
+            assert_eq!(gateway.index().tags("app", None, 100).await.unwrap(), tags);
+        }
+    };
+    for round in 0..40 {
+        // Halfway it stops to follow.
+        if round == 20 {
+            assert!(standby.run("postgres", "SELECT pg_wal_replay_pause()").is_some());
+        }
+        let tag = format!("v{round:02}");
+        gateways[round % 2].index().put_manifest("app", record.clone(), std::slice::from_ref(&tag)).await.unwrap();
+        tags.push(tag);
+        is_listed(&tags).await;
+    }
+    // What it has not heard of is there, and what it does not know to be gone is in no list.
+    let new = push(&gateways[1], 7).await;
+    is_whole(&gateways[0], &new).await;
+    gateways[0].index().delete_manifest("app", &ManifestKey::Tag(tags.remove(0))).await.unwrap();
+    is_listed(&tags).await;
+
+    assert!(standby.run("postgres", "SELECT pg_wal_replay_resume()").is_some());
+    let asked = || standby.log().matches("SELECT name FROM tags").count();
+    let before = asked();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while asked() == before {
+        assert!(std::time::Instant::now() < deadline, "a replica that has caught up is asked nothing");
+        is_listed(&tags).await;
+    }
 }
 
 /// docs/operations/shared.md, "Restoring": to a time at most as long ago as objects outlive their rows.
