@@ -1,6 +1,7 @@
 //! The task that owns the swarm.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -71,6 +72,13 @@ pub(super) struct Task {
     expired: Instant,
 }
 
+/// `[::]` is every address of both families, as for other servers; libp2p's sockets have one family each.
+fn families(listen: SocketAddr) -> impl Iterator<Item = SocketAddr> {
+    let is_all = matches!(listen.ip(), IpAddr::V6(ip) if ip.is_unspecified());
+    let v4 = is_all.then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port()));
+    std::iter::once(listen).chain(v4)
+}
+
 impl Task {
     pub(super) fn new(
         settings: NetSettings,
@@ -80,7 +88,9 @@ impl Task {
         let listen = settings.listen;
         let mut swarm = swarm(&settings)?;
         let refused = |error: &dyn std::fmt::Display| StartError::Listen { address: listen, reason: error.to_string() };
-        swarm.listen_on(multiaddr(listen)).map_err(|error| refused(&error))?;
+        for address in families(listen) {
+            swarm.listen_on(multiaddr(address)).map_err(|error| refused(&error))?;
+        }
         Ok(Self {
             swarm,
             commands,
