@@ -49,11 +49,16 @@ impl Images {
     /// Gives a manifest that was pushed its records.
     ///
     /// # Errors
-    /// [`Error::Refused`] if policy keeps it out.
+    /// [`Error::Refused`] if policy keeps it out, [`Error::TooLarge`] if it is larger than a document may be.
     ///
     /// # Durability
     /// The records survive a power cut when this returns.
     pub async fn accept(&self, scope: &Scope, pushed: &PushedManifest) -> Result<Accepted> {
+        let (digest, size) = (&pushed.target.digest, pushed.target.size);
+        let limit = self.settings().limits.manifest_bytes;
+        if size > limit {
+            return Err(Error::TooLarge { digest: digest.clone(), size, limit });
+        }
         let document = self.pushed_document(scope, &pushed.target).await?;
         if let Some(document) = &document {
             let (owned, labels) = (scope.clone(), vec![(pushed.target.digest.clone(), document_labels(document))]);

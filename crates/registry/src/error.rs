@@ -186,6 +186,7 @@ impl From<IndexError> for Failure {
             IndexError::NoManifest => Code::ManifestUnknown.into(),
             IndexError::NoBlob => Code::BlobUnknown.into(),
             IndexError::Denied(reason) => Code::Denied.because(reason),
+            IndexError::TooLarge(reason) => Code::ManifestTooLarge.because(reason),
             IndexError::NoSpace => Code::NoSpace.into(),
             IndexError::InUse(reason) => Code::InUse.because(reason),
             IndexError::NoChild(digest) => Code::ManifestBlobUnknown.because(digest),

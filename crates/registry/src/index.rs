@@ -26,6 +26,9 @@ pub enum IndexError {
     /// What decides about what may come in, or go, says no; for the client to read.
     #[error("{0}")]
     Denied(String),
+    /// A manifest is larger than what is taken; for the client to read.
+    #[error("{0}")]
+    TooLarge(String),
     /// Something else in the repository needs it; for the client to read.
     #[error("{0}")]
     InUse(String),

@@ -140,7 +140,10 @@ impl Inner {
             Err(ContentError::AlreadyExists(_)) => return self.still_there(digest).await.map(drop),
             Err(error) => return Err(error.into()),
         };
-        writer.write(document.raw().clone()).await?;
+        // What the store has already, for others or from a push that was cut, does not come again.
+        if writer.status().offset == 0 {
+            writer.write(document.raw().clone()).await?;
+        }
         match writer.commit(document.raw().len() as u64, Some(digest)).await {
             Ok(_) => Ok(()),
             Err(ContentError::AlreadyExists(_)) => self.still_there(digest).await.map(drop),

@@ -22,6 +22,13 @@ pub struct FileSystem {
     options: &'static str,
 }
 
+impl FileSystem {
+    /// Whether it is XFS.
+    pub fn is_xfs(&self) -> bool {
+        self.package == XFS.package
+    }
+}
+
 /// Those that a store may be on, with options by which they order what they write otherwise.
 pub const FILE_SYSTEMS: &[FileSystem] = &[
     EXT4,

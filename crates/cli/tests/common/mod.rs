@@ -199,6 +199,19 @@ pub(crate) fn metrics_address(served: &mut Served) -> String {
     })
 }
 
+/// Where the registry of a daemon that has one listens.
+#[track_caller]
+pub(crate) fn registry_address(served: &mut Served) -> String {
+    served.process().wait_for(|daemon| registry_of(&daemon.log()))
+}
+
+/// The same from what a daemon has said; `None`: not yet.
+pub(crate) fn registry_of(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("serving the registry"))?;
+    let address = line.split_whitespace().find_map(|word| word.strip_prefix("address="));
+    address.map(str::to_owned)
+}
+
 /// Puts the binary where anybody may execute it. A copy cannot be run while a process that another test has just begun
 /// still holds the descriptor that it was written through; a link was never written.
 pub(crate) fn publish(at: &Path) {

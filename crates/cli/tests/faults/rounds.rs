@@ -1,4 +1,5 @@
-//! Rounds of one store: a daemon with clients at work is cut down, the store is judged, and the next daemon goes on with it.
+//! Rounds of one store: a daemon with clients at work is cut down, the store is judged, and the next daemon goes on with it. The daemon
+//! is a registry too, to which clients push; and many more are connected and wait for events.
 //!
 //! What a client does next follows from a seed and from what it believes of its own names; so does when it ends. What was answered
 //! must be there after the cut, of what was not yet answered each record may be as it was or as it was to be, and nothing else is.
@@ -17,6 +18,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 
 use crate::daemon::words;
+use crate::verdict::crowd::Crowd;
 use crate::verdict::images::{above, image_of};
 use crate::verdict::{self, Seen};
 use crate::{common, daemon, outcome};
@@ -28,6 +30,9 @@ const STEPS: usize = 7;
 
 /// Images of its own that a client imports, and snapshots that it makes.
 const OWN: usize = 2;
+
+/// What the daemon's registry is called, wherever it listens.
+const REGISTRY: &str = "node.example:5000";
 
 /// Calls that change something in a round, and answers in one, roughly: somewhere among them is the cut.
 const CALLS: usize = 3000;
@@ -47,8 +52,11 @@ pub(crate) enum Cut {
 }
 
 /// What a client asks for, and what follows from that.
+#[derive(Debug, Clone)]
 struct Step {
+    /// A command of the daemon's client; of a push, the image and where in the daemon's registry it goes.
     args: Vec<String>,
+    is_push: bool,
     records: BTreeMap<String, Option<String>>,
     snapshots: BTreeMap<String, bool>,
 }
@@ -64,6 +72,9 @@ fn is_conflict(done: &Output) -> bool {
 struct Known {
     records: BTreeMap<String, String>,
     snapshots: BTreeSet<String>,
+    /// A push that was not answered. Its client pushes again before it does anything else: until then the lease of the hour may hold
+    /// what came of it, which no policy takes then.
+    unanswered: Option<Step>,
 }
 
 impl Known {
@@ -84,7 +95,7 @@ impl Known {
     }
 }
 
-/// What there is to import and pull, and what trees come of it.
+/// What there is to import, pull and push, and what trees come of it.
 pub(crate) struct World {
     dir: TempDir,
     registry: Liar,
@@ -103,6 +114,11 @@ fn name(client: usize, tag: usize) -> String {
     format!("docker.io/library/client{client}:{tag}")
 }
 
+/// A tag in the daemon's registry.
+fn pushed(client: usize) -> String {
+    format!("{REGISTRY}/pushed{client}:1")
+}
+
 fn key(client: usize, number: usize) -> String {
     format!("mine-{client}-{number}")
 }
@@ -110,6 +126,8 @@ fn key(client: usize, number: usize) -> String {
 impl World {
     pub(crate) fn new() -> Self {
         let (dir, registry) = (tempfile::tempdir().expect("a temporary directory"), Liar::start());
+        let config = format!("[registry]\naddress = \"127.0.0.1:0\"\nname = {REGISTRY:?}\n");
+        std::fs::write(dir.path().join("config.toml"), config).expect("a file");
         let root = dir.path().join("reference");
         let done = |args: &[&str]| drop(output(&mut verdict::command(&root, args)).ok());
         for client in 0..CLIENTS {
@@ -137,15 +155,33 @@ impl World {
         format!("{}/pulled{client}:1", self.registry.host())
     }
 
+    /// Runs a step of a client, and says how that ended.
+    fn run(&self, daemon: &Reached, step: &Step) -> Output {
+        if !step.is_push {
+            return daemon::client(&daemon.socket, &step.args);
+        }
+        let [image, to] = &step.args[..] else { panic!("an image and where it goes: {:?}", step.args) };
+        let to = to.replace(REGISTRY, &daemon.registry);
+        output(&mut verdict::command(&self.dir.path().join("reference"), &["push", "--plain-http", image, &to]))
+    }
+
     /// What a client does next.
     fn step(&self, client: usize, known: &Known, draw: &mut StdRng) -> Step {
-        let plain = |args: &[&str]| Step { args: words(args), records: BTreeMap::new(), snapshots: BTreeMap::new() };
+        if let Some(push) = &known.unanswered {
+            return push.clone();
+        }
+        let plain = |args: &[&str]| Step {
+            args: words(args),
+            is_push: false,
+            records: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+        };
         let number = draw.random_range(0..OWN);
         let names: Vec<String> =
             (0..=OWN).map(|tag| name(client, tag)).filter(|n| known.records.contains_key(n)).collect();
         let some = (!names.is_empty()).then(|| names[draw.random_range(0..names.len())].clone());
-        let (pulled, mine) = (self.pulled(client), key(client, number));
-        match (draw.random_range(0..10), some) {
+        let (pulled, mine, pushed) = (self.pulled(client), key(client, number), pushed(client));
+        match (draw.random_range(0..13), some) {
             (0..=1, Some(source)) => {
                 let moved = name(client, OWN);
                 let records = [(moved.clone(), known.records.get(&source).cloned())].into();
@@ -153,10 +189,12 @@ impl World {
             }
             (2, Some(gone)) => Step { records: [(gone.clone(), None)].into(), ..plain(&["rm", &gone]) },
             (3, Some(_)) => {
-                let pattern = format!("docker.io/library/client{client}");
-                let records = names.iter().map(|name| (name.clone(), None)).collect();
-                let args = ["prune", "--unused", "--repository", &pattern, "--last-copies", "--no-trash", "--yes"];
-                Step { records, ..plain(&args) }
+                // An image goes if all of its names are of these repositories.
+                let [own, there] = [format!("docker.io/library/client{client}"), format!("{REGISTRY}/pushed{client}")];
+                let all = names.iter().chain(known.records.contains_key(&pushed).then_some(&pushed));
+                let records = all.map(|name| (name.clone(), None)).collect();
+                let policy = ["prune", "--unused", "--last-copies", "--repository", &own, "--repository", &there];
+                Step { records, ..plain(&[&policy[..], &["--no-trash", "--yes"]].concat()) }
             }
             (4, _) if known.records.contains_key(&pulled) => {
                 Step { records: [(pulled.clone(), None)].into(), ..plain(&["rm", "--no-trash", &pulled]) }
@@ -166,6 +204,13 @@ impl World {
                 Step { records, ..plain(&["pull", "--plain-http", &pulled]) }
             }
             (6, _) => plain(&["gc"]),
+            (10, _) if known.records.contains_key(&pushed) => {
+                Step { records: [(pushed.clone(), None)].into(), ..plain(&["rm", "--no-trash", &pushed]) }
+            }
+            (10..=12, _) => {
+                let records = [(pushed.clone(), Some(target(client, number)))].into();
+                Step { records, is_push: true, ..plain(&[&name(client, number), &pushed]) }
+            }
             (7, _) if known.snapshots.contains(&mine) => {
                 Step { snapshots: [(mine.clone(), false)].into(), ..plain(&["snapshots", "rm", &mine]) }
             }
@@ -189,13 +234,22 @@ struct Part {
     answers: usize,
 }
 
-fn part(world: &World, socket: &Path, client: usize, known: &Known, seed: u64, answers: &AtomicUsize) -> Part {
+/// Where a daemon is reached.
+struct Reached {
+    socket: PathBuf,
+    registry: String,
+}
+
+fn part(world: &World, daemon: &Reached, client: usize, known: &Known, seed: u64, answers: &AtomicUsize) -> Part {
     let mut part = Part { open: None, known: known.clone(), answers: 0 };
     let mut draw = StdRng::seed_from_u64(seed ^ client as u64);
     for _ in 0..STEPS {
         let step = world.step(client, &part.known, &mut draw);
-        let done = daemon::client(socket, &step.args);
-        let conflict = is_conflict(&done);
+        let done = world.run(daemon, &step);
+        let conflict = !step.is_push && is_conflict(&done);
+        if step.is_push {
+            part.known.unanswered = Some(step.clone()).filter(|_| !done.status.success());
+        }
         if !done.status.success() && !conflict {
             part.open = Some((step, done));
             return part;
@@ -230,7 +284,10 @@ impl<'w> Rounds<'w> {
         let mut draw = StdRng::seed_from_u64(seed);
         let mut binary = common::binary();
         let faults = Faults::over(&mut binary, &self.root).map_err(|e| e.to_string())?;
-        let mut served = Served::start(binary, &self.root, &[]);
+        let config = self.world.dir.path().join("config.toml");
+        let mut served = Served::start(binary, &self.root, &["--config", config.to_str().expect("a plain path")]);
+        let registry = common::registry_address(&mut served);
+        let crowd = Crowd::of(&served.socket());
         let (from, after, pause) =
             (draw.random_range(0..CALLS), draw.random_range(0..ANSWERS), draw.random_range(0..LONGEST));
         let (timed, failing) = (matches!(cut, Cut::AfterAnswer), matches!(cut, Cut::Before(_)));
@@ -240,14 +297,14 @@ impl<'w> Rounds<'w> {
             Cut::Before(act) => faults.set(rule(Act::Before(act))),
             Cut::AfterAnswer => {}
         }
-        let (socket, answers, world) = (served.socket(), AtomicUsize::new(0), self.world);
+        let (daemon, answers, world) = (Reached { socket: served.socket(), registry }, AtomicUsize::new(0), self.world);
         let parts: Vec<Part> = std::thread::scope(|scope| {
-            let (socket, answers) = (&socket, &answers);
+            let (daemon, answers) = (&daemon, &answers);
             let clients: Vec<_> = self
                 .known
                 .iter()
                 .enumerate()
-                .map(|(client, known)| scope.spawn(move || part(world, socket, client, known, seed, answers)))
+                .map(|(client, known)| scope.spawn(move || part(world, daemon, client, known, seed, answers)))
                 .collect();
             if timed {
                 while answers.load(Ordering::SeqCst) < after && !clients.iter().all(|client| client.is_finished()) {
@@ -261,6 +318,7 @@ impl<'w> Rounds<'w> {
         });
         served.process().kill();
         let hit = faults.clear();
+        crowd.wait_for_the_end()?;
         let was_cut = timed || !hit.is_empty();
         let log = served.log();
         let sites: Vec<String> = hit.iter().map(Site::to_string).collect();
@@ -269,7 +327,8 @@ impl<'w> Rounds<'w> {
             if !was_cut {
                 return Err(format!("{:?} fails: {}\n{context}", step.args, done.stderr));
             }
-            if failing {
+            // A client of the registry is told by HTTP, as every client of every registry is.
+            if failing && !step.is_push {
                 outcome::wrong(done, Fault::Io).map_err(|found| format!("{found}\n{context}"))?;
             }
         }
@@ -329,7 +388,7 @@ impl<'w> Rounds<'w> {
         }
         for (client, known) in self.known.iter_mut().enumerate() {
             let own = |name: &&String| {
-                name.contains(&format!("client{client}:")) || name.contains(&format!("pulled{client}:"))
+                ["client", "pulled", "pushed"].iter().any(|kind| name.contains(&format!("{kind}{client}:")))
             };
             known.records = records
                 .iter()
@@ -337,6 +396,7 @@ impl<'w> Rounds<'w> {
                 .map(|(name, target)| (name.clone(), target.clone()))
                 .collect();
             let prefix = format!("mine-{client}-");
+            known.unanswered = parts[client].known.unanswered.clone();
             known.snapshots = snapshots.iter().filter(|key| key.starts_with(&prefix)).cloned().collect();
         }
         Ok(())

@@ -120,6 +120,42 @@ fn every_dependency_has_a_licence_and_an_origin_that_are_allowed() {
     }
 }
 
+/// What `scripts/sbom` says the program is made of: all that is linked, held to what Cargo.lock holds it to, and nothing that only tests need.
+#[test]
+fn the_bill_of_materials_has_every_linked_crate_with_its_checksum() {
+    if orlop_testkit::process::need("python3", "python3").is_none() {
+        return;
+    }
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let output = Command::new("python3").arg(top.join("scripts/sbom")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let bill: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&bill["bomFormat"], &bill["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    let lock: toml::Value = toml::from_str(&std::fs::read_to_string(top.join("Cargo.lock")).unwrap()).unwrap();
+    let locked = |name: &str, version: &str| {
+        let mut packages = lock["package"].as_array().unwrap().iter();
+        let found = packages.find(|p| p["name"].as_str() == Some(name) && p["version"].as_str() == Some(version));
+        found.unwrap_or_else(|| panic!("{name} {version} is not in Cargo.lock")).get("checksum").cloned()
+    };
+    let parts = bill["components"].as_array().unwrap();
+    for part in parts {
+        let (name, version) = (part["name"].as_str().unwrap(), part["version"].as_str().unwrap());
+        assert!(part["licenses"][0]["expression"].is_string(), "{name} has no licence");
+        let checksum = locked(name, version);
+        assert_eq!(part["hashes"][0]["content"].as_str(), checksum.as_ref().and_then(|sum| sum.as_str()), "{name}");
+        assert_eq!(checksum.is_none(), name.starts_with("orlop-"), "{name}");
+    }
+    let has = |name: &str| parts.iter().any(|part| part["name"] == name);
+    for linked in ["orlop-metadata", "libsqlite3-sys", "zstd-sys", "aws-lc-sys", "rustls", "tonic", "libp2p-kad"] {
+        assert!(has(linked), "{linked} is linked");
+    }
+    for other in ["orlop-testkit", "insta", "proptest", "shuttle", "serde_derive"] {
+        assert!(!has(other), "{other} is not");
+    }
+    let named = bill["dependencies"].as_array().unwrap();
+    assert_eq!(named.len(), parts.len() + 1, "who needs whom is said of each, and of the program");
+}
+
 /// It would cost every pull 30 ms, a warm one twice of what else it takes.
 #[test]
 fn the_program_measures_no_jitter() {

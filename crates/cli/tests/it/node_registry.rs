@@ -18,18 +18,8 @@ use crate::common::{self, Orlop, get};
 /// A daemon that is a registry on a port of its own, and that registry's host.
 fn serve(store: &Orlop, options: &[&str]) -> (Served, String) {
     let mut served = store.serve(&[&["--registry", "127.0.0.1:0"], options].concat());
-    let host = host_of(&mut served);
+    let host = common::registry_address(&mut served);
     (served, host)
-}
-
-/// Where a daemon's registry listens.
-pub(crate) fn host_of(served: &mut Served) -> String {
-    served.process().wait_for(|daemon| {
-        let log = daemon.log();
-        let line = log.lines().find(|line| line.contains("serving the registry"))?;
-        let at = line.find("address=")? + "address=".len();
-        Some(line[at..].split_whitespace().next()?.to_owned())
-    })
 }
 
 /// Every kind of image and artifact, pushed, listed, pulled and deleted, by every way of uploading, in both algorithms.
@@ -195,7 +185,7 @@ fn a_daemon_that_is_killed_has_lost_nothing_that_it_acknowledged() {
     let config = store.path("config.toml");
     std::fs::write(&config, format!("[registry]\naddress = \"127.0.0.1:0\"\nname = {host:?}\n")).unwrap();
     let mut served = store.serve(&["--config", config.to_str().unwrap()]);
-    let address = host_of(&mut served);
+    let address = common::registry_address(&mut served);
     let answer = get(&address, "/v2/app/manifests/1");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(content.root.digest.as_str()), "{answer}");
     store.is_sound();

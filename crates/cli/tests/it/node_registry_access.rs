@@ -12,7 +12,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::Orlop;
-use crate::node_registry::{host_of, layout};
+use crate::common::registry_address;
+use crate::node_registry::layout;
 
 /// alice's password is wonderland, bob's is builder, as `htpasswd -B` writes them.
 const USERS: &str = "alice:$2b$04$abcdefghijklmnopqrstuujZkTwHUiJ9XdZPwKfcfDo7dMp5DjlTu\n\
@@ -35,7 +36,7 @@ fn configure(store: &Orlop, more: &str) -> PathBuf {
 pub(crate) fn serve(store: &Orlop, more: &str) -> (Served, String) {
     let config = configure(store, more);
     let mut served = store.serve(&["--config", config.to_str().unwrap()]);
-    let host = host_of(&mut served);
+    let host = registry_address(&mut served);
     (served, host)
 }
 
@@ -176,7 +177,7 @@ fn a_reload_opens_nothing_that_other_machines_reach() {
     let before = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, before.replace("address = \"127.0.0.1:0\"\n", "")).unwrap();
     let mut served = store.serve(&["--config", config.to_str().unwrap(), "--registry", "0.0.0.0:0"]);
-    let host = host_of(&mut served);
+    let host = registry_address(&mut served);
     let status = || get(&host, None);
     assert_eq!(status(), "401");
     std::fs::write(&config, "[registry]\n").unwrap();

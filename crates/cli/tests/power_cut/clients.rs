@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use orlop_testkit::image::Content;
 
 use crate::common;
+use crate::verdict::crowd::Crowd;
 use crate::verdict::images::{above, image_of};
 use crate::verdict::{self, Seen};
 use crate::workload::{Workload, explored};
@@ -22,7 +23,7 @@ const SHORT: usize = 2;
 struct Act {
     client: usize,
     args: Vec<String>,
-    records: BTreeMap<String, Option<String>>,
+    records: Told,
     answered: SystemTime,
 }
 
@@ -40,7 +41,7 @@ fn acts(client: usize, socket: &Path, archives: &[(String, Content)]) -> Vec<Act
     };
     let [first, second] = archives else { panic!("two archives") };
     let mut all = Vec::new();
-    let mut act = |args: &[&str], records: BTreeMap<String, Option<String>>| {
+    let mut act = |args: &[&str], records: Told| {
         let mut command: Command = common::binary();
         command.arg("--address").arg(socket).args(["--namespace", "k8s.io", "-q"]).args(args);
         let done = command.output().expect("orlop starts");
@@ -56,28 +57,45 @@ fn acts(client: usize, socket: &Path, archives: &[(String, Content)]) -> Vec<Act
     all
 }
 
-/// What may be seen after the first `known` answers: of each record what was answered last, or what its client was about.
-fn judge(found: &Seen, acts: &[Act], known: usize, last: &Seen) -> Result<(), String> {
+/// What keys lead to; `None`: to nothing.
+pub(crate) type Told = BTreeMap<String, Option<String>>;
+
+/// What may be found: of each key what was answered last, or what somebody was about.
+pub(crate) fn may<'a>(
+    answered: impl Iterator<Item = &'a Told>,
+    open: impl Iterator<Item = &'a Told>,
+) -> BTreeMap<&'a String, Vec<Option<&'a String>>> {
     let mut may: BTreeMap<&String, Vec<Option<&String>>> = BTreeMap::new();
-    for (record, target) in acts[..known].iter().flat_map(|act| &act.records) {
-        may.insert(record, vec![target.as_ref()]);
+    for (key, target) in answered.flatten() {
+        may.insert(key, vec![target.as_ref()]);
     }
-    for client in 0..CLIENTS {
-        let next = acts[known..].iter().find(|act| act.client == client);
-        for (record, target) in next.into_iter().flat_map(|act| &act.records) {
-            may.entry(record).or_insert_with(|| vec![None]).push(target.as_ref());
-        }
+    for (key, target) in open.flatten() {
+        may.entry(key).or_insert_with(|| vec![None]).push(target.as_ref());
     }
-    for (record, targets) in &may {
-        let found = found.records().get(*record);
+    may
+}
+
+/// Whether records are what they may be, and no others.
+pub(crate) fn compare(
+    found: &BTreeMap<String, String>,
+    may: &BTreeMap<&String, Vec<Option<&String>>>,
+) -> Result<(), String> {
+    for (record, targets) in may {
+        let found = found.get(*record);
         if !targets.contains(&found) {
             return Err(format!("record {record} is {found:?}, and may be {targets:?}"));
         }
     }
-    match found.records().keys().find(|record| !may.contains_key(record)) {
+    match found.keys().find(|record| !may.contains_key(record)) {
         Some(record) => Err(format!("record {record} is there, and nobody made it")),
-        None => found.has_trees_of(last),
+        None => Ok(()),
     }
+}
+
+fn judge(found: &Seen, acts: &[Act], known: usize, last: &Seen) -> Result<(), String> {
+    let open = (0..CLIENTS).filter_map(|client| acts[known..].iter().find(|act| act.client == client));
+    compare(found.records(), &may(acts[..known].iter().map(|act| &act.records), open.map(|act| &act.records)))?;
+    found.has_trees_of(last)
 }
 
 #[test]
@@ -99,6 +117,7 @@ fn a_daemon_with_clients() {
         assert!(Instant::now() < deadline, "the daemon does not listen");
         std::thread::sleep(Duration::from_millis(20));
     }
+    let connected = Crowd::of(&socket);
     let mut acts: Vec<Act> = std::thread::scope(|scope| {
         let socket = socket.as_path();
         let clients: Vec<_> = archives
@@ -108,6 +127,7 @@ fn a_daemon_with_clients() {
             .collect();
         clients.into_iter().flat_map(|client| client.join().expect("a client ends")).collect()
     });
+    connected.is_served().expect("who is connected is served");
     acts.sort_by_key(|act| act.answered);
     let answered: Vec<SystemTime> = acts.iter().map(|act| act.answered).collect();
     let (timeline, scratch) = work.stop(daemon, &answered);

@@ -9,10 +9,12 @@
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+mod pushes;
 mod repair;
 #[path = "../verdict/mod.rs"]
 mod verdict;
 mod waits;
+mod wire;
 mod workload;
 
 use orlop_testkit::archive::oci_archive;

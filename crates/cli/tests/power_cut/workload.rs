@@ -92,9 +92,11 @@ impl Workload {
         (self.recorder.finish(), Scratch::new())
     }
 
-    /// Starts a command that goes on until it is stopped.
+    /// Starts a command that goes on until it is stopped; what it says is kept.
     pub(crate) fn start(&self, args: &[&str]) -> Followed {
-        self.recorder.start(&command(&self.dir.path().join("top/root"), args))
+        let mut command = common::binary();
+        command.arg("--root").arg(self.dir.path().join("top/root")).args(["--namespace", "k8s.io"]).args(args);
+        self.recorder.start(&command)
     }
 
     /// Stops it, and says what was recorded, with a mark at each time, and where states can be laid.

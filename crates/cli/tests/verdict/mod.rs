@@ -1,6 +1,7 @@
 //! What a store shows, and whether it may show that: the judge of every test that cuts, kills or lets the disk fail.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod crowd;
 pub(crate) mod images;
 pub(crate) mod scratch;
 

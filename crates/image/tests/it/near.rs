@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use orlop_content::BlobReader;
-use orlop_image::{Given, Neighbourhood, Neighbours, Opening, Relay, Source, Wanted};
+use orlop_image::{Bringer, End, Given, Mending, Neighbourhood, Neighbours, Opening, Relay, RepairRequest, Source, Wanted};
 use orlop_oci::{Descriptor, Digest};
 
-use crate::common::{Made, Node, Shelf, layers};
+use crate::common::{Made, Node, Shelf, client, layers};
 
 /// How a neighbour gives a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,30 @@ async fn what_is_true_comes_from_nearby_alone() {
     assert_eq!(node.images.pulled_bytes(), 0);
     assert!(told.disproved().is_empty());
     assert!(told.asked.lock().unwrap().iter().any(|(digest, _)| *digest == image.digest));
+}
+
+/// What the disk has lost is fetched again from whoever has the digest: here its registry is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_lost_is_mended_from_nearby_while_the_registry_is_away() {
+    let (node, told, made, image) = pulled(Manner::Truly).await;
+    let lost = layers_of(&made, &image).swap_remove(1);
+    let path = node.root.join("content/blobs/sha256").join(lost.hex());
+    std::fs::remove_file(&path).unwrap();
+    told.asked.lock().unwrap().clear();
+    let (client, request) = (client(), RepairRequest::default());
+    let repair = async |request| {
+        let done = node.images.repair(&node.scope, Bringer::Registries(&client), request, &|_| {}).await;
+        done.unwrap().mendings
+    };
+    node.images.set_nearby(None);
+    let left = repair(&request).await;
+    assert!(matches!(&left[..], [Mending { end: End::Left { .. }, .. }]), "nobody has it: {left:?}");
+    node.images.set_nearby(Some(told.clone()));
+    let mended = repair(&request).await;
+    assert!(matches!(&mended[..], [Mending { end: End::Mended { .. }, .. }]), "{mended:?}");
+    assert_eq!(*told.asked.lock().unwrap(), [(lost.clone(), 0)]);
+    assert_eq!(Digest::of(&std::fs::read(&path).unwrap()), lost);
+    node.is_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

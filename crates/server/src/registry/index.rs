@@ -310,6 +310,7 @@ fn refused(error: image::Error) -> IndexError {
     match &error {
         image::Error::Refused(refusal) => IndexError::Denied(format!("{refusal}; {}", refusal.advice())),
         image::Error::Pinned(_) => IndexError::Denied(error.to_string()),
+        image::Error::TooLarge { .. } => IndexError::TooLarge(error.to_string()),
         _ if error.kind() == ErrorKind::NoSpace => IndexError::NoSpace,
         _ => IndexError::Backend(Box::new(error)),
     }

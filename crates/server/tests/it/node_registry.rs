@@ -4,7 +4,8 @@
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
 use orlop_image::{
-    Gate, GcRequest, Identity, Images, ImportRequest, Policy, RemoveRequest, Requirement, Rule, Settings, Signed,
+    Gate, GcRequest, Identity, Images, ImportRequest, Limits, Policy, RemoveRequest, Requirement, Rule, Settings,
+    Signed,
 };
 use orlop_metadata::{Labels, Scope};
 use orlop_oci::{Digest, media_type};
@@ -153,9 +154,13 @@ impl Rig {
 
     /// Brings an image in as `orlop import` does.
     pub(crate) async fn import(&self, name: &str, content: &Content) {
+        self.import_into(&self.scope, name, content).await;
+    }
+
+    async fn import_into(&self, scope: &Scope, name: &str, content: &Content) {
         let archive = oci_archive(&[(name, content)]);
         let request = ImportRequest { no_unpack: true, ..ImportRequest::default() };
-        self.images().import(&self.scope, &mut archive.as_slice(), &request, &|_| {}).await.unwrap();
+        self.images().import(scope, &mut archive.as_slice(), &request, &|_| {}).await.unwrap();
     }
 }
 
@@ -167,6 +172,35 @@ pub(crate) fn image(seed: u64) -> Content {
 
 fn foreign(seed: u64) -> Content {
     Content::image(&Image::new("windows/amd64").layer(Layer::noise("n", seed, 3000)))
+}
+
+/// `limits.manifest_bytes` counts for what is pushed as for what is pulled.
+#[tokio::test]
+async fn a_manifest_of_more_bytes_than_a_document_may_have_is_refused() {
+    let content = image(61);
+    let size = content.root.size;
+    for (limit, status) in [(size, 201), (size - 1, 413)] {
+        let limits = Limits { manifest_bytes: limit, ..Limits::default() };
+        let rig = Rig::with(Settings { limits, ..Settings::default() }).await;
+        let answer = rig.push("app", Some("1"), &content).await;
+        assert_eq!(answer.status, status, "{}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(rig.records().is_empty(), status == 413);
+        if status == 413 {
+            assert!(String::from_utf8_lossy(&answer.body).contains("limits.manifest_bytes"), "it names the limit");
+        }
+    }
+}
+
+/// A manifest that the store has for another namespace, or from a push that was cut, was refused: its bytes were taken to come twice.
+#[tokio::test]
+async fn what_another_namespace_has_can_be_pushed() {
+    let rig = Rig::new().await;
+    let content = image(60);
+    rig.import_into(&Scope::new("default", "test"), "docker.io/library/app:1", &content).await;
+    let answer = rig.push("app", Some("1"), &content).await;
+    assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
+    let pulled = rig.get("/v2/app/manifests/1").await;
+    assert_eq!((pulled.status, pulled.body), (200, content.bytes(&content.root.digest).to_vec()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,9 +100,15 @@ struct Open {
 #[derive(Debug)]
 pub struct Followed {
     strace: Child,
+    told: PathBuf,
 }
 
 impl Followed {
+    /// What the command has said on its standard error so far.
+    pub fn log(&self) -> String {
+        std::fs::read(&self.told).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
     /// The command itself.
     pub fn program(&self) -> Option<Pid> {
         let id = self.strace.id();
@@ -169,7 +175,9 @@ impl Recorder {
     /// # Panics
     /// If it cannot be started.
     pub fn start(&self, command: &Command) -> Followed {
-        Followed { strace: self.traced(command).spawn().expect("strace starts") }
+        let told = self.log.with_extension("told");
+        let file = std::fs::File::create(&told).expect("a writable directory");
+        Followed { strace: self.traced(command).stderr(file).spawn().expect("strace starts"), told }
     }
 
     /// Ends a command, and follows what it did; each of `answered` is a mark at that time. Each has to be a time at which
@@ -182,7 +190,7 @@ impl Recorder {
         let program = followed.program().expect("the command runs");
         rustix::process::kill_process(program, Signal::TERM).expect("it can be told to end");
         let ended = followed.strace.wait().expect("strace can be waited for");
-        assert!(ended.success(), "{ended}");
+        assert!(ended.success(), "{ended}: {}", followed.log());
         self.follow(answered);
     }
 
