@@ -142,17 +142,18 @@ impl Images {
 fn keep(pushed: &PushedManifest, managed: Option<&ImageId>, changes: &mut Vec<ImageChange>) {
     let own = pushed.repository.with_digest(&pushed.target.digest).to_string();
     let as_what = if pushed.is_referrer { labels::PUSHED_REFERRER } else { labels::PUSHED_MANIFEST };
-    let mark = (labels::PUSHED.to_owned(), as_what.to_owned());
+    // What was pushed is no mirror's.
+    let marks = [(labels::PUSHED.to_owned(), as_what.to_owned()), (labels::CACHED.to_owned(), String::new())];
     for change in changes.iter_mut() {
         if let ImageChange::Upsert { name, labels, .. } = change
             && *name == own
         {
-            labels.extend([mark]);
+            labels.extend(marks);
             return;
         }
     }
     let target = Descriptor { platform: None, data: None, urls: Vec::new(), ..pushed.target.clone() };
     let mut labels: Labels = record_labels(managed.is_some(), false);
-    labels.extend([mark]);
+    labels.extend(marks);
     changes.push(ImageChange::Upsert { name: own, target, labels });
 }

@@ -20,6 +20,8 @@ pub(crate) const PUSHED: &str = "io.orlop.pushed";
 pub(crate) const PUSHED_MANIFEST: &str = "manifest";
 /// The value of [`PUSHED`] of one that is about another manifest.
 pub(crate) const PUSHED_REFERRER: &str = "referrer";
+/// On a `name@digest` record that a mirror made for whoever asked it: since when (RFC 3339). It goes when nobody asks any more.
+pub(crate) const CACHED: &str = "io.orlop.cached";
 /// On a hash reference that no name needs any more: since when (RFC 3339).
 pub(crate) const STRANDED: &str = "io.orlop.stranded-since";
 /// On a layer: the diff ID.

@@ -37,6 +37,7 @@ mod gate;
 mod import;
 mod labels;
 mod lease;
+mod mirror;
 mod near;
 mod overview;
 mod place;
@@ -77,6 +78,7 @@ pub use gate::{
 };
 pub use import::ImportRequest;
 pub use labels::{GC_CONTENT, GC_EXPIRE, GC_ROOT, GC_SNAPSHOT, SNAPSHOT_REF};
+pub use mirror::{Mirror, MirrorCounts, MirrorKey, MirrorSettings, MirroredManifest, Via};
 pub use near::{
     Asking, BlobSource, Given, Ledger, NearStream, Neighbour, Neighbourhood, Neighbours, Opening, Relay, Source, Wanted,
 };

@@ -79,7 +79,10 @@ pub(crate) fn is_name(record: &Image) -> bool {
 pub(crate) fn is_name_of(kind: Kind, map: &Labels) -> bool {
     match kind {
         Kind::Tag | Kind::Other => true,
-        Kind::Digest => map.contains_key(labels::REQUESTED) || !(is_managed(map) || is_pushed(map)),
+        Kind::Digest => {
+            let is_asked_for = map.contains_key(labels::REQUESTED) || map.contains_key(labels::CACHED);
+            is_asked_for || !(is_managed(map) || is_pushed(map))
+        }
         Kind::Id => false,
     }
 }
@@ -159,7 +162,7 @@ pub(crate) fn changes(records: &[Image], facts: &Facts<'_>) -> Vec<ImageChange> 
 /// Marks a name as looked after, perhaps as pinned, and a digest reference as one that was asked for.
 fn adopt(name: &Image, by_digest: bool, pinned: bool) -> Option<ImageChange> {
     let mut wanted = record_labels(true, pinned);
-    if by_digest {
+    if by_digest && !name.labels.contains_key(labels::CACHED) {
         wanted.insert(labels::REQUESTED.to_owned(), labels::REQUESTED_VALUE.to_owned());
     }
     wanted.retain(|key, value| name.labels.get(key) != Some(value));

@@ -30,46 +30,57 @@ impl Inner {
         if conditions::has_it(&request.headers, digest) {
             return Ok(conditions::not_modified(digest));
         }
-        let reader = self.content.open(digest).await?;
-        if request.method == Method::GET
-            && let Some(url) = reader.redirect().await?
-        {
-            let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
-            response.headers_mut().insert(header::LOCATION, text(url));
-            response.headers_mut().insert("docker-content-digest", text(digest.as_str()));
-            return Ok(response);
-        }
-        let size = reader.size();
-        let ranged = request.method == Method::GET && conditions::range_counts(&request.headers, digest);
-        let asked = if ranged { asked_range(&request.headers, size) } else { Asked::All };
-        let (status, range) = match asked {
-            Asked::All => (StatusCode::OK, 0..size),
-            Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-            Asked::Impossible => {
-                return Err(Code::RangeInvalid.because(digest).with_header("content-range", format!("bytes */{size}")));
-            }
-        };
-        let mut response = empty(status);
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        headers.insert(header::CONTENT_LENGTH, (range.end - range.start).into());
-        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        headers.insert(header::ETAG, conditions::etag(digest));
-        headers.insert("docker-content-digest", text(digest.as_str()));
-        if status == StatusCode::PARTIAL_CONTENT {
-            let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-            headers.insert(header::CONTENT_RANGE, text(value));
-        }
-        if request.method == Method::GET {
-            *response.body_mut() = body(reader, range);
-        }
-        Ok(response)
+        response(self.content.open(digest).await?, digest, request).await
     }
 
     pub(crate) async fn delete_blob(&self, name: &str, digest: &Digest) -> Result<Response<Body>, Failure> {
         self.index.unlink_blob(name, digest).await?;
         Ok(empty(StatusCode::ACCEPTED))
     }
+}
+
+/// What a request for a blob is given of it.
+pub(crate) async fn response(
+    reader: Arc<dyn BlobReader>,
+    digest: &Digest,
+    request: &Parts,
+) -> Result<Response<Body>, Failure> {
+    if conditions::has_it(&request.headers, digest) {
+        return Ok(conditions::not_modified(digest));
+    }
+    if request.method == Method::GET
+        && let Some(url) = reader.redirect().await?
+    {
+        let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
+        response.headers_mut().insert(header::LOCATION, text(url));
+        response.headers_mut().insert("docker-content-digest", text(digest.as_str()));
+        return Ok(response);
+    }
+    let size = reader.size();
+    let ranged = request.method == Method::GET && conditions::range_counts(&request.headers, digest);
+    let asked = if ranged { asked_range(&request.headers, size) } else { Asked::All };
+    let (status, range) = match asked {
+        Asked::All => (StatusCode::OK, 0..size),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Asked::Impossible => {
+            return Err(Code::RangeInvalid.because(digest).with_header("content-range", format!("bytes */{size}")));
+        }
+    };
+    let mut response = empty(status);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, (range.end - range.start).into());
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::ETAG, conditions::etag(digest));
+    headers.insert("docker-content-digest", text(digest.as_str()));
+    if status == StatusCode::PARTIAL_CONTENT {
+        let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+        headers.insert(header::CONTENT_RANGE, text(value));
+    }
+    if request.method == Method::GET {
+        *response.body_mut() = body(reader, range);
+    }
+    Ok(response)
 }
 
 fn body(reader: Arc<dyn BlobReader>, range: Range<u64>) -> Body {

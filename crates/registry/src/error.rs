@@ -37,6 +37,8 @@ pub(crate) enum Code {
     NotFound,
     TooManyRequests,
     Busy,
+    Limited,
+    Upstream,
     TimedOut,
     NoSpace,
     Unavailable,
@@ -85,6 +87,12 @@ impl Code {
                 ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS, "this is being written now; try again")
             }
             Self::Busy => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS, "too much is asked at once"),
+            Self::Limited => {
+                ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS, "the registry that is mirrored limits requests")
+            }
+            Self::Upstream => {
+                ("UNAVAILABLE", StatusCode::BAD_GATEWAY, "the registry that is mirrored does not give it")
+            }
             Self::TimedOut => ("UNKNOWN", StatusCode::REQUEST_TIMEOUT, "the body did not go on arriving"),
             Self::NoSpace => ("UNKNOWN", StatusCode::INSUFFICIENT_STORAGE, "the registry has no space left"),
             Self::Unavailable => (
@@ -190,6 +198,15 @@ impl From<IndexError> for Failure {
             IndexError::NoSpace => Code::NoSpace.into(),
             IndexError::InUse(reason) => Code::InUse.because(reason),
             IndexError::NoChild(digest) => Code::ManifestBlobUnknown.because(digest),
+            IndexError::Limited { reason, retry_after } => {
+                let failure = Code::Limited.because(reason);
+                match retry_after {
+                    // Rounded up, lest they come too early.
+                    Some(wait) => failure.with_header("retry-after", wait.as_secs().saturating_add(1).to_string()),
+                    None => failure,
+                }
+            }
+            IndexError::Upstream(reason) => Code::Upstream.because(reason),
             IndexError::Unavailable(source) => {
                 tracing::warn!(error = %source, "index is not available");
                 Code::Unavailable.because("the database is not available")

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use orlop_oci::{Descriptor, Digest, Document, MediaKind};
@@ -38,6 +39,17 @@ pub enum IndexError {
     /// A manifest refers to something that the repository does not have, or has no more.
     #[error("the repository does not have {0}")]
     NoChild(Digest),
+    /// Another registry, which is mirrored, wants fewer requests; for the client to read.
+    #[error("{reason}")]
+    Limited {
+        /// What it said.
+        reason: String,
+        /// After how long it may be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// Another registry, which is mirrored, does not give what it should; for the client to read.
+    #[error("{0}")]
+    Upstream(String),
     /// The database does not answer now; nothing was done.
     #[error("the registry's database is not available: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),

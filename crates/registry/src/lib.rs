@@ -29,6 +29,7 @@ mod lists;
 mod manifests;
 mod memory;
 pub mod metrics;
+mod mirror;
 mod route;
 mod server;
 #[cfg(feature = "suite")]
@@ -37,7 +38,7 @@ mod tls;
 mod uploads;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 pub use access::{
     Access, Action, Audit, Decision, Permissions, RepositoryPattern, RepositoryRule, TokenKey, Tokens, Users,
@@ -53,6 +54,7 @@ pub use index::{
 };
 use jiff::Timestamp;
 pub use memory::MemoryIndex;
+pub use mirror::{Mirror, MirroredManifest};
 use orlop_content::Store;
 pub use server::{ServeOptions, Server};
 pub use tls::{Certificate, CertificateError};
@@ -73,6 +75,7 @@ struct Inner {
     index: Arc<dyn RegistryIndex>,
     uploads: Uploads,
     access: RwLock<Arc<Access>>,
+    mirror: OnceLock<Arc<dyn Mirror>>,
 }
 
 /// From where a request comes.
@@ -88,12 +91,18 @@ impl Registry {
     /// A registry that keeps bytes in `content` and everything else in `index`, and lets everybody do everything.
     pub fn new(content: Arc<dyn Store>, index: Arc<dyn RegistryIndex>) -> Self {
         let access = RwLock::new(Arc::new(Access::open()));
-        Self { inner: Arc::new(Inner { content, index, uploads: Uploads::default(), access }) }
+        let (uploads, mirror) = (Uploads::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { content, index, uploads, access, mirror }) }
     }
 
     /// Replaces the rules about who may do what, for requests that begin from now on.
     pub fn set_access(&self, access: Access) {
         *self.inner.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
+    /// Gives repositories of other registries too. The first one that is set counts.
+    pub fn set_mirror(&self, mirror: Arc<dyn Mirror>) {
+        let _ = self.inner.mirror.set(mirror);
     }
 
     /// Drops uploads that were last written to before `limit`, and returns how many. A [`Server`] does it by itself, for
@@ -142,9 +151,15 @@ impl Inner {
     async fn route(&self, request: Request<Body>, session: &Session) -> Result<Response<Body>, Failure> {
         let read = request.method() == Method::GET || request.method() == Method::HEAD;
         let target = Target::parse(request.uri())?;
+        let mirrored = match &target {
+            Target::Repository(name, _) => self.mirrored(name, request.uri()),
+            _ => None,
+        };
         match &target {
             Target::Root | Target::Catalog => session.require_login()?,
             Target::Repository(name, route) => {
+                // Rules know a mirrored repository by its whole name.
+                let name = mirrored.as_ref().unwrap_or(name);
                 session.require(route.action(request.method()), name, route.reference().as_deref())?;
             }
         }
@@ -152,6 +167,9 @@ impl Inner {
             Target::Root if read => Ok(json(StatusCode::OK, "application/json", b"{}".to_vec())),
             Target::Catalog if read => self.catalog(request.uri(), session).await,
             Target::Root | Target::Catalog => Err(Code::Unsupported.into()),
+            Target::Repository(_, route) if mirrored.is_some() => {
+                self.read_mirrored(&mirrored.unwrap_or_default(), route, request).await
+            }
             Target::Repository(name, route) if read => self.read(&name, route, request.into_parts().0).await,
             Target::Repository(name, route) => self.write(&name, route, request, session).await,
         }

@@ -6,13 +6,28 @@ use futures::StreamExt as _;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri, header};
 use orlop_content::{Error as ContentError, IngestOptions, read_verified};
-use orlop_oci::{Algorithm, Descriptor, Document, MAX_MANIFEST_BYTES};
+use orlop_oci::{Algorithm, Descriptor, Digest, Document, MAX_MANIFEST_BYTES};
 
 use crate::error::{Code, Failure};
 use crate::index::may_be_elsewhere;
 use crate::route::{queries, tag};
 use crate::uploads::BODY_PAUSE;
 use crate::{IndexError, Inner, ManifestKey, ManifestRecord, conditions, empty, text};
+
+/// What a request for a manifest is given.
+pub(crate) fn response(digest: &Digest, media_type: &str, bytes: Bytes, request: &Parts) -> Response<Body> {
+    if conditions::has_it(&request.headers, digest) {
+        return conditions::not_modified(digest);
+    }
+    let mut response = empty(StatusCode::OK);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, text(media_type));
+    headers.insert(header::CONTENT_LENGTH, bytes.len().into());
+    headers.insert(header::ETAG, conditions::etag(digest));
+    headers.insert("docker-content-digest", text(digest.as_str()));
+    *response.body_mut() = bytes.into();
+    response
+}
 
 /// Tags that one request may set.
 const MAX_TAGS: usize = 64;
@@ -30,14 +45,7 @@ impl Inner {
             return Ok(conditions::not_modified(&record.digest));
         }
         let bytes = read_verified(&*self.content, &record.digest, MAX_MANIFEST_BYTES).await?;
-        let mut response = empty(StatusCode::OK);
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, text(&record.media_type));
-        headers.insert(header::CONTENT_LENGTH, bytes.len().into());
-        headers.insert(header::ETAG, conditions::etag(&record.digest));
-        headers.insert("docker-content-digest", text(record.digest.as_str()));
-        *response.body_mut() = bytes.into();
-        Ok(response)
+        Ok(response(&record.digest, &record.media_type, bytes, request))
     }
 
     /// `PUT /v2/<name>/manifests/<tag or digest>`

@@ -11,6 +11,7 @@ use url::Url;
 use crate::error::{Error, Result};
 use crate::failure::{self, Refusal};
 use crate::hosts::authority;
+use crate::rates::RateLimit;
 use crate::retry;
 
 /// More of an error body is not read.
@@ -92,7 +93,10 @@ impl Answer {
     /// The error that this answer means.
     pub(crate) async fn failure(mut self, what: &str) -> Error {
         let (status, host) = (self.status(), self.host());
-        let wait = retry::retry_after(self.headers(), jiff::Timestamp::now());
+        let now = jiff::Timestamp::now();
+        let said = RateLimit::read(self.headers(), now);
+        let wait =
+            retry::retry_after(self.headers(), now).or_else(|| said.as_ref().and_then(|said| said.exhausted(now)));
         let mut body = Vec::new();
         let reading = async {
             while let Ok(Some(chunk)) = self.response.chunk().await {
@@ -105,7 +109,11 @@ impl Answer {
         };
         // What came until then is enough.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, reading).await;
-        Refusal::parse(status, &body, wait).into_error(what, &host)
+        let mut error = Refusal::parse(status, &body, wait).into_error(what, &host);
+        if let (Error::TooManyRequests { reason, .. }, Some(said)) = (&mut error, said) {
+            reason.push_str(&format!(" ({said})"));
+        }
+        error
     }
 
     /// Reads a short body to its end, so that the connection can be used again.

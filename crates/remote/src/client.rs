@@ -98,6 +98,14 @@ impl Client {
         blob::exists(self, repository, digest).await
     }
 
+    /// How many bytes a blob of this repository has, as the registry says.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not there.
+    pub async fn blob_size(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64> {
+        blob::size(self, repository, digest).await
+    }
+
     /// Makes a blob present: HEAD, mount from one of `mount_from` (same host), else upload.
     ///
     /// The first host that may be pushed to gets it. An upload is resumed where the host says that it broke.
@@ -175,11 +183,11 @@ impl Client {
             return Ok(found.endpoints.clone());
         }
         let last = configs.len() - 1;
-        let (tuning, trace) = (&self.inner.tuning, self.inner.options.trace.as_ref());
+        let (tuning, options) = (&self.inner.tuning, &self.inner.options);
         let endpoints = configs
             .iter()
             .enumerate()
-            .map(|(at, config)| Endpoint::new(config.clone(), registry, at != last, tuning, trace).map(Arc::new))
+            .map(|(at, config)| Endpoint::new(config.clone(), registry, at != last, tuning, options).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
         if known.len() >= MAX_REGISTRIES && !known.contains_key(registry) {
             let oldest = known.iter().min_by_key(|(_, found)| found.used).map(|(name, _)| name.clone());

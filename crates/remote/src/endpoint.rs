@@ -27,8 +27,9 @@ use crate::error::{Error, Result};
 use crate::failure;
 use crate::hosts::{HostConfig, authority, is_loopback};
 use crate::hosts_toml::Capability;
+use crate::rates::{Pause, RateLimit, Rates};
 use crate::scope::Scopes;
-use crate::{TraceHeaders, Tuning, retry};
+use crate::{ClientOptions, TraceHeaders, Tuning, retry};
 
 /// Redirects in a row that are followed.
 const MAX_REDIRECTS: usize = 10;
@@ -105,6 +106,11 @@ impl Request {
         self
     }
 
+    /// Whether it is about a manifest: hosts count those apart.
+    fn is_manifest(&self) -> bool {
+        matches!(&self.target, Target::Path(path) if path.contains("/manifests/"))
+    }
+
     /// With a body.
     pub(crate) fn body(mut self, body: Body) -> Self {
         self.body = body;
@@ -129,6 +135,8 @@ pub(crate) struct Endpoint {
     mirror: bool,
     tuning: Tuning,
     trace: Option<TraceHeaders>,
+    rates: Rates,
+    pause: Pause,
     clients: Clients,
     plain: AtomicBool,
     scheme: Mutex<Option<Scheme>>,
@@ -148,7 +156,7 @@ impl Endpoint {
         registry: &str,
         mirror: bool,
         tuning: &Tuning,
-        trace: Option<&TraceHeaders>,
+        options: &ClientOptions,
     ) -> Result<Self> {
         let host = config.authority();
         let connect =
@@ -158,7 +166,9 @@ impl Endpoint {
             registry: registry.to_owned(),
             mirror,
             tuning: tuning.clone(),
-            trace: trace.cloned(),
+            trace: options.trace.clone(),
+            rates: options.rates.clone(),
+            pause: Pause::default(),
             plain: AtomicBool::new(false),
             scheme: Mutex::default(),
             learned: Mutex::default(),
@@ -223,11 +233,13 @@ impl Endpoint {
     pub(crate) async fn call(&self, auth: &Authenticator, request: &Request, patience: Patience) -> Result<Answer> {
         let mut attempt = 1;
         loop {
+            self.await_pause(request, patience).await?;
             let error = match self.send(auth, request).await {
                 Ok(answer) if !is_retryable(answer.status()) => return Ok(answer),
                 Ok(answer) => answer.failure(&request.what).await,
                 Err(error) => error,
             };
+            self.heed(request, &error);
             let once_more = match patience {
                 Patience::Patient => true,
                 Patience::Hasty => attempt == 1 && matches!(error, Error::Broken { .. }),
@@ -237,6 +249,29 @@ impl Endpoint {
             tracing::debug!(host = %self.host, attempt, ?pause, %error, "asking again");
             tokio::time::sleep(pause).await;
             attempt += 1;
+        }
+    }
+
+    /// Leaves the host alone for as long as it wants.
+    ///
+    /// # Errors
+    /// At once, if that is too long.
+    async fn await_pause(&self, request: &Request, patience: Patience) -> Result<()> {
+        let Some((left, reason)) = self.pause.left(request.is_manifest()) else { return Ok(()) };
+        if patience == Patience::Patient && left <= self.tuning.retry_after_limit {
+            tokio::time::sleep(left).await;
+            return Ok(());
+        }
+        let (what, host) = (request.what.clone(), self.host.clone());
+        Err(Error::TooManyRequests { what, host, reason, retry_after: Some(left) })
+    }
+
+    /// Remembers for how long the host wants to be left alone.
+    fn heed(&self, request: &Request, error: &Error) {
+        if let Error::TooManyRequests { host, reason, retry_after: Some(wait), .. } = error
+            && *host == self.host
+        {
+            self.pause.set(request.is_manifest(), *wait, reason);
         }
     }
 
@@ -373,7 +408,12 @@ impl Endpoint {
         };
         let sent = sent.map_err(|_| Error::Timeout { what: request.what.clone(), host: host.clone(), after: limit })?;
         match sent {
-            Ok(response) => Ok(Some(Answer::new(response, url.clone(), self.tuning.idle_timeout))),
+            Ok(response) => {
+                if let Some(said) = RateLimit::read(response.headers(), jiff::Timestamp::now()).filter(|_| own) {
+                    self.rates.note(&host, said);
+                }
+                Ok(Some(Answer::new(response, url.clone(), self.tuning.idle_timeout)))
+            }
             Err(error) if own && self.may_step_down(url, &error) => {
                 tracing::debug!(host = %self.host, "does not speak TLS, going on by HTTP");
                 self.plain.store(true, Ordering::Relaxed);

@@ -312,7 +312,7 @@ impl Error {
     }
 
     /// How long the host wants us to wait.
-    pub(crate) const fn retry_after(&self) -> Option<Duration> {
+    pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooManyRequests { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
             _ => None,

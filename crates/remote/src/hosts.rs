@@ -17,13 +17,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use url::Url;
 
-use crate::ClientOptions;
 use crate::error::{ConfigError, Error, Result};
 use crate::hosts_toml::{self, Capability, HostEntry};
 use crate::tls::{Pem, TlsOptions};
+use crate::{ClientOptions, VIA};
 
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
@@ -52,6 +52,9 @@ impl HostConfig {
     fn with_headers(mut self, options: &ClientOptions) -> Self {
         for (name, value) in &options.headers {
             self.headers.append(name, value.clone());
+        }
+        if let Some(value) = HeaderValue::from_str(&options.via).ok().filter(|value| !value.is_empty()) {
+            self.headers.insert(VIA, value);
         }
         self
     }

@@ -32,6 +32,7 @@ mod hosts_toml;
 mod options;
 mod providers;
 mod push;
+mod rates;
 mod referrers;
 mod resolve;
 mod retry;
@@ -51,10 +52,13 @@ pub use error::{BoxError, ConfigError, Error, Result};
 pub use hosts_toml::{NamedHost, read as read_hosts_toml};
 pub use options::{ClientOptions, Credential, CredentialSource, Login, TraceHeaders, Tuning};
 pub use providers::{ApiVersion, ImagePattern, ImagePatternError, Provider, Providers, read_provider_answer};
+pub use rates::{RateLimit, Rates};
 pub use turns::Turns;
 
 /// How Orlop names itself to token servers.
 const CLIENT_ID: &str = "orlop";
+/// Says through which mirrors a request came.
+const VIA: &str = "orlop-via";
 /// How Orlop names itself to hosts.
 const USER_AGENT: &str = concat!("orlop/", env!("CARGO_PKG_VERSION"));
 

@@ -10,6 +10,7 @@ use http::HeaderMap;
 
 use crate::error::BoxError;
 use crate::providers::Providers;
+use crate::rates::Rates;
 
 /// What proves who we are to a registry.
 pub use crate::credentials::Credential;
@@ -54,6 +55,10 @@ pub struct ClientOptions {
     pub plain_http: bool,
     /// Tells the registry and its mirrors which trace their requests belong to.
     pub trace: Option<TraceHeaders>,
+    /// Tells the registry and its mirrors through which mirrors the requests come, by commas; empty: nobody's.
+    pub via: String,
+    /// Learns what hosts say of their limits on requests.
+    pub rates: Rates,
 }
 
 /// Adds headers that let a host go on with the trace of the current span.
@@ -98,7 +103,7 @@ impl fmt::Debug for ClientOptions {
             .field("login", &self.login)
             .field("plain_http", &self.plain_http)
             .field("trace", &self.trace.is_some())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

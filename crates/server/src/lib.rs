@@ -30,6 +30,7 @@ mod images;
 mod introspection;
 mod leases;
 mod metrics;
+mod mirror_metrics;
 mod mounts;
 mod namespaces;
 mod orlop;
@@ -51,7 +52,7 @@ pub use beside::{BesideMode, BesideSettings};
 pub use cri::CriSettings;
 pub use daemon::{Listening, ServeOptions, Surface};
 pub use raw::{Owner, OwnerError};
-pub use registry::{NodeIndex, NodeRegistry};
+pub use registry::{NodeIndex, NodeMirror, NodeRegistry};
 pub use serve::Server;
 pub use traces::{Receive, SpanCounts, Traces};
 

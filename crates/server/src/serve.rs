@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use orlop_api::channel;
-use orlop_image::Images;
+use orlop_image::{Images, Mirror};
 use orlop_metadata::{Store, Watcher};
-use orlop_remote::TraceHeaders;
+use orlop_remote::{Rates, TraceHeaders};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -22,12 +24,16 @@ use crate::blocking::blocking;
 use crate::cri::{Cri, CriSettings};
 use crate::events::Exchange;
 use crate::metrics::Metrics;
+use crate::mirror_metrics;
 use crate::orlop;
 use crate::raw::Owner;
 use crate::raw::remote::Fetches;
 use crate::services;
 use crate::streaming::Streams;
 use crate::traces::Traces;
+
+/// How often it is looked whether a mirror has something for too long.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// All services over one root. Cheap to clone.
 #[derive(Clone)]
@@ -49,6 +55,9 @@ pub struct Server {
     /// What is being brought for each owner.
     fetches: Arc<Mutex<HashMap<Owner, Arc<Fetches>>>>,
     beside: Option<Beside>,
+    /// What registries say of their limits.
+    rates: Rates,
+    mirror: Option<Mirror>,
 }
 
 impl Server {
@@ -71,12 +80,27 @@ impl Server {
             reconfigured: Arc::default(),
             fetches: Arc::default(),
             beside: None,
+            rates: Rates::default(),
+            mirror: None,
         }
+    }
+
+    /// What registries say of their limits on requests, whoever of this server asked them.
+    pub const fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    /// The same with a mirror, which it looks after and counts. Must be called within a runtime.
+    #[must_use]
+    pub fn with_mirror(self, mirror: Mirror) -> Self {
+        tokio::spawn(tidy(mirror.clone()));
+        Self { mirror: Some(mirror), ..self }
     }
 
     /// The same with other settings for CRI.
     #[must_use]
-    pub fn with_cri(self, settings: CriSettings) -> Self {
+    pub fn with_cri(self, mut settings: CriSettings) -> Self {
+        settings.registry.rates = self.rates.clone();
         Self { cri: Cri::new(self.images.clone(), settings), ..self }
     }
 
@@ -105,7 +129,8 @@ impl Server {
     }
 
     /// Replaces the settings while the server runs, for what begins from now on. A served store follows them.
-    pub fn reconfigure(&self, images: orlop_image::Settings, cri: CriSettings) {
+    pub fn reconfigure(&self, images: orlop_image::Settings, mut cri: CriSettings) {
+        cri.registry.rates = self.rates.clone();
         self.images.set_settings(images);
         self.cri.set(cri);
         self.reconfigured.notify_one();
@@ -202,6 +227,7 @@ impl Server {
         if let Some(neighbours) = self.images.nearby() {
             orlop::peers::add_metrics(&mut text, &neighbours.report());
         }
+        mirror_metrics::add(&mut text, &self.rates, self.mirror.as_ref().map(Mirror::counts));
         text
     }
 
@@ -213,6 +239,20 @@ impl Server {
         }
         if let Err(error) = self.images.reconcile_image(namespace, name).await {
             tracing::warn!(%error, namespace, name, "the hash references could not be brought in order");
+        }
+    }
+}
+
+/// Removes from time to time what a mirror has for too long.
+async fn tidy(mirror: Mirror) {
+    let mut times = tokio::time::interval(TIDY_EVERY);
+    times.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        times.tick().await;
+        match mirror.tidy(Timestamp::now()).await {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => tracing::info!(images = gone.len(), "the mirror's images that nobody asked for went"),
+            Err(error) => tracing::warn!(%error, "what the mirror has cannot be looked through"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! - A key that is not in it is refused, with file, line and the nearest key that is.
 
 mod limits;
+mod mirror;
 mod peers;
 mod read;
 mod registry;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use limits::Limits;
+pub(crate) use mirror::Mirror;
 use orlop_remote::{ClientOptions, Providers};
 use orlop_server::{Background, BesideMode, BesideSettings, CriSettings, Owner, OwnerError, ServeOptions};
 pub(crate) use peers::Peers;
@@ -48,6 +50,7 @@ pub(crate) struct Config {
     pub(crate) credentials: Credentials,
     pub(crate) containerd: Containerd,
     pub(crate) registry: Registry,
+    pub(crate) mirror: Mirror,
     pub(crate) gc: Gc,
     pub(crate) scrub: Scrub,
     pub(crate) repair: Repair,
@@ -189,6 +192,7 @@ impl Default for Config {
             credentials: Credentials::default(),
             containerd: Containerd::default(),
             registry: Registry::default(),
+            mirror: Mirror::default(),
             gc: Gc::default(),
             scrub: Scrub::default(),
             repair: Repair::default(),

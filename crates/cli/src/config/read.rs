@@ -136,6 +136,7 @@ fn check(config: &Config) -> std::result::Result<(), (&'static str, String)> {
         return Err(("gc.trash_free_percent", format!("expected at most 100, found {}", config.gc.trash_free_percent)));
     }
     config.registry.check()?;
+    config.mirror.check()?;
     config.limits.check()?;
     config.peers.check()?;
     config.traces.check()?;
@@ -214,6 +215,7 @@ mod tests {
                 .message
                 .starts_with("f:2: peers.bootstrap: \"dns:\": that is no name")
         );
+        assert!(refused("[mirror]\nfetch = ['docker.io/*', 'a/*']").message.starts_with("f:2: mirror.fetch"));
         assert!(refused("[peers]\nwithhold = ['a/*']").message.starts_with("f:2: peers.withhold"));
         assert!(refused("[peers]\nnear = ['10.0.0.1']").message.contains("is no network"));
         assert!(refused("[peers]\nserve = '0.0.0.0:5001'").message.contains("it is peers.listen"));

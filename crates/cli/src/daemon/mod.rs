@@ -16,8 +16,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use orlop_image::Images;
+use orlop_image::{Images, Mirror};
 use orlop_peer::{Peers, StartError};
+use orlop_remote::{ClientOptions, TraceHeaders};
 use orlop_server::{Listening, Owner, ServeOptions, Server, Surface};
 use rustix::process::Resource;
 use signals::Signals;
@@ -141,6 +142,8 @@ async fn run_traced(
     let server = Server::new(images.clone()).with_cri(reload::cri(&settings.config, providers, trace.as_ref()));
     let server = with_beside(server, settings, args)?;
     let server = traces.into_iter().fold(server, Server::with_traces);
+    let mirror = open_mirror(&images, settings, &server, trace.as_ref(), bound.is_some()).await?;
+    let server = mirror.iter().cloned().fold(server, Server::with_mirror);
     let mut held = Held::take(&settings.root)?;
     join_peers(&brought_by, settings).await?;
     let mut beside = JoinSet::new();
@@ -159,7 +162,7 @@ async fn run_traced(
         beside.spawn(orlop_registry::metrics::serve(listener, render));
     }
     let (registry, live) = match bound {
-        Some(bound) => bound.serve(&images).await.map(|(server, live)| (Some(server), Some(live)))?,
+        Some(bound) => bound.serve(&images, mirror).await.map(|(server, live)| (Some(server), Some(live)))?,
         None => (None, None),
     };
     beside.spawn(systemd::watchdog(store.clone()));
@@ -197,6 +200,30 @@ fn with_beside(server: Server, settings: &Settings, args: &Args) -> Result<Serve
     }
     tracing::info!(socket = %beside.socket.display(), mode = ?beside.mode, "a containerd is beside");
     Ok(server.with_beside(beside))
+}
+
+/// The mirror that the configuration wants, for the clients of the daemon's registry.
+async fn open_mirror(
+    images: &Images,
+    settings: &Settings,
+    server: &Server,
+    trace: Option<&TraceHeaders>,
+    is_served: bool,
+) -> Result<Option<Mirror>> {
+    let config = &settings.config;
+    let registry = ClientOptions {
+        rates: server.rates().clone(),
+        ..reload::cri(config, credentials::providers(&config.credentials)?, trace).registry
+    };
+    let Some(wanted) = config.mirror.settings(&config.registry.namespace, registry) else { return Ok(None) };
+    if !is_served {
+        tracing::warn!("[mirror] has repositories, and nobody can ask: there is no registry (registry.address)");
+        return Ok(None);
+    }
+    let images = images.clone();
+    let opened = tokio::task::spawn_blocking(move || Mirror::open(&images, wanted)).await;
+    let opened = opened.map_err(|e| CliError::new(Class::Failed, format!("open the mirror: {e}")))?;
+    opened.map(Some).map_err(|e| CliError::from(orlop_server::status_of(&e.into())))
 }
 
 /// Has blobs asked for among peers, and given to them, if the configuration says so.

@@ -1,10 +1,11 @@
 //! The daemon's registry: where it listens, and what it is called.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use orlop_image::Images;
+use orlop_image::{Images, Mirror};
 use orlop_registry::{Registry, ServeOptions, Server};
-use orlop_server::NodeRegistry;
+use orlop_server::{NodeMirror, NodeRegistry};
 use tokio::net::TcpListener;
 
 use crate::config::{Registry as Section, registry_name};
@@ -52,14 +53,17 @@ impl Bound {
         &self.registry.host
     }
 
-    /// Serves it, by what the configuration said of who may do what.
-    pub(super) async fn serve(self, images: &Images) -> Result<(Server, Live)> {
+    /// Serves it, with what a mirror gives of other registries, by what the configuration said of who may do what.
+    pub(super) async fn serve(self, images: &Images, mirror: Option<Mirror>) -> Result<(Server, Live)> {
         let Self { listener, registry: node, guard, rules } = self;
         let (own, images) = (node.clone(), images.clone());
         let opened = tokio::task::spawn_blocking(move || own.open(&images)).await;
         let opened = opened.map_err(|e| CliError::new(Class::Failed, format!("open the registry: {e}")))?;
         let registry = opened.map_err(|e| CliError::from(orlop_server::status_of(&e.into())))?;
         guard.apply(rules, &registry);
+        if let Some(mirror) = mirror {
+            registry.set_mirror(Arc::new(NodeMirror::new(mirror, &node.host)));
+        }
         let options = ServeOptions { tls: guard.tls()?, ..ServeOptions::default() };
         let server = registry.clone().serve(listener, options);
         let server = server.map_err(|e| CliError::io("serve the registry", None, e))?;

@@ -28,6 +28,7 @@ use crate::{credentials, policy};
 const FIXED: &[&str] = &[
     "containerd",
     "log.format",
+    "mirror",
     "peers",
     "registry.address",
     "registry.audit",

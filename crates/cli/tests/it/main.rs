@@ -24,6 +24,7 @@ mod go_suites;
 mod helpers;
 mod joining;
 mod manners;
+mod mirror;
 mod mounting;
 mod networks;
 mod node_registry;

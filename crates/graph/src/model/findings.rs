@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use orlop_oci::{ImageId, Kind, Reference};
 
-use super::{Kept, MANAGED, Model, NamespaceId, Node, NodeId, NodeKind, PINNED, PUSHED, Root, Weight, Why};
+use super::{CACHED, Kept, MANAGED, Model, NamespaceId, Node, NodeId, NodeKind, PINNED, PUSHED, Root, Weight, Why};
 
 /// How long a lease without an end, or a write that stands still, is taken to be somebody's work: containerd gives its own
 /// leases and writes this long.
@@ -195,7 +195,7 @@ impl Model {
     /// Images that only hash references name and no container uses. The last name was removed (`ctr images rm`, which leaves
     /// the hash references), or the tag was moved by a later pull. Not safe: an image that a pod pulled by digest and that
     /// has not started yet, or will again, looks the same. Pinned images, what a lease holds and what was pushed to the store's own
-    /// registry are left out: somebody wants these.
+    /// registry are left out: somebody wants these. So is what a mirror has, which removes it by itself.
     fn stranded(&self, namespace: NamespaceId, findings: &mut Vec<Finding>) {
         let leases: Vec<NodeId> = self.nodes(NodeKind::Lease).filter(|lease| self.root(*lease).is_some()).collect();
         let leased = self.reached(&leases);
@@ -206,6 +206,7 @@ impl Model {
                 !self.record_kind(*record).is_hash_reference()
                     || self.labels(*record).get(PINNED).is_some()
                     || self.labels(*record).get(PUSHED).is_some()
+                    || self.labels(*record).get(CACHED).is_some()
                     || self.target(*record).is_some_and(|target| leased.contains(target))
             });
             if wanted || records.iter().any(|record| users.contains_key(record)) {
@@ -292,7 +293,10 @@ impl Model {
     fn partial(&self, facts: &Facts, findings: &mut Vec<Finding>) {
         for image in self.images() {
             let mut lacks: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-            for record in image.records.iter().copied().filter(|record| !facts.foreign.contains(record)) {
+            // What a mirror has is whatever it was asked for.
+            let counts =
+                |record: &NodeId| !facts.foreign.contains(record) && self.labels(*record).get(CACHED).is_none();
+            for record in image.records.iter().copied().filter(counts) {
                 let Some(target) = self.target(record) else { continue };
                 let lacking = self.lacking(target, facts);
                 if !lacking.is_empty() {

@@ -51,4 +51,4 @@ pub use nodes::{Edge, Missing, Model, Node, NodeId, NodeKind, Root, Why};
 pub use pattern::Pattern;
 pub use plan::Removal;
 pub use prune::{Chosen, LabelRule, Policy, Selection, Sign, Spare, Spared, Use};
-pub use well_known::{GONE, MANAGED, PINNED, PUSHED, SOURCE, UNCOMPRESSED};
+pub use well_known::{CACHED, GONE, MANAGED, PINNED, PUSHED, SOURCE, UNCOMPRESSED};

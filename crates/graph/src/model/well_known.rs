@@ -8,6 +8,9 @@ pub const PINNED: &str = "io.cri-containerd.pinned";
 /// Orlop's label of a record that keeps a manifest of its registry until it is deleted there.
 pub const PUSHED: &str = "io.orlop.pushed";
 
+/// Orlop's label of a record that its mirror made for whoever asked it.
+pub const CACHED: &str = "io.orlop.cached";
+
 /// With a registry's host behind it: a blob's label that names the repositories there which have it, with commas between.
 pub const SOURCE: &str = "containerd.io/distribution.source.";
 

@@ -116,6 +116,9 @@ impl Session<'_> {
             return Ok(());
         };
         let offset = self.resume_at(&mut writer, descriptor).await.map_err(fresh)?;
+        if let Some(follow) = self.follow {
+            follow(writer.written());
+        }
         let (digest, size) = (&descriptor.digest, descriptor.size);
         let span = tracing::info_span!("fetch", %digest, kind, size, offset, error = Empty);
         let result = within(span, self.fill(&mut writer, descriptor, offset, tee)).await;

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
+use orlop_content::BlobReader;
 use orlop_metadata::{Asking, Brought, Scope, ScopedContent};
 use orlop_oci::{Descriptor, Digest, Document, MediaKind, Platform, Reference, RepositoryName};
 use orlop_remote::{Client, Resolved};
@@ -35,7 +36,7 @@ pub(crate) use blobs::Stored;
 pub(crate) use origin::Registry;
 pub(crate) use origin::{Nowhere, Origin, collect, lacking};
 pub(crate) use pipe::{PIECE, PipeWriter, pipe};
-pub(crate) use records::{Naming, document_labels, names, record_labels};
+pub(crate) use records::{Naming, add_source, document_labels, names, record_labels};
 use together::{Ahead, Trees};
 use unpack::{Actives, Ready, Step, Stop, Unpacker};
 
@@ -68,6 +69,9 @@ pub(crate) struct Plan {
     pub(crate) concurrency: usize,
 }
 
+/// Takes what reads behind a write; none where nothing can.
+pub(crate) type Followed<'a> = &'a (dyn Fn(Option<Arc<dyn BlobReader>>) + Send + Sync);
+
 /// One operation that brings content in, under one lease.
 pub(crate) struct Session<'a> {
     pub(crate) images: &'a Images,
@@ -79,6 +83,8 @@ pub(crate) struct Session<'a> {
     pub(crate) present: AtomicU64,
     /// Blobs that this operation wrote before it knew what they are: not here before, though they are found here.
     pub(crate) arrived: BTreeSet<Digest>,
+    /// Is given what reads behind each write that is begun.
+    pub(crate) follow: Option<Followed<'a>>,
     /// What the gate said.
     pub(crate) vouched: Vouched,
     /// Blobs whose bytes are here and that are not visible yet.
@@ -200,6 +206,7 @@ impl Images {
             transferred: AtomicU64::new(0),
             present: AtomicU64::new(0),
             arrived: BTreeSet::new(),
+            follow: None,
             vouched: Vouched::default(),
             brought: Mutex::default(),
             showing: tokio::sync::Mutex::default(),
@@ -238,6 +245,13 @@ struct Stack {
     steps: Vec<Step>,
     from: usize,
     ready: Vec<oneshot::Receiver<Ready>>,
+}
+
+impl<'a> Session<'a> {
+    /// The same for somebody who reads behind its writes.
+    pub(crate) fn followed(self, follow: Followed<'a>) -> Self {
+        Self { follow: Some(follow), ..self }
+    }
 }
 
 impl Session<'_> {

@@ -35,6 +35,8 @@ impl Naming {
         let upsert = |name: String, extra: Option<(&str, &str)>| {
             let mut labels = record_labels(managed.is_some(), self.pin);
             labels.extend(extra.map(|(k, v)| (k.to_owned(), v.to_owned())));
+            // Somebody wants it here now: it is no mirror's any more.
+            labels.insert(labels::CACHED.to_owned(), String::new());
             ImageChange::Upsert { name, target: plain(target), labels }
         };
         // An empty label is taken off: what was said of an earlier target does not hold for this one.
@@ -194,7 +196,7 @@ pub(crate) fn document_labels(document: &Document) -> Labels {
 }
 
 /// Adds the repository to each blob's `distribution.source` label, sorted and without repeats.
-fn add_source(
+pub(crate) fn add_source(
     content: &metadata::ScopedContent,
     source: &RepositoryName,
     all: &mut BTreeMap<Digest, Labels>,

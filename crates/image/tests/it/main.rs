@@ -13,6 +13,7 @@ mod kill;
 mod kin;
 mod listing;
 mod memory;
+mod mirror;
 mod near;
 mod pull;
 mod push;

@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use orlop_content::BlobReader;
-use orlop_image::{Bringer, End, Given, Mending, Neighbourhood, Neighbours, Opening, Relay, RepairRequest, Source, Wanted};
+use orlop_image::{
+    Bringer, End, Given, Mending, Neighbourhood, Neighbours, Opening, Relay, RepairRequest, Source, Wanted,
+};
 use orlop_oci::{Descriptor, Digest};
 
 use crate::common::{Made, Node, Shelf, client, layers};

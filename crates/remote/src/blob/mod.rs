@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 use orlop_oci::{Descriptor, Digest, RepositoryName};
 
 use crate::BlobStream;
+use crate::answer::Answer;
 use crate::client::Client;
 use crate::endpoint::{Request, Target};
 use crate::error::{Error, Result};
@@ -47,6 +48,25 @@ pub(crate) async fn open(
 
 /// See [`Client::has_blob`].
 pub(crate) async fn exists(client: &Client, repository: &RepositoryName, digest: &Digest) -> Result<bool> {
+    match head(client, repository, digest).await {
+        Ok(_) => Ok(true),
+        Err(Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// See [`Client::blob_size`].
+pub(crate) async fn size(client: &Client, repository: &RepositoryName, digest: &Digest) -> Result<u64> {
+    let answer = head(client, repository, digest).await?;
+    answer.content_length().ok_or_else(|| Error::Protocol {
+        what: format!("{repository}@{digest}"),
+        host: answer.host(),
+        expected: "the Content-Length of the blob",
+        found: String::new(),
+    })
+}
+
+async fn head(client: &Client, repository: &RepositoryName, digest: &Digest) -> Result<Answer> {
     let what = format!("{repository}@{digest}");
     let mut tour = client.tour(repository.domain(), Capability::Pull).await?;
     while let Some((endpoint, patience)) = tour.next() {
@@ -57,15 +77,12 @@ pub(crate) async fn exists(client: &Client, repository: &RepositoryName, digest:
             Err(error) => Err(error),
         };
         match answer {
-            Ok(_) => {
+            Ok(answer) => {
                 tour.succeeded(&endpoint);
-                return Ok(true);
+                return Ok(answer);
             }
             Err(error) => tour.failed(&endpoint, error),
         }
     }
-    match tour.into_error(&what) {
-        Error::NotFound { .. } => Ok(false),
-        error => Err(error),
-    }
+    Err(tour.into_error(&what))
 }

@@ -238,6 +238,7 @@ fn client(server: &Server, options: Option<pb::RegistryOptions>) -> Client {
         credentials: options.credentials.map(|c| (c.username, c.password)),
         plain_http: options.plain_http,
         trace: server.trace_headers(),
+        rates: server.rates().clone(),
         ..ClientOptions::default()
     })
 }

@@ -306,7 +306,7 @@ impl TagIndex for NodeIndex {
 }
 
 /// What a client may hear of a refusal; the rest is the log's.
-fn refused(error: image::Error) -> IndexError {
+pub(super) fn refused(error: image::Error) -> IndexError {
     match &error {
         image::Error::Refused(refusal) => IndexError::Denied(format!("{refusal}; {}", refusal.advice())),
         image::Error::Pinned(_) => IndexError::Denied(error.to_string()),

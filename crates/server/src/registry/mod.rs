@@ -13,6 +13,7 @@
 mod content;
 mod holding;
 mod index;
+mod mirror;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use orlop_registry::Registry;
 use self::content::NodeContent;
 use self::holding::Holding;
 pub use self::index::NodeIndex;
+pub use self::mirror::NodeMirror;
 
 /// Which registry a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
