@@ -4,7 +4,7 @@
 //! - [`tar`] writes tar streams entry by entry, the broken ones too; [`compress`] packs them.
 //! - [`corpus`] names layers that must apply, must be refused, or must at least stay inside their root.
 //! - [`from_dir`] reads tar entries off a real directory; [`fingerprint`] says what a tree is, so that two can be compared.
-//! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test, [`postgres`] and [`s3`] for all
+//! - [`process`] runs programs; [`registry`] and [`containerd`] are real peers started for one test, [`postgres`] and `s3` (a feature) for all
 //!   tests of a program; [`busy`] stands before an HTTP server and answers 503 for a while.
 //! - [`go`] builds the clients and suites that are written in Go.
 //! - [`served`] is `orlop serve` itself on a socket of its own.
