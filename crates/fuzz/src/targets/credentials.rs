@@ -43,11 +43,10 @@ fn run(bytes: &[u8]) {
     // What nobody looks at may have mistakes.
     let Ok(plain) = serde_json::from_slice::<serde_json::Value>(answer) else { return };
     let auth = plain["auth"].as_object().expect("it has an entry");
-    let host = image.split(['/', ':']).next().unwrap_or_default();
+    let host = host_of(&image);
     let parts = |host: &str| host.split('.').count();
     let fits = |key: &str| {
-        let bare = key.split_once("://").map_or(key, |(_, rest)| rest);
-        let of = bare.split(['/', ':']).next().unwrap_or_default();
+        let of = host_of(key.split_once("://").map_or(key, |(_, rest)| rest));
         // Docker's old key for its Hub has another host.
         parts(of) == parts(host) || of.eq_ignore_ascii_case("index.docker.io")
     };
@@ -56,6 +55,12 @@ fn run(bytes: &[u8]) {
         fits(key) && same(&entry["username"], &user) && same(&entry["password"], &password)
     };
     assert!(auth.iter().any(from), "{image} is given what is not there");
+}
+
+/// The port comes after the last colon: what is no name of an image may have more of them.
+fn host_of(text: &str) -> &str {
+    let authority = text.split('/').next().unwrap_or_default();
+    authority.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(authority, |(host, _)| host)
 }
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
