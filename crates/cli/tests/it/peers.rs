@@ -91,6 +91,9 @@ impl Network {
         let (space, outer) = (format!("{}n{number}", self.bridge), self.link(number));
         let inner = self.inner(number);
         self.namespaces.push(space.clone());
+        // Whoever was killed may have left them; who has the bridge has these names to himself.
+        ip(&["netns", "del", &space]);
+        ip(&["link", "del", &outer]);
         ip(&["netns", "add", &space]).ok();
         ip(&["link", "add", &outer, "type", "veth", "peer", "name", &inner, "netns", &space]).ok();
         ip(&["link", "set", &outer, "master", &self.bridge, "up"]).ok();
@@ -163,7 +166,9 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for space in &self.namespaces {
+        for (number, space) in (10..).zip(&self.namespaces) {
+            // A namespace goes when nothing is in it any more, and its link with it: later than the name that another may want.
+            ip(&["link", "del", &self.link(number)]);
             ip(&["netns", "del", space]);
         }
         ip(&["link", "del", &self.bridge]);
